@@ -1,0 +1,58 @@
+"""The embedded default: a small CLIP and a small latent diffusion model that come with the package.
+
+Both have seen nothing but rendered type (see MODEL_CARD.md), are trained by `air_plugin.mini.training`, and load in
+about a second without a network.
+
+    clip = load_clip()                      # an open_clip.CLIP: pictures (N, 3, 32, 32), texts (N, 32)
+    pipe = load_pipeline()                  # a diffusers StableDiffusionPipeline
+    pipe(prompt=["a photo of the digit seven."], height=32, width=32, num_inference_steps=12, guidance_scale=3)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from open_clip import CLIP
+    from open_clip.tokenizer import SimpleTokenizer
+
+IMAGE_SIZE = 32
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, as everywhere
+STD = (0.26862954, 0.26130258, 0.27577711)
+WEIGHTS = Path(__file__).parent / "weights"
+
+__all__ = ["IMAGE_SIZE", "MEAN", "STD", "load_clip", "load_pipeline", "tokenizer", "weights_fingerprint"]
+
+
+def load_clip() -> CLIP:
+    """The CLIP: fp32, in evaluation mode, no gradients. Pictures are scaled to [0, 1], then by MEAN and STD."""
+    from air_plugin.mini.models import read_clip
+
+    return read_clip(WEIGHTS / "clip.safetensors")
+
+
+def tokenizer() -> SimpleTokenizer:
+    """OpenAI's byte-pair encoding: a text or a list of texts -> (N, 32) int64."""
+    from air_plugin.mini.models import build_tokenizer
+
+    return build_tokenizer()
+
+
+def load_pipeline(dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
+    """The diffusion model, fp32 unless told otherwise; made for 32 x 32 pixels, 12 steps and guidance 3."""
+    from air_plugin.mini.models import build_pipeline, read_unet, read_vae
+
+    pipe = build_pipeline(read_vae(WEIGHTS), read_unet(WEIGHTS / "unet.safetensors"), load_clip())
+    return pipe if dtype is None else pipe.to(dtype)
+
+
+def weights_fingerprint() -> str:
+    """sha256 over the names and bytes of all shipped weights and their settings."""
+    digest = hashlib.sha256()
+    for path in sorted([*WEIGHTS.glob("*.safetensors"), *WEIGHTS.glob("*.json")]):
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,33 @@
+"""`python -m air_plugin.mini.training clip|vae|unet|all --out DIR [--steps N] [--fonts matplotlib]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+STAGES = ("clip", "vae", "unet")  # the U-Net needs the other two
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train one stage or all, in order."""
+    parser = argparse.ArgumentParser(prog="python -m air_plugin.mini.training", description=__doc__)
+    parser.add_argument("stage", choices=(*STAGES, "all"))
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights, figures and the masks' cache")
+    parser.add_argument("--steps", type=int, help="instead of the number that made the shipped weights")
+    parser.add_argument("--fonts", choices=("debian", "matplotlib"), default="debian")
+    parser.add_argument("--threads", type=int, help="torch threads")
+    chosen = parser.parse_args(arguments)
+    if chosen.threads:
+        import torch
+
+        torch.set_num_threads(chosen.threads)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for stage in STAGES if chosen.stage == "all" else (chosen.stage,):
+        module = importlib.import_module(f"air_plugin.mini.training.train_{stage}")
+        options = {} if chosen.steps is None else {"steps": chosen.steps}
+        print(stage, module.main(chosen.out, fonts=chosen.fonts, **options), flush=True)
+
+
+if __name__ == "__main__":
+    main()

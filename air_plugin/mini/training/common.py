@@ -1,0 +1,91 @@
+"""What the three trainings share: fonts, schedules, atomic files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from air_plugin.mini.training.corpus import Corpus, render_masks
+from air_plugin.mini.training.fonts import find_faces, is_held_out
+
+SEED = 2025
+
+
+def load_corpus(fonts: str, out: Path, *, part: str = "train") -> Corpus:
+    """The corpus of a source of fonts; masks are kept in `out`.
+
+    Args:
+        fonts: "debian", "matplotlib" or "development" (the handwriting that settings may be chosen on).
+        out: folder for the cache.
+        part: "train" or "held_out"; "development" fonts have no parts.
+    """
+    faces = find_faces(fonts, check_excluded=fonts != "development")
+    if fonts != "development":
+        faces = [face for face in faces if is_held_out(face.family) == (part == "held_out")]
+    out.mkdir(parents=True, exist_ok=True)
+    return Corpus(faces, render_masks(faces, out / f"masks-{fonts}-{part}-{len(faces)}.npy"))
+
+
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file whole or not at all; floats as fp16."""
+    from safetensors.torch import save_file
+
+    small = {name: value.detach().half() if value.is_floating_point() else value for name, value in weights.items()}
+    partial = path.with_suffix(".partial")
+    save_file({name: value.contiguous() for name, value in small.items()}, str(partial))
+    os.replace(partial, path)
+
+
+def save_json(value: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON file whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def learning_rate(step: int, steps: int, *, peak: float, warm_up: int) -> float:
+    """Linear warm-up, then a cosine down to nothing at `steps`."""
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(steps - warm_up, 1)))
+
+
+def build_optimiser(parameters: Iterable[torch.nn.Parameter], *, decay: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices and kernels, not gains, biases and scales."""
+    kept = list(parameters)
+    groups = [
+        {"params": [value for value in kept if value.ndim >= 2], "weight_decay": decay},
+        {"params": [value for value in kept if value.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """The same learning rate for all groups."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+class Log:
+    """Prints running means of named figures every `every` steps."""
+
+    def __init__(self, name: str, *, every: int = 100) -> None:
+        self.name, self.every, self.start = name, every, time.monotonic()
+        self.sums: dict[str, float] = {}
+
+    def add(self, step: int, **figures: float) -> None:
+        """Add one step's figures; print after every `every` steps."""
+        for key, value in figures.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
+        if (step + 1) % self.every == 0:
+            means = "  ".join(f"{key} {value / self.every:.4f}" for key, value in self.sums.items())
+            print(f"{self.name} {step + 1}  {means}  {time.monotonic() - self.start:.0f} s", flush=True)
+            self.sums = {}

@@ -1,0 +1,329 @@
+"""The corpus: rendered letters and digits with captions that name what can be seen.
+
+Every face draws each of 62 characters once, as a 64 x 64 mask. Everything else happens to batches of masks in
+torch: place, slant, warp, weight, blur, loss of resolution, colour. So a run sees each picture once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from air_plugin.mini.training.fonts import CHARACTERS, Face, face_weights
+
+MASK_SIZE = 64
+IMAGE_SIZE = 32
+DIGIT_SHARE = 0.5  # of the pictures; the other half are letters
+
+COLOURS = {
+    "black": (12, 12, 12), "white": (245, 245, 245), "grey": (128, 128, 128), "red": (205, 35, 35),
+    "green": (30, 145, 50), "blue": (35, 65, 200), "yellow": (240, 215, 45), "orange": (240, 140, 30),
+    "purple": (125, 45, 160), "pink": (245, 150, 190), "brown": (115, 70, 35), "cyan": (70, 205, 220),
+    "navy": (18, 25, 85), "beige": (228, 212, 178),
+}  # fmt: skip
+COLOUR_NAMES = tuple(COLOURS)
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a picture shows, or, with None for what is left unsaid, what a caption claims."""
+
+    character: str | None = None  # one of CHARACTERS; captions may leave the case of a letter open
+    any_case: bool = False
+    kind: str | None = None  # "digit" or "letter"
+    ink: str | None = None
+    ground: str | None = None
+    bold: bool | None = None
+    italic: bool | None = None
+
+    def satisfies(self, claim: Look) -> bool:
+        """True where everything that `claim` names holds of this picture."""
+        if claim.character is not None:
+            own = (self.character or "").lower() if claim.any_case else self.character
+            if own != claim.character:
+                return False
+        names = ("kind", "ink", "ground", "bold", "italic")
+        return all(getattr(claim, name) in (None, getattr(self, name)) for name in names)
+
+
+# -- masks ---------------------------------------------------------------------------------------------------------
+
+
+def render_mask(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray:
+    """One glyph, centred by its box, (64, 64) uint8; digits are brought to one height (old-style ones differ)."""
+    box = font.getbbox(character)
+    width, height = max(box[2] - box[0], 1), max(box[3] - box[1], 1)
+    image = Image.new("L", (width + 2, height + 2))
+    ImageDraw.Draw(image).text((1 - box[0], 1 - box[1]), character, font=font, fill=255)
+    scale = 38 / height if character.isdigit() else 1.0
+    scale = min(scale, 50 / max(width, 1), 50 / height)
+    if abs(scale - 1) > 0.03:
+        size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    canvas = Image.new("L", (MASK_SIZE, MASK_SIZE))
+    canvas.paste(image, ((MASK_SIZE - image.width) // 2, (MASK_SIZE - image.height) // 2))
+    return np.asarray(canvas)
+
+
+def render_face(face: Face) -> np.ndarray:
+    """All characters of a face, capitals 38 pixels high: (62, 64, 64) uint8."""
+    probe = ImageFont.truetype(str(face.path), 100).getbbox("H")
+    font = ImageFont.truetype(str(face.path), max(round(38 * 100 / max(probe[3] - probe[1], 1)), 8))
+    return np.stack([render_mask(font, character) for character in CHARACTERS])
+
+
+def render_masks(faces: Sequence[Face], cache: Path | None = None) -> Tensor:
+    """Masks of all faces: (faces, 62, 64, 64) uint8; kept in `cache` (a .npy file) where one is given."""
+    if cache is not None and cache.exists():
+        return torch.from_numpy(np.load(cache))
+    masks = np.stack([render_face(face) for face in faces])
+    if cache is not None:
+        np.save(cache, masks)
+    return torch.from_numpy(masks)
+
+
+# -- pictures ------------------------------------------------------------------------------------------------------
+
+
+class Corpus:
+    """Draws batches of pictures and what they show.
+
+    Args:
+        faces: the faces, as found.
+        masks: (faces, 62, 64, 64) uint8.
+    """
+
+    def __init__(self, faces: Sequence[Face], masks: Tensor) -> None:
+        self.faces = list(faces)
+        self.masks = masks
+        self.weights = torch.from_numpy(face_weights(self.faces)).float()
+
+    def draw(self, count: int, generator: torch.Generator, *, digits_only: bool = False) -> tuple[Tensor, list[Look]]:
+        """`count` pictures (count, 3, 32, 32) in [0, 1], and their looks."""
+        faces = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        digits = torch.randint(10, (count,), generator=generator)
+        letters = torch.randint(10, len(CHARACTERS), (count,), generator=generator)
+        share = 1.0 if digits_only else DIGIT_SHARE
+        characters = torch.where(torch.rand(count, generator=generator) < share, digits, letters)
+        masks = self.masks[faces, characters].float().div(255).unsqueeze(1)  # (count, 1, 64, 64)
+        shapes, weight, slant = deform(masks, generator)
+        inks, grounds = draw_colours(count, generator)
+        images = degrade(paint(shapes, inks, grounds, generator), generator)
+        looks = []
+        for index in range(count):
+            face, character = self.faces[int(faces[index])], CHARACTERS[int(characters[index])]
+            looks.append(
+                Look(
+                    character=character,
+                    kind="digit" if character.isdigit() else "letter",
+                    ink=COLOUR_NAMES[int(inks[index])],
+                    ground=COLOUR_NAMES[int(grounds[index])],
+                    # What can be seen counts, not what the file is called: a thinned bold face is not bold.
+                    bold=float(weight[index]) > 0.75 or (face.bold and float(weight[index]) > -0.2),
+                    italic=float(slant[index]) > 0.22 or (face.italic and float(slant[index]) > -0.08),
+                )
+            )
+        return images, looks
+
+
+def uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """(count,) uniform in [low, high)."""
+    return torch.rand(count, generator=generator) * (high - low) + low
+
+
+def deform(masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, place, size, slant and mild elastic warp.
+
+    Args:
+        masks: (N, 1, 64, 64) in [0, 1].
+
+    Returns:
+        shapes (N, 1, 32, 32) in [0, 1]; weight (N,), < 0 thinner, > 0 thicker; slant (N,), > 0 leans right.
+    """
+    count = len(masks)
+    weight = uniform(count, -0.7, 1.6, generator)
+    weight = torch.where(torch.rand(count, generator=generator) < 0.3, torch.zeros(()), weight)
+    masks = change_weight(masks, weight)
+    slant = torch.randn(count, generator=generator) * 0.13
+    grid = affine_grid(slant, generator) + elastic_field(count, generator)
+    warped = F.grid_sample(masks, grid, align_corners=False, padding_mode="zeros")
+    return F.avg_pool2d(warped, MASK_SIZE // IMAGE_SIZE), weight, slant
+
+
+def change_weight(masks: Tensor, weight: Tensor) -> Tensor:
+    """Thinner (down to one pixel off each side, of 64) or thicker (up to 1.6 x two pixels on each side)."""
+    thicker = F.max_pool2d(masks, 3, 1, 1)
+    thickest = F.max_pool2d(thicker, 3, 1, 1)
+    thinner = -F.max_pool2d(-masks, 3, 1, 1)
+    weight = weight.view(-1, 1, 1, 1)
+    up, more, down = weight.clamp(0, 1), (weight - 1).clamp(0, 1), (-weight).clamp(0, 1)
+    return masks + up * (thicker - masks) + more * (thickest - thicker) - down * (masks - thinner)
+
+
+def affine_grid(slant: Tensor, generator: torch.Generator) -> Tensor:
+    """Sampling grids (N, 64, 64, 2) for size, proportions, slant, a little rotation and shift."""
+    count = len(slant)
+    size = 1 / uniform(count, 0.85, 1.6, generator)  # capitals 16 to 30 pixels high, of 32
+    stretch = uniform(count, 0.85, 1.25, generator)
+    angle = torch.randn(count, generator=generator) * 0.09
+    rows = torch.zeros(count, 2, 3)
+    rows[:, 0, 0], rows[:, 1, 1] = size * stretch, size
+    rows[:, 0, 1] = size * (slant + angle)
+    rows[:, 1, 0] = -size * angle
+    rows[:, 0, 2] = uniform(count, -0.12, 0.12, generator) * size
+    rows[:, 1, 2] = uniform(count, -0.08, 0.08, generator) * size
+    return F.affine_grid(rows, [count, 1, MASK_SIZE, MASK_SIZE], align_corners=False)
+
+
+def elastic_field(count: int, generator: torch.Generator) -> Tensor:
+    """Smooth displacements (N, 64, 64, 2); strength differs from picture to picture, a third get none."""
+    strength = uniform(count, -0.045, 0.09, generator).clamp(min=0).view(-1, 1, 1, 1)
+    coarse = torch.randn(count, 2, 5, 5, generator=generator) * strength
+    field = F.interpolate(coarse, size=MASK_SIZE, mode="bilinear", align_corners=True)
+    return field.permute(0, 2, 3, 1)
+
+
+def draw_colours(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices (N,) of ink and ground, never alike; a fifth each are white on black and black on white."""
+    palette = torch.tensor(list(COLOURS.values())).float() / 255
+    inks = torch.randint(len(palette), (count,), generator=generator)
+    grounds = torch.randint(len(palette), (count,), generator=generator)
+    black, white = COLOUR_NAMES.index("black"), COLOUR_NAMES.index("white")
+    for _ in range(20):  # a pair too close to read is drawn again
+        close = (palette[inks] - palette[grounds]).norm(dim=1) < 0.45
+        again = torch.randint(len(palette), (count,), generator=generator)
+        grounds = torch.where(close, again, grounds)
+    close = (palette[inks] - palette[grounds]).norm(dim=1) < 0.45
+    kind = torch.rand(count, generator=generator)
+    inks = torch.where((kind < 0.2) | close, white, torch.where(kind > 0.8, black, inks))
+    grounds = torch.where((kind < 0.2) | close, black, torch.where(kind > 0.8, white, grounds))
+    return inks, grounds
+
+
+def paint(shapes: Tensor, inks: Tensor, grounds: Tensor, generator: torch.Generator) -> Tensor:
+    """(N, 3, 32, 32) in [0, 1]: ink over ground, either a shade off its name."""
+    palette = torch.tensor(list(COLOURS.values())).float() / 255
+    count = len(shapes)
+    ink = palette[inks] + torch.randn(count, 3, generator=generator) * 0.03
+    ground = palette[grounds] + torch.randn(count, 3, generator=generator) * 0.03
+    ink, ground = ink.clamp(0, 1).view(-1, 3, 1, 1), ground.clamp(0, 1).view(-1, 3, 1, 1)
+    return ground + shapes * (ink - ground)
+
+
+def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur (half of the pictures) and loss of resolution (two fifths: 8 to 16 pixels and back), in [0, 1]."""
+    count = len(images)
+    sigma = uniform(count, -1.2, 1.2, generator).clamp(min=0.01)
+    images = blur(images, sigma)
+    kind = torch.rand(count, generator=generator)
+    for low, high, size in ((0.0, 0.15, 8), (0.15, 0.3, 10), (0.3, 0.4, 16)):
+        chosen = (kind >= low) & (kind < high)
+        if bool(chosen.any()):
+            small = F.interpolate(images[chosen], size=size, mode="area")
+            images[chosen] = F.interpolate(small, size=IMAGE_SIZE, mode="bicubic", align_corners=False)
+    return images.clamp(0, 1)
+
+
+def blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur, one sigma (N,) a picture, 7 x 7 kernel, edges repeated."""
+    count = len(images)
+    axis = torch.arange(-3, 4).float()
+    kernel = torch.exp(-0.5 * (axis / sigma.view(-1, 1)) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)  # (3N, 7)
+    flat = F.pad(images, (3, 3, 3, 3), mode="replicate").reshape(1, count * 3, IMAGE_SIZE + 6, IMAGE_SIZE + 6)
+    flat = F.conv2d(flat, kernel.view(-1, 1, 7, 1), groups=count * 3)
+    flat = F.conv2d(flat, kernel.view(-1, 1, 1, 7), groups=count * 3)
+    return flat.view(count, 3, IMAGE_SIZE, IMAGE_SIZE)
+
+
+# -- captions ------------------------------------------------------------------------------------------------------
+
+OPENINGS = (
+    "a photo of", "a photo of", "a photo of", "a picture of", "an image of", "a scan of", "a print of",
+    "a rendering of", "a close-up of", "a blurry photo of", "a small photo of", "this is", "",
+)  # fmt: skip
+DIGIT_NOUNS = ("the digit {}", "the digit {}", "a {}", "the {}", "the number {}", "a digit {}", "the numeral {}",
+               "the figure {}", "number {}", "{}", "the character {}")  # fmt: skip
+LETTER_NOUNS = ("the letter {}", "the letter {}", "a {}", "the {}", "letter {}", "a letter {}", "{}", "the character {}")
+CASED_NOUNS = {
+    "upper": ("the capital letter {}", "an uppercase {}", "a capital {}", "the uppercase letter {}"),
+    "lower": ("the small letter {}", "a lowercase {}", "the lowercase letter {}"),
+}
+KIND_NOUNS = {"digit": ("a digit", "a number", "a numeral"), "letter": ("a letter", "a letter of the alphabet")}
+COLOURINGS = {
+    "both": ("{} in {ink} on a {ground} background", "{}, {ink} on {ground}", "{} in {ink} on {ground}"),
+    "ink": ("{} in {ink}", "{} printed in {ink}", "{} in {ink} ink"),
+    "ground": ("{} on a {ground} background", "{} on {ground}", "{} on a {ground} ground"),
+}
+
+
+def pick(options: Sequence[str], rng: np.random.Generator) -> str:
+    """One of `options`."""
+    return options[int(rng.integers(len(options)))]
+
+
+def name_noun(look: Look, rng: np.random.Generator) -> tuple[str, Look]:
+    """A noun phrase for what is drawn, with the claim that it makes."""
+    character = look.character or ""
+    if rng.random() < 0.08:
+        return pick((*KIND_NOUNS[look.kind or "letter"], "a character"), rng), Look(kind=look.kind)
+    if character.isdigit():
+        name = DIGIT_NAMES[int(character)] if rng.random() < 0.85 else character
+        return pick(DIGIT_NOUNS, rng).format(name), Look(character=character)
+    if rng.random() < 0.3:
+        case = "upper" if character.isupper() else "lower"
+        return pick(CASED_NOUNS[case], rng).format(character.lower()), Look(character=character)
+    return pick(LETTER_NOUNS, rng).format(character.lower()), Look(character=character.lower(), any_case=True)
+
+
+def describe(look: Look, rng: np.random.Generator) -> tuple[str, Look]:
+    """A caption of a picture and the claim that it makes; half of the captions name the character alone."""
+    noun, claim = name_noun(look, rng)
+    if noun == "a character":
+        claim = Look()
+    said: dict[str, str | bool | None] = {}
+    bare = rng.random() < 0.5
+    if not bare and rng.random() < 0.25 and (look.bold or look.italic):
+        style = "bold" if look.bold and (not look.italic or rng.random() < 0.5) else "italic"
+        noun, said[style] = add_adjective(noun, style), True
+    if not bare and rng.random() < 0.85:
+        kind = pick(("both", "both", "ink", "ground", "adjective"), rng)
+        if kind == "adjective":
+            noun, said["ink"] = add_adjective(noun, look.ink or ""), look.ink
+        else:
+            noun = pick(COLOURINGS[kind], rng).format(noun, ink=look.ink, ground=look.ground)
+            said |= {"ink": look.ink} if kind != "ground" else {}
+            said |= {"ground": look.ground} if kind != "ink" else {}
+    text = f"{pick(OPENINGS, rng)} {noun}".strip() + ("." if rng.random() < 0.5 else "")
+    return text, Look(claim.character, claim.any_case, claim.kind, **said)  # type: ignore[arg-type]
+
+
+def add_adjective(noun: str, adjective: str) -> str:
+    """'the digit seven', 'red' -> 'the red digit seven'; 'a seven', 'italic' -> 'an italic seven'."""
+    first, _, rest = noun.partition(" ")
+    if first in ("a", "an"):
+        return f"{'an' if adjective[0] in 'aeiou' else 'a'} {adjective} {rest}"
+    return f"the {adjective} {rest}" if first == "the" and rest else f"{adjective} {noun}"
+
+
+def match(looks: Sequence[Look], claims: Sequence[Look]) -> Tensor:
+    """(looks, claims) in {0, 1}: 1 where the picture satisfies the caption."""
+    return torch.tensor([[look.satisfies(claim) for claim in claims] for look in looks], dtype=torch.float32)
+
+
+def all_captions_vocabulary() -> list[str]:
+    """Texts that together hold every word of the captions."""
+    names = [*DIGIT_NAMES, *CHARACTERS.lower(), *COLOUR_NAMES, "bold", "italic", "an", "a character."]
+    cased = [noun for nouns in CASED_NOUNS.values() for noun in nouns]
+    kinds = [noun for nouns in KIND_NOUNS.values() for noun in nouns]
+    colourings = [text for texts in COLOURINGS.values() for text in texts]
+    blanks = [*OPENINGS, *DIGIT_NOUNS, *LETTER_NOUNS, *cased, *kinds, *colourings]
+    return names + [text.format("x", ink="red", ground="red") for text in blanks]

@@ -1,0 +1,166 @@
+"""Train the CLIP on rendered type: contrast of pictures and captions, with every true pair counted as true."""
+
+from __future__ import annotations
+
+import string
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from air_plugin.mini import MEAN, STD
+from air_plugin.mini.models import (
+    CONTEXT_LENGTH,
+    END,
+    START,
+    build_clip,
+    build_tokenizer,
+    initial_table,
+    read_clip,
+)
+from air_plugin.mini.training.common import (
+    SEED,
+    Log,
+    build_optimiser,
+    learning_rate,
+    load_corpus,
+    save_json,
+    save_weights,
+    set_rate,
+)
+from air_plugin.mini.training.corpus import DIGIT_NAMES, Corpus, all_captions_vocabulary, describe, match
+
+if TYPE_CHECKING:
+    from open_clip import CLIP
+
+STEPS = 1500
+PICTURES, CAPTIONS = 256, 144
+
+
+class CaptionTokens:
+    """Tokens numbered by the few rows of the token table that captions use; order is kept, so END stays largest."""
+
+    def __init__(self) -> None:
+        self.tokenizer = build_tokenizer()
+        used = {0, START, END}
+        for text in all_captions_vocabulary():
+            used.update(self.tokenizer.encode(text))
+        self.ids = torch.tensor(sorted(used))
+        self.place = {int(token): row for row, token in enumerate(self.ids)}
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """(N, longest) row numbers, padded with 0; cut after the longest caption, which causal attention allows."""
+        rows = [[START, *self.tokenizer.encode(text), END] for text in texts]
+        tokens = torch.zeros(len(rows), min(max(map(len, rows)), CONTEXT_LENGTH), dtype=torch.long)
+        for index, row in enumerate(rows):
+            tokens[index, : len(row)] = torch.tensor([self.place[token] for token in row])
+        return tokens
+
+
+def encode_short(clip: CLIP, tokens: Tensor) -> Tensor:
+    """`clip.encode_text` for tokens (N, L) shorter than the context: (N, D), unit norm, the same numbers."""
+    length = tokens.shape[1]
+    hidden = clip.token_embedding(tokens) + clip.positional_embedding[:length]
+    mask = clip.attn_mask[:length, :length]  # type: ignore[index]
+    hidden = clip.ln_final(clip.transformer(hidden, attn_mask=mask))
+    pooled = hidden[torch.arange(len(tokens)), tokens.argmax(1)]
+    return F.normalize(pooled @ clip.text_projection, dim=-1)
+
+
+def contrast(similarity: Tensor, truth: Tensor) -> Tensor:
+    """Multi-positive cross entropy both ways.
+
+    Args:
+        similarity: (pictures, captions), scaled cosines.
+        truth: (pictures, captions) in {0, 1}; every caption holds for some picture, not every picture has one.
+    """
+    named = truth.sum(1) > 0
+    to_captions = -(truth / truth.sum(1, keepdim=True).clamp(min=1) * similarity.log_softmax(1)).sum(1)[named].mean()
+    to_pictures = -(truth / truth.sum(0, keepdim=True).clamp(min=1) * similarity.log_softmax(0)).sum(0).mean()
+    return (to_captions + to_pictures) / 2
+
+
+def normalise(images: Tensor) -> Tensor:
+    """[0, 1] -> what the model takes."""
+    return (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def train_clip(corpus: Corpus, out: Path, *, steps: int = STEPS, seed: int = SEED) -> Path:
+    """Train and write clip.safetensors; a checkpoint of the same name lies there from step 200 on."""
+    generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    tokens = CaptionTokens()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # open_clip initialises from the global state
+        clip = build_clip(vocabulary=len(tokens.ids))
+    with torch.no_grad():
+        clip.token_embedding.weight.copy_(initial_table()[tokens.ids])
+    clip.train()
+    clip.visual.to(memory_format=torch.channels_last)
+    optimiser = build_optimiser(clip.parameters(), decay=0.05)
+    log = Log("clip")
+    for step in range(steps):
+        set_rate(optimiser, learning_rate(step, steps, peak=2e-3, warm_up=min(100, steps // 10 + 1)))
+        images, looks = corpus.draw(PICTURES, generator)
+        texts, claims = zip(*(describe(look, rng) for look in looks[:CAPTIONS]), strict=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            pictures = clip.visual(normalise(images).contiguous(memory_format=torch.channels_last))
+            captions = encode_short(clip, tokens(list(texts)))
+        pictures = F.normalize(pictures.float(), dim=-1)
+        loss = contrast(clip.logit_scale.exp() * pictures @ captions.float().T, match(looks, claims))
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+        optimiser.step()
+        with torch.no_grad():
+            clip.logit_scale.clamp_(max=float(np.log(100)))
+        log.add(step, loss=loss.item(), scale=clip.logit_scale.exp().item())
+        if (step + 1) % 200 == 0:
+            save_clip(clip, tokens.ids, out / "clip.safetensors")
+    save_clip(clip, tokens.ids, out / "clip.safetensors")
+    return out / "clip.safetensors"
+
+
+def save_clip(clip: CLIP, ids: Tensor, path: Path) -> None:
+    """All weights, the token table as ids and rows."""
+    weights = {name: value for name, value in clip.state_dict().items() if name != "token_embedding.weight"}
+    rows = clip.token_embedding.weight
+    save_weights(weights | {"token_rows": rows, "token_ids": ids.to(torch.int32)}, path)
+
+
+@torch.no_grad()
+def zero_shot_accuracy(clip: CLIP, corpus: Corpus, *, digits: bool, seed: int = SEED, count: int = 4000) -> float:
+    """Accuracy on freshly drawn pictures of a corpus, digits among 10 names or letters among 26."""
+    names = list(DIGIT_NAMES) if digits else list(string.ascii_lowercase)
+    template = "a photo of the digit {}." if digits else "a photo of the letter {}."
+    prompts = clip.encode_text(build_tokenizer()([template.format(name) for name in names]), normalize=True)
+    generator, right, seen = torch.Generator().manual_seed(seed + 1), 0, 0
+    while seen < count:
+        images, looks = corpus.draw(500, generator, digits_only=digits)
+        kept = [index for index, look in enumerate(looks) if (look.kind == "digit") == digits]
+        guesses = (clip.encode_image(normalise(images[kept]), normalize=True) @ prompts.T).argmax(1)
+        keys = string.digits if digits else string.ascii_lowercase
+        truth = torch.tensor([keys.index((looks[index].character or "").lower()) for index in kept])
+        right, seen = right + int((guesses == truth).sum()), seen + len(kept)
+    return right / seen
+
+
+def main(out: Path, *, steps: int = STEPS, fonts: str = "debian") -> dict[str, float]:
+    """Train, evaluate on held-out families and on the development handwriting, write clip.json."""
+    start = time.monotonic()
+    path = train_clip(load_corpus(fonts, out), out, steps=steps)
+    figures: dict[str, float] = {"steps": steps, "seconds": round(time.monotonic() - start)}
+    clip = read_clip(path)
+    for name, source, part in (("held_out", fonts, "held_out"), ("development", "development", "train")):
+        if fonts != "debian":
+            continue  # matplotlib's few families are all trained on
+        corpus = load_corpus(source, out, part=part)
+        if not corpus.faces:
+            continue  # the handwriting packages are not needed for training
+        figures[f"{name}_digits"] = round(zero_shot_accuracy(clip, corpus, digits=True), 4)
+        figures[f"{name}_letters"] = round(zero_shot_accuracy(clip, corpus, digits=False), 4)
+    save_json(figures, out / "clip.json")
+    return figures
