@@ -1,0 +1,4 @@
+"""Data sets, transforms, loaders."""
+from .data_manager import DataManager, DatasetWrapper
+
+__all__ = ["DataManager", "DatasetWrapper"]

@@ -1,0 +1,4 @@
+"""`compute_accuracy`."""
+from .accuracy import compute_accuracy
+
+__all__ = ["compute_accuracy"]
