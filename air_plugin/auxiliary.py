@@ -1,0 +1,208 @@
+"""From unlabelled images to the auxiliary classifier: LoRA, generated images, prototypes (AiR, sections 1 and 2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from air_plugin.backbone import Backbone
+from air_plugin.config import AirSettings
+from air_plugin.diffusion.generate import GenerationReport, generate, plan_jobs
+from air_plugin.diffusion.lora import choose_captions, train_lora
+from air_plugin.diffusion.pipeline import Generator, load_generator
+from air_plugin.features import extract_features
+from air_plugin.images import digest_files, write_atomically
+from air_plugin.prototypes import AuxiliaryClassifier, gather_prototypes, select_prototypes
+from air_plugin.provenance import Stages
+from air_plugin.store import Entry, Store, key_of, save_tensors
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """The auxiliary classifier with what it was made of.
+
+    prototypes: (C, K, D) unit features of the kept images.
+    images: C lists of M image files.
+    kept: (C, K) which of them were kept, nearest to the class mean first.
+    key: of its artifact.
+    """
+
+    classifier: AuxiliaryClassifier
+    prototypes: Tensor
+    images: list[list[Path]]
+    kept: Tensor
+    key: str
+
+
+def build_auxiliary(
+    backbone: Backbone,
+    classnames: Sequence[str],
+    paths: Sequence[str],
+    *,
+    probs: Tensor,
+    settings: AirSettings,
+    store: Store,
+    stages: Stages,
+) -> Auxiliary:
+    """Make the auxiliary classifier, taking from the store whatever is there.
+
+    Args:
+        backbone: whose features the classifier reads.
+        classnames: C names.
+        paths: N unlabelled images.
+        probs: (N, C) zero-shot probabilities, for the captions of LoRA.
+        settings: validated.
+        store: of the artifacts.
+        stages: takes the times of generator, lora, generation and prototypes.
+    """
+    with stages.stage("generator"):
+        generator = load_generator(settings.generator, precision=settings.precision, device=backbone.device)
+    adapter = None
+    if settings.lora.enabled:
+        with stages.stage("lora") as stage:
+            adapter = adapt(generator, classnames, paths, probs=probs, settings=settings, store=store)
+            stage.cached = adapter.cached
+    with stages.stage("generation") as stage:
+        report = draw(generator, adapter, classnames, settings=settings, store=store)
+        stage.cached = report.drawn == 0
+    with stages.stage("prototypes") as stage:
+        auxiliary, stage.cached = make_prototypes(
+            backbone, classnames, report.paths, settings=settings, store=store, adapter=adapter, generator=generator
+        )
+    return auxiliary
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained LoRA adapter in the store."""
+
+    folder: Path
+    key: str
+    cached: bool
+
+
+def adapt(
+    generator: Generator,
+    classnames: Sequence[str],
+    paths: Sequence[str],
+    *,
+    probs: Tensor,
+    settings: AirSettings,
+    store: Store,
+) -> Adapter:
+    """Train (or take) the adapter on the unlabelled images with pseudo-labels as captions."""
+    index, captions = choose_captions(probs, classnames, settings.prompt, settings.lora)
+    folder, key, cached = train_lora(
+        generator,
+        [paths[i] for i in index],
+        captions,
+        settings=settings.lora,
+        size=settings.size,
+        seed=settings.seed,
+        store=store,
+    )
+    return Adapter(folder, key, cached)
+
+
+def draw(
+    generator: Generator,
+    adapter: Adapter | None,
+    classnames: Sequence[str],
+    *,
+    settings: AirSettings,
+    store: Store,
+) -> GenerationReport:
+    """Draw (or take) the images, first image of every class first."""
+    pipeline = generator.pipeline
+    source = {
+        "generator": generator.fingerprint,
+        "lora": adapter.key if adapter else None,
+        "dtype": str(pipeline.unet.dtype),
+    }
+    jobs = plan_jobs(
+        classnames,
+        template=settings.prompt,
+        images_per_class=settings.images_per_class,
+        seed=settings.seed,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        size=settings.size,
+        weights=key_of(source),
+    )
+    # The folder is shared by every M and class list; the images' own keys say what is in it.
+    common = {"recipe": 1, **source, "prompt": settings.prompt, "seed": settings.seed, "steps": settings.steps,
+              "guidance": settings.guidance, "size": settings.size}  # fmt: skip
+    with store.open("images", common) as entry:
+        if adapter:
+            pipeline.load_lora_weights(adapter.folder)
+        try:
+            return generate(pipeline, jobs, entry.path, batch_size=settings.batch)
+        finally:
+            if adapter:
+                pipeline.unload_lora_weights()
+
+
+def make_prototypes(
+    backbone: Backbone,
+    classnames: Sequence[str],
+    images: Sequence[Path],
+    *,
+    settings: AirSettings,
+    store: Store,
+    adapter: Adapter | None,
+    generator: Generator,
+) -> tuple[Auxiliary, bool]:
+    """Features of the images, the K most typical of each class, and the classifier.
+
+    Args:
+        backbone: gives the features.
+        classnames: C names.
+        images: M * C files, first image of every class first.
+        settings: K, form and scale.
+        store: of the artifacts.
+        adapter: for the provenance.
+        generator: for the provenance.
+
+    Returns:
+        The auxiliary classifier, and whether it was in the store.
+    """
+    by_class = [list(images[c :: len(classnames)]) for c in range(len(classnames))]
+    ordered = [path for paths in by_class for path in paths]
+    table, _ = extract_features(backbone, ordered, store=store, title="features of images")
+    key = {
+        "recipe": 1,
+        "images": digest_files(ordered),
+        "backbone": backbone.fingerprint,
+        "classes": list(classnames),
+        "kept": settings.kept_per_class,
+        "generator": generator.fingerprint,
+        "lora": adapter.key if adapter else None,
+        "prompt": settings.prompt,
+        "seed": settings.seed,
+    }
+    with store.open("prototypes", key) as entry:
+        cached = entry.complete
+        if not cached:
+            _select(table.plain.reshape(len(classnames), -1, table.plain.shape[1]), entry, settings)
+        saved = entry.tensors("prototypes.safetensors")
+        scale = settings.scale * backbone.logit_scale if settings.form == "softmax" else None
+        prototypes = saved["prototypes"].to(backbone.device)
+        classifier = AuxiliaryClassifier.from_prototypes(prototypes, scale=scale)
+        return Auxiliary(classifier, prototypes, by_class, saved["kept"], entry.key), cached
+
+
+def _select(features: Tensor, entry: Entry, settings: AirSettings) -> None:
+    """(C, M, D) features to the artifact."""
+    kept = select_prototypes(features, settings.kept_per_class)
+    prototypes = gather_prototypes(features, kept)
+    save_tensors(
+        entry.path / "prototypes.safetensors",
+        {"prototypes": prototypes, "weight": prototypes.mean(dim=1), "bias": torch.zeros(len(kept)), "kept": kept},
+    )
+    write_atomically(entry.path / "provenance.json", json.dumps(entry.settings, indent=1).encode())
+    entry.finish(["prototypes.safetensors", "provenance.json"])

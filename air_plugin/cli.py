@@ -1,0 +1,119 @@
+"""`air`: the stages of the auxiliary classifier by themselves, and the table of a folder of results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from air_plugin.errors import UserError, is_disk_full
+
+STAGES = {
+    "lora": "adapt the generator to a folder of unlabelled images",
+    "generate": "the same, then draw images of every class",
+    "prototypes": "the same, then keep the most typical ones and make the auxiliary classifier",
+}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="air", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in STAGES.items():
+        stage = commands.add_parser(name, help=text, description=f"{text}; finished stages come from the store")
+        stage.add_argument("images", type=Path, help="folder of unlabelled images, any nesting")
+        stage.add_argument("--classes", type=Path, required=True, help="text file, a class name a line")
+        stage.add_argument("--store", type=Path, default=Path("air-store"), help="folder of the artifacts")
+        stage.add_argument("--config", type=Path, help="YAML of a trainer; its MODEL, TRAINER and AIR parts are read")
+        stage.add_argument("--seed", type=int, default=0)
+        stage.add_argument("--device", default="", help="cuda or cpu; default: cuda where there is one")
+        stage.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="for instance AIR.M 60")
+    report = commands.add_parser("report", help="the table of a folder of results")
+    report.add_argument("output", type=Path, help="the scripts' OUTPUT")
+    return parser.parse_args(argv)
+
+
+def settings_of(args: argparse.Namespace) -> Any:
+    """A config with our keys alone, no Dassl needed."""
+    from yacs.config import CfgNode
+
+    from air_plugin.config import add_air_config, merge_file, merge_options
+
+    cfg = CfgNode({"DATASET": {}, "TRAINER": {}, "MODEL": {"BACKBONE": {"NAME": "mini"}}, "SEED": args.seed})
+    add_air_config(cfg)
+    if args.config:
+        merge_file(cfg, args.config, sections=("MODEL", "TRAINER", "AIR"))
+    merge_options(cfg, args.options)
+    return cfg
+
+
+def run_stage(args: argparse.Namespace) -> int:
+    """Run the stages up to the one that was asked for, and say where its artifact lies."""
+    import torch
+
+    from air_plugin import auxiliary
+    from air_plugin.backbone import load_backbone
+    from air_plugin.config import AirSettings
+    from air_plugin.diffusion.pipeline import load_generator
+    from air_plugin.features import extract_features
+    from air_plugin.images import find_images
+    from air_plugin.store import Store
+
+    cfg = settings_of(args)
+    settings = AirSettings.from_cfg(cfg)
+    names = read_classes(args.classes)
+    paths = [str(path) for path in find_images(args.images)]
+    store, device = Store(args.store), args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, precision=cfg.TRAINER.PROMPT.PREC, device=device)
+    generator = load_generator(settings.generator, precision=settings.precision, device=device)
+    adapter = None
+    if settings.lora.enabled:
+        table, _ = extract_features(backbone, paths, store=store)
+        texts = backbone.encode_texts([settings.prompt.format(name) for name in names])
+        probs = backbone.text_probs(table.plain, texts)
+        adapter = auxiliary.adapt(generator, names, paths, probs=probs, settings=settings, store=store)
+        print(f"adapter: {adapter.folder}")
+    if args.command == "lora":
+        return 0
+    report = auxiliary.draw(generator, adapter, names, settings=settings, store=store)
+    print(f"images: {report.paths[0].parent} ({len(report.paths)}, {report.drawn} drawn now)")
+    if args.command == "prototypes":
+        made, _ = auxiliary.make_prototypes(
+            backbone, names, report.paths, settings=settings, store=store, adapter=adapter, generator=generator
+        )
+        print(f"prototypes: {store.root / 'prototypes' / made.key}")
+    return 0
+
+
+def read_classes(path: Path) -> list[str]:
+    """The names in a text file, a name a line."""
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if len(set(names)) != len(names) or not names:
+        raise UserError(f"{path} must hold class names, one a line, each once")
+    return names
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The console script; returns the exit code, 2 for bad input."""
+    args = parse(argv)
+    try:
+        if args.command == "report":
+            from air_plugin.report import report
+
+            return report(args.output)
+        return run_stage(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print("error: the disk is full; free some space and run again, finished work is kept", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""Every setting: the yacs keys with their defaults, and the frozen, validated dataclasses that the library takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from air_plugin.errors import UserError, unknown
+
+Captions = Literal["confident", "all", "generic"]
+LossForm = Literal["consistency", "synthetic"]
+AuxiliaryForm = Literal["softmax", "raw"]
+Head = Literal["text", "fused"]
+
+
+def add_air_config(cfg: Any) -> None:
+    """Add our keys to a Dassl config (a yacs CfgNode), before files and options are merged."""
+    from yacs.config import CfgNode
+
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # CoOp's own data sets read it
+    cfg.DATASET.SPLIT_FAMILY = "zhou"
+    cfg.DATASET.TEMPLATE = "a photo of a {}."
+    cfg.DATASET.DEFAULT_CONFIG = ""  # the trainer config that the scripts use where none is named
+
+    cfg.TRAINER.PROMPT = CfgNode()
+    cfg.TRAINER.PROMPT.N_CTX = 16
+    cfg.TRAINER.PROMPT.CTX_INIT = ""
+    cfg.TRAINER.PROMPT.CSC = False
+    cfg.TRAINER.PROMPT.CLASS_TOKEN_POSITION = "end"
+    cfg.TRAINER.PROMPT.PREC = "fp32"
+    cfg.TRAINER.PROMPT.VIEWS = 8  # views an image in the feature table; the first is not augmented
+    cfg.TRAINER.PROMPT.CLIP_GRAD = 0.0  # largest norm of the gradient; 0 is no limit
+
+    cfg.TRAINER.CPL = CfgNode()
+    cfg.TRAINER.CPL.ALPHA = 0.75
+    cfg.TRAINER.CPL.BETA = 0.9
+    cfg.TRAINER.CPL.PER_CLASS = 16
+
+    cfg.AIR = CfgNode()
+    cfg.AIR.CACHE = ""  # folder of the artifacts; empty: cache/ in the output folder
+    cfg.AIR.HEADLINE = "fused"
+    cfg.AIR.LAMBDA = 2.0
+    cfg.AIR.BETA = 1.0
+    cfg.AIR.LS = "consistency"
+    cfg.AIR.M = 120
+    cfg.AIR.K = 30
+    cfg.AIR.AUX_FORM = "softmax"
+    cfg.AIR.AUX_SCALE = 2.0  # p^ = softmax(AUX_SCALE * s * a)
+    cfg.AIR.GENERATION_PER_SEED = False
+    cfg.AIR.GENERATION_SEED = 0  # where one set of images serves all seeds
+
+    cfg.AIR.GENERATOR = "mini"
+    cfg.AIR.PRECISION = "fp32"
+    cfg.AIR.PROMPT = ""  # empty: the data set's template
+    cfg.AIR.STEPS = 20
+    cfg.AIR.GUIDANCE = 7.5
+    cfg.AIR.SIZE = 256
+    cfg.AIR.BATCH = 16
+
+    cfg.AIR.LORA = CfgNode()
+    cfg.AIR.LORA.ENABLED = True
+    cfg.AIR.LORA.RANK = 16
+    cfg.AIR.LORA.TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+    cfg.AIR.LORA.STEPS = 1000
+    cfg.AIR.LORA.LR = 1e-4
+    cfg.AIR.LORA.BATCH = 16
+    cfg.AIR.LORA.CAPTIONS = "confident"
+    cfg.AIR.LORA.PER_CLASS = 32  # images a class where CAPTIONS is "confident"
+    cfg.AIR.LORA.GENERIC = "a photo."  # the one caption where CAPTIONS is "generic"
+    cfg.AIR.LORA.CHECKPOINT = 50  # steps between two checkpoints
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """How the generator is adapted. Names as in AIR.LORA."""
+
+    enabled: bool
+    rank: int
+    targets: tuple[str, ...]
+    steps: int
+    lr: float
+    batch: int
+    captions: Captions
+    per_class: int
+    generic: str
+    checkpoint: int
+
+    def __post_init__(self) -> None:
+        for key in ("rank", "steps", "batch", "per_class", "checkpoint"):
+            _require(getattr(self, key) >= 1, f"AIR.LORA.{key.upper()}", getattr(self, key), "at least 1")
+        _require(self.lr > 0, "AIR.LORA.LR", self.lr, "greater than 0")
+        _require(bool(self.targets), "AIR.LORA.TARGETS", self.targets, "at least one module name")
+        _require_choice("AIR.LORA.CAPTIONS", self.captions, Captions)
+
+
+@dataclass(frozen=True)
+class AirSettings:
+    """The auxiliary classifier's settings. Names as in AIR; `weight` is AIR.LAMBDA and `prompt` a template with {}."""
+
+    headline: Head
+    weight: float
+    beta: float
+    loss: LossForm
+    images_per_class: int
+    kept_per_class: int
+    form: AuxiliaryForm
+    scale: float
+    seed: int
+    generator: str
+    precision: str
+    prompt: str
+    steps: int
+    guidance: float
+    size: int
+    batch: int
+    lora: LoraSettings
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, "AIR.LAMBDA", self.weight, "at least 0")
+        _require(self.beta >= 0, "AIR.BETA", self.beta, "at least 0")
+        _require(self.kept_per_class >= 1, "AIR.K", self.kept_per_class, "at least 1")
+        _require(
+            self.kept_per_class <= self.images_per_class,
+            "AIR.K",
+            self.kept_per_class,
+            f"at most AIR.M = {self.images_per_class}, the number of images a class",
+        )
+        _require(self.scale > 0, "AIR.AUX_SCALE", self.scale, "greater than 0")
+        _require(self.guidance >= 0, "AIR.GUIDANCE", self.guidance, "at least 0")
+        for key, value in (("STEPS", self.steps), ("SIZE", self.size), ("BATCH", self.batch)):
+            _require(value >= 1, f"AIR.{key}", value, "at least 1")
+        _require("{}" in self.prompt, "AIR.PROMPT", self.prompt, "a template with {} for the class name")
+        _require_choice("AIR.HEADLINE", self.headline, Head)
+        _require_choice("AIR.LS", self.loss, LossForm)
+        _require_choice("AIR.AUX_FORM", self.form, AuxiliaryForm)
+
+    @classmethod
+    def from_cfg(cls, cfg: Any) -> AirSettings:
+        """Read and validate the AIR part of a config.
+
+        Raises:
+            UserError: a value is out of range; the message names its key.
+        """
+        air = cfg.AIR
+        lora = {key.lower(): value for key, value in air.LORA.items()}
+        return cls(
+            headline=air.HEADLINE,
+            weight=air.LAMBDA,
+            beta=air.BETA,
+            loss=air.LS,
+            images_per_class=air.M,
+            kept_per_class=air.K,
+            form=air.AUX_FORM,
+            scale=air.AUX_SCALE,
+            seed=max(cfg.SEED, 0) if air.GENERATION_PER_SEED else air.GENERATION_SEED,
+            generator=air.GENERATOR,
+            precision=air.PRECISION,
+            prompt=air.PROMPT or cfg.DATASET.TEMPLATE,
+            steps=air.STEPS,
+            guidance=air.GUIDANCE,
+            size=air.SIZE,
+            batch=air.BATCH,
+            lora=LoraSettings(**{**lora, "targets": tuple(air.LORA.TARGETS)}),
+        )
+
+
+def _require(condition: bool, key: str, value: object, what: str) -> None:
+    if not condition:
+        raise UserError(f"{key} is {value}; it must be {what}")
+
+
+def _require_choice(key: str, value: str, choices: Any) -> None:
+    _require(value in get_args(choices), key, repr(value), f"one of {', '.join(get_args(choices))}")
+
+
+def require_range(key: str, value: float, low: float, high: float) -> None:
+    """Raise a UserError that names a config key whose value is not in [low, high]."""
+    _require(low <= value <= high, key, value, f"in [{low}, {high}]")
+
+
+def merge_file(cfg: Any, path: str | Path, *, sections: Sequence[str] | None = None) -> None:
+    """Merge a YAML file into a config. Its key `_BASE_` names a file, relative to it, that is merged first.
+
+    Args:
+        cfg: a yacs CfgNode.
+        path: the file.
+        sections: the top-level keys to take; None is all.
+
+    Raises:
+        UserError: the file is missing or no YAML, or a key is unknown or of another type.
+    """
+    import yaml
+
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        folder = Path(path).parent
+        known = [file.stem for file in folder.glob("*.yaml")]
+        raise unknown(f"config file in {folder}", Path(path).stem, known) from None
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"config file {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"config file {path} is no mapping of keys to values")
+    base = tree.pop("_BASE_", None)
+    if base:
+        merge_file(cfg, Path(path).parent / base, sections=sections)
+    if sections is not None:
+        tree = {key: value for key, value in tree.items() if key in sections}
+    _merge(cfg, tree, prefix="", where=f" in {path}")
+
+
+def merge_options(cfg: Any, options: Sequence[str]) -> None:
+    """Merge KEY VALUE pairs of a command line into a config; values are read as YAML.
+
+    Raises:
+        UserError: as `merge_file`, or a key without its value.
+    """
+    import yaml
+
+    if len(options) % 2:
+        raise UserError(f"options are pairs of KEY VALUE; '{options[-1]}' has no partner")
+    for key, text in zip(options[::2], options[1::2], strict=True):
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        _merge(cfg, value, prefix="", where="")
+
+
+def _merge(cfg: Any, tree: Mapping[str, Any], *, prefix: str, where: str) -> None:
+    from yacs.config import CfgNode
+
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if name not in cfg:
+            raise unknown(f"config key{where}", key, flatten(cfg, prefix))
+        old = cfg[name]
+        if isinstance(old, CfgNode):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{key}{where} is a section, not a value; its keys: {', '.join(old)}")
+            _merge(old, value, prefix=f"{key}.", where=where)
+        else:
+            cfg[name] = _coerce(old, value, f"{key}{where}")
+
+
+def _coerce(old: Any, value: Any, key: str) -> Any:
+    """A value as the type that its key has."""
+    import yaml
+
+    if isinstance(old, (list, tuple)) and isinstance(value, str) and value[:1] == "(" and value[-1:] == ")":
+        value = yaml.safe_load(f"[{value[1:-1]}]")  # yacs' way of writing a tuple
+    if isinstance(old, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-4 as text
+        except ValueError:
+            pass
+    elif isinstance(old, str) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    elif isinstance(old, (list, tuple)) and isinstance(value, (list, tuple)):
+        return type(old)(value)
+    elif old is None or type(old) is type(value) or (isinstance(old, str) and value is None):
+        return "" if value is None and isinstance(old, str) else value
+    raise UserError(f"{key} is {value!r}, a {type(value).__name__}; it must be a {type(old).__name__}")
+
+
+def flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
+    """Every value of a config by its full key."""
+    from yacs.config import CfgNode
+
+    values: dict[str, Any] = {}
+    for name, value in cfg.items():
+        values.update(flatten(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else {f"{prefix}{name}": value})
+    return values

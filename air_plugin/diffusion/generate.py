@@ -1,0 +1,206 @@
+"""Drawing images: every image has its own seed and key, and an interrupted run goes on where it was."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from air_plugin.errors import UserError
+from air_plugin.features import stable_seed
+from air_plugin.images import digest, write_atomically
+from air_plugin.store import key_of
+
+ATTEMPTS = 8
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """One image to be drawn: everything that decides how it looks.
+
+    weights: checksum of the generator with its adapter. seed: of the image's noise; another attempt takes another one.
+    """
+
+    classname: str
+    number: int
+    prompt: str
+    seed: int
+    steps: int
+    guidance: float
+    size: int
+    weights: str
+
+    @property
+    def key(self) -> str:
+        return key_of(asdict(self))
+
+    def seed_of_attempt(self, attempt: int) -> int:
+        return self.seed if attempt == 0 else stable_seed(self.seed, "attempt", attempt)
+
+
+def plan_jobs(
+    classnames: Sequence[str],
+    *,
+    template: str,
+    images_per_class: int,
+    seed: int,
+    steps: int,
+    guidance: float,
+    size: int,
+    weights: str,
+) -> list[ImageJob]:
+    """What is to be drawn, first image of every class first: fewer images a class are a prefix of more.
+
+    An image depends on its class's name and number, not on which other classes there are.
+    """
+    return [
+        ImageJob(
+            classname=name,
+            number=number,
+            prompt=template.format(name.replace("_", " ")),
+            seed=stable_seed("image", seed, name, number),
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            weights=weights,
+        )
+        for number in range(images_per_class)
+        for name in classnames
+    ]
+
+
+@dataclass(frozen=True)
+class GenerationReport:
+    """What a call did: the images in the order of the jobs, how many were drawn now, how many attempts failed."""
+
+    paths: list[Path]
+    drawn: int
+    failed: int
+
+
+def generate(pipeline: Any, jobs: Sequence[ImageJob], folder: Path, *, batch_size: int) -> GenerationReport:
+    """Draw every image that is not there yet.
+
+    Jobs are drawn in fixed batches, so that a run that was interrupted ends with the same files, bit by bit, as one that
+    was not. Uniform and non-finite images are drawn again with the job's next seed.
+
+    Args:
+        pipeline: a StableDiffusionPipeline, adapter loaded.
+        jobs: as planned.
+        folder: of the images (`<key>.png`) and of the manifest, a JSON object a line.
+        batch_size: images drawn at once; changes them by rounding at the most.
+
+    Raises:
+        UserError: an image failed at every attempt.
+    """
+    from tqdm import tqdm
+
+    folder.mkdir(parents=True, exist_ok=True)
+    known = _read_manifest(folder)
+    drawn = 0
+    with tqdm(total=len(jobs), desc="images", unit="image", disable=None) as bar:
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            missing = {job.key for job in batch if not _is_whole(folder, job, known)}
+            if missing:
+                for job, image, attempt in _draw(pipeline, batch):
+                    if job.key in missing:
+                        known[job.key] = _keep(folder, job, image, attempt)
+                drawn += len(missing)
+            bar.update(len(batch))
+    failed = sum(known[job.key]["attempt"] for job in jobs)
+    if failed:
+        print(f"images: {failed} attempts gave uniform or non-finite images and were drawn again with another seed")
+    return GenerationReport([folder / f"{job.key}.png" for job in jobs], drawn, failed)
+
+
+def _draw(pipeline: Any, batch: Sequence[ImageJob]) -> Iterator[tuple[ImageJob, np.ndarray, int]]:
+    """The images (H, W, 3) uint8 of a batch with the number of the attempt that gave them."""
+    waiting = list(batch)
+    for attempt in range(ATTEMPTS):
+        pixels = _sample(pipeline, waiting, attempt)
+        failed = []
+        for job, values in zip(waiting, pixels, strict=True):
+            if is_blank(values):
+                failed.append(job)
+            else:
+                yield job, np.round(values * 255).astype(np.uint8), attempt
+        if not failed:
+            return
+        waiting = failed
+    raise UserError(
+        f"the generator gave {ATTEMPTS} uniform or non-finite images in a row for '{waiting[0].prompt}'; "
+        "try another AIR.PROMPT, AIR.PRECISION bf16 or fp32, or fewer AIR.LORA.STEPS"
+    )
+
+
+def is_blank(values: np.ndarray) -> bool:
+    """Whether an image (H, W, 3) in [0, 1] is not finite, or one colour all over once it has 8 bits."""
+    return not np.isfinite(values).all() or np.ptp(np.round(values * 255), axis=(0, 1)).max() == 0
+
+
+@torch.no_grad()
+def _sample(pipeline: Any, jobs: Sequence[ImageJob], attempt: int) -> np.ndarray:
+    """(B, H, W, 3) float32 in [0, 1], or NaN where the model gave none."""
+    seeds = [torch.Generator("cpu").manual_seed(job.seed_of_attempt(attempt)) for job in jobs]
+    first = jobs[0]
+    output = pipeline(
+        prompt=[job.prompt for job in jobs],
+        num_inference_steps=first.steps,
+        guidance_scale=first.guidance,
+        height=first.size,
+        width=first.size,
+        generator=seeds,
+        output_type="pt",
+    )
+    return output.images.float().clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _keep(folder: Path, job: ImageJob, image: np.ndarray, attempt: int) -> dict[str, Any]:
+    """Write one image, then its line in the manifest."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="png")
+    data = buffer.getvalue()
+    write_atomically(folder / f"{job.key}.png", data)
+    line = {**asdict(job), "key": job.key, "attempt": attempt, "sha256": digest(data)}
+    with open(folder / MANIFEST, "a", encoding="utf-8") as manifest:
+        manifest.write(json.dumps(line) + "\n")
+    return line
+
+
+def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """The manifest's lines by key; a line that a kill cut short is left out."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    lines = {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+            lines[record["key"]] = record
+        except (ValueError, KeyError, TypeError):
+            print(f"cache: a damaged line in {path} is left out")
+    if text and not text.endswith("\n"):
+        with open(path, "a", encoding="utf-8") as manifest:
+            manifest.write("\n")
+    return lines
+
+
+def _is_whole(folder: Path, job: ImageJob, known: dict[str, dict[str, Any]]) -> bool:
+    """Whether an image is there with the content that its manifest line says."""
+    path = folder / f"{job.key}.png"
+    if job.key not in known or not path.exists():
+        return False
+    if digest(path.read_bytes()) == known[job.key].get("sha256"):
+        return True
+    print(f"cache: {path} is thrown away and made again: its content does not match its key")
+    return False

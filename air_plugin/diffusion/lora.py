@@ -1,0 +1,263 @@
+"""LoRA: the generator learns how the unlabelled target images look (AiR, section on adaptation)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from air_plugin.config import LoraSettings
+from air_plugin.diffusion.pipeline import Generator, encode_prompts
+from air_plugin.errors import UserError
+from air_plugin.features import stable_seed
+from air_plugin.images import digest_files, load_rgb
+from air_plugin.pseudo_labels import top_k_per_class
+from air_plugin.store import Entry, Store, load_tensors, save_tensors
+
+WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' own name: pipe.load_lora_weights(folder) reads it
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def choose_captions(
+    probs: Tensor, classnames: Sequence[str], template: str, settings: LoraSettings
+) -> tuple[list[int], list[str]]:
+    """Which unlabelled images the adapter is trained on, and with which captions.
+
+    Args:
+        probs: (N, C) zero-shot probabilities; no label.
+        classnames: C names.
+        template: with {} for the name.
+        settings: `captions` is "confident" (the most confident images a predicted class), "all" (every image with its
+            pseudo-label) or "generic" (every image, one caption without a class).
+
+    Returns:
+        Image indices and as many captions.
+    """
+    if settings.captions == "confident":
+        index = top_k_per_class(probs, settings.per_class).tolist()
+    else:
+        index = list(range(len(probs)))
+    if settings.captions == "generic":
+        return index, [settings.generic] * len(index)
+    label = probs.argmax(dim=1).tolist()
+    return index, [template.format(classnames[label[i]].replace("_", " ")) for i in index]
+
+
+def denoising_loss(unet: Any, scheduler: Any, latents: Tensor, *, states: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+    """The ordinary denoising loss of a latent diffusion model (Ho et al. 2020; v-prediction: Salimans and Ho 2022).
+
+    Args:
+        unet: the model.
+        scheduler: a DDPM-like scheduler that knows add_noise and get_velocity.
+        latents: (B, c, h, w), scaled.
+        states: (B, L, W) of the text encoder.
+        noise: (B, c, h, w) standard normal.
+        steps: (B,) time steps.
+
+    Returns:
+        The mean squared error of the prediction.
+    """
+    noisy = scheduler.add_noise(latents, noise, steps)
+    kind = scheduler.config.prediction_type
+    if kind == "v_prediction":
+        target = scheduler.get_velocity(latents, noise, steps)
+    elif kind == "epsilon":
+        target = noise
+    else:
+        raise UserError(f"the generator predicts '{kind}'; LoRA is known for epsilon and v_prediction")
+    predicted = unet(noisy.to(unet.dtype), steps, encoder_hidden_states=states.to(unet.dtype)).sample
+    return F.mse_loss(predicted.float(), target.float())
+
+
+def train_lora(
+    generator: Generator,
+    paths: Sequence[str | Path],
+    captions: Sequence[str],
+    *,
+    settings: LoraSettings,
+    size: int,
+    seed: int,
+    store: Store,
+) -> tuple[Path, str, bool]:
+    """Train an adapter, or take it from the store; continues from its last checkpoint after an interruption.
+
+    Every step draws from a generator seeded by (seed, step), so a resumed run equals an undisturbed one.
+
+    Args:
+        generator: the pipeline; its own weights stay as they are, and the adapter is removed from it afterwards.
+        paths: S images.
+        captions: as many.
+        settings: rank, targets, steps and so on.
+        size: side of the training images in pixels.
+        seed: of the adapter's first weights, and of the order, noise and time steps.
+        store: where the adapter is kept.
+
+    Returns:
+        The folder (for pipe.load_lora_weights), its key, and whether it was in the store.
+    """
+    key = {
+        "recipe": 1,
+        "generator": generator.fingerprint,
+        "dtype": str(generator.pipeline.unet.dtype),
+        "images": digest_files(paths),
+        "captions": list(captions),
+        "rank": settings.rank,
+        "targets": list(settings.targets),
+        "steps": settings.steps,
+        "lr": settings.lr,
+        "batch": settings.batch,
+        "size": size,
+        "seed": seed,
+    }
+    with store.open("lora", key) as entry:
+        cached = entry.complete
+        if not cached:
+            _train(generator.pipeline, paths, captions, entry, settings=settings, size=size, seed=seed)
+        return entry.path, entry.key, cached
+
+
+def _train(
+    pipeline: Any,
+    paths: Sequence[str | Path],
+    captions: Sequence[str],
+    entry: Entry,
+    *,
+    settings: LoraSettings,
+    size: int,
+    seed: int,
+) -> None:
+    from diffusers import DDPMScheduler
+    from torch.utils.tensorboard import SummaryWriter
+    from tqdm import tqdm
+
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    moments = _encode_images(pipeline, paths, size)
+    states, which = _encode_captions(pipeline, captions)
+    parameters = _add_adapter(pipeline.unet, settings, seed)
+    try:
+        optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr)
+        start, losses = _load_checkpoint(entry.path / CHECKPOINT, parameters, optimizer)
+        with tqdm(total=settings.steps, initial=start, desc="LoRA", unit="step", disable=None) as bar:
+            for step in range(start, settings.steps):
+                rng = torch.Generator().manual_seed(stable_seed("lora", seed, step))
+                pick = torch.randint(len(paths), (settings.batch,), generator=rng)
+                latents = _sample(moments[pick], pipeline.vae.config.scaling_factor, rng).to(pipeline.device)
+                noise = torch.randn(latents.shape, generator=rng).to(pipeline.device)
+                times = torch.randint(scheduler.config.num_train_timesteps, (settings.batch,), generator=rng)
+                with torch.autocast(pipeline.device.type, dtype=pipeline.unet.dtype, enabled=_is_half(pipeline)):
+                    loss = denoising_loss(
+                        pipeline.unet, scheduler, latents,
+                        states=states[which[pick]], noise=noise, steps=times.to(pipeline.device),
+                    )  # fmt: skip
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss.detach()))
+                bar.update()
+                bar.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}")
+                if (step + 1) % settings.checkpoint == 0 and step + 1 < settings.steps:
+                    _save_checkpoint(entry.path / CHECKPOINT, parameters, optimizer, losses)
+        if not np.isfinite(losses).all():
+            raise UserError(f"LoRA: the loss is not finite; lower AIR.LORA.LR (now {settings.lr})")
+        with SummaryWriter(entry.path / "tensorboard") as writer:
+            for step, value in enumerate(losses):
+                writer.add_scalar("lora/loss", value, step)
+        _save_weights(pipeline, entry.path)
+        save_tensors(entry.path / "losses.safetensors", {"loss": torch.tensor(losses)})
+        curves = [path.relative_to(entry.path).as_posix() for path in (entry.path / "tensorboard").iterdir()]
+        entry.finish([WEIGHTS, "losses.safetensors", *curves])
+    finally:
+        pipeline.unet.delete_adapters("default")
+
+
+def _is_half(pipeline: Any) -> bool:
+    return pipeline.unet.dtype != torch.float32
+
+
+@torch.no_grad()
+def _encode_images(pipeline: Any, paths: Sequence[str | Path], size: int) -> Tensor:
+    """(S, 2c, h, w): mean and log-variance of each image's latent, encoded once."""
+    from torchvision.transforms import v2
+
+    transform = v2.Compose([
+        v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC),
+        v2.CenterCrop(size),
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.5] * 3, [0.5] * 3),
+    ])  # fmt: skip
+    moments = []
+    for start in range(0, len(paths), 32):
+        pixels = torch.stack([transform(load_rgb(path)) for path in paths[start : start + 32]])
+        pixels = pixels.to(pipeline.device, pipeline.vae.dtype)
+        moments.append(pipeline.vae.encode(pixels).latent_dist.parameters.float().cpu())
+    return torch.cat(moments)
+
+
+def _sample(moments: Tensor, scaling: float, rng: torch.Generator) -> Tensor:
+    """(B, 2c, h, w) moments to (B, c, h, w) scaled latents, drawn from the posterior."""
+    mean, log_variance = moments.chunk(2, dim=1)
+    deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
+    return (mean + deviation * torch.randn(mean.shape, generator=rng)) * scaling
+
+
+def _encode_captions(pipeline: Any, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """(T, L, W) states of the distinct captions, and (S,) which of them belongs to each image."""
+    distinct = sorted(set(captions))
+    states = torch.cat([encode_prompts(pipeline, distinct[i : i + 64]) for i in range(0, len(distinct), 64)])
+    return states, torch.tensor([distinct.index(caption) for caption in captions])
+
+
+def _add_adapter(unet: Any, settings: LoraSettings, seed: int) -> dict[str, torch.nn.Parameter]:
+    """Attach low-rank adapters; their weights are fp32 whatever the base's type is."""
+    from peft import LoraConfig
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_seed("lora-init", seed))
+        unet.add_adapter(LoraConfig(
+            r=settings.rank, lora_alpha=settings.rank, init_lora_weights="gaussian",
+            target_modules=list(settings.targets),
+        ))  # fmt: skip
+    parameters = {name: value for name, value in unet.named_parameters() if value.requires_grad}
+    for value in parameters.values():
+        value.data = value.data.float()
+    return parameters
+
+
+def _save_weights(pipeline: Any, folder: Path) -> None:
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
+    pipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
+
+
+def _save_checkpoint(path: Path, parameters: dict, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
+    tensors: dict[str, Tensor] = {"losses": torch.tensor(losses, dtype=torch.float64)}
+    for name, parameter in parameters.items():
+        tensors[f"parameter.{name}"] = parameter
+        for field, value in optimizer.state[parameter].items():
+            tensors[f"{field}.{name}"] = value
+    save_tensors(path, tensors)
+
+
+def _load_checkpoint(
+    path: Path, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[int, list[float]]:
+    """Restore unfinished training; the step to go on from, and the losses so far."""
+    tensors = load_tensors(path)
+    if tensors is None:
+        return 0, []
+    state = {}
+    for number, (name, parameter) in enumerate(parameters.items()):
+        parameter.data.copy_(tensors[f"parameter.{name}"])
+        state[number] = {field: tensors[f"{field}.{name}"] for field in ("step", "exp_avg", "exp_avg_sq")}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    losses = tensors["losses"].tolist()
+    print(f"LoRA: goes on from step {len(losses)} ({path})")
+    return len(losses), losses

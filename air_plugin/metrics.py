@@ -1,0 +1,64 @@
+"""From predictions to figures, in percent. Printing is somebody else's job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+def head_metrics(scores: Tensor, labels: Tensor, classnames: Sequence[str]) -> dict[str, Any]:
+    """What a head's scores are worth.
+
+    Args:
+        scores: (N, C); the largest is the prediction.
+        labels: (N,) true classes.
+        classnames: C names.
+
+    Returns:
+        accuracy, macro_f1 (over the classes that occur among the labels, as Dassl computes it), and per_class: the
+        accuracy of each class that occurs. All in percent.
+    """
+    from sklearn.metrics import f1_score
+
+    predicted, true = scores.argmax(dim=1).cpu().numpy(), labels.cpu().numpy()
+    hit = predicted == true
+    present = np.unique(true)
+    return {
+        "accuracy": 100.0 * float(hit.mean()),
+        "macro_f1": 100.0 * float(f1_score(true, predicted, average="macro", labels=present)),
+        "per_class": {classnames[c]: 100.0 * float(hit[true == c].mean()) for c in present.tolist()},
+    }
+
+
+def pseudo_label_metrics(
+    index: Tensor, mask: Tensor, probs: Tensor, *, total: int, labels: Tensor | None
+) -> dict[str, float | int | None]:
+    """What pseudo-labels are worth; `labels` are the hidden ones, looked at after training for this alone.
+
+    Args:
+        index: (S,) selected images.
+        mask: (S, C) bool candidates.
+        probs: (S, C) the probabilities behind them.
+        total: number of images N.
+        labels: (N,) hidden labels, or None where nobody has them.
+
+    Returns:
+        selected (a count), coverage (percent of the images), accuracy (percent of the selected whose likeliest candidate is
+        the true class), candidates (mean number an image), candidate_recall (percent whose true class is a candidate).
+    """
+    accuracy = recall = None
+    if labels is not None and len(index):
+        true = labels[index.cpu()].to(probs.device)
+        best = probs.masked_fill(~mask, -1.0).argmax(dim=1)
+        accuracy = 100.0 * float((best == true).float().mean())
+        recall = 100.0 * float(mask.gather(1, true[:, None]).float().mean())
+    return {
+        "selected": len(index),
+        "coverage": 100.0 * len(index) / total,
+        "accuracy": accuracy,
+        "candidates": float(mask.sum(dim=1).float().mean()) if len(index) else 0.0,
+        "candidate_recall": recall,
+    }

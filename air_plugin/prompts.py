@@ -1,0 +1,185 @@
+"""Learned prompts: context tokens in front of, around or after class names, and the text tower that reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from air_plugin.errors import UserError
+
+if TYPE_CHECKING:
+    from air_plugin.backbone import Backbone
+
+Position = Literal["end", "middle", "front"]
+
+
+class PromptEncoder(nn.Module):
+    """The text tower of a CLIP model, from token embeddings to text features.
+
+    Takes an open_clip model, or an OpenAI `clip` model as host trainers have it. A causal tower is cut after the longest
+    prompt's end-of-text token: what comes later cannot change anything before it, so the result is exact.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        text = getattr(model, "text", model)
+        self.transformer: nn.Module = text.transformer
+        self.ln_final: nn.Module = text.ln_final
+        self.token_embedding: nn.Embedding = text.token_embedding
+        self.positional_embedding: Tensor = text.positional_embedding
+        self.text_projection: Any = text.text_projection
+        blocks = self.transformer.resblocks
+        self.sequence_first = hasattr(blocks[0], "attn_mask")  # OpenAI's blocks hold their mask themselves
+        mask = blocks[0].attn_mask if self.sequence_first else text.attn_mask
+        self.register_buffer("attn_mask", mask, persistent=False)
+        pool = getattr(text, "pool_type", getattr(text, "text_pool_type", "argmax"))
+        self.pools_last = pool == "last"
+        if pool not in ("argmax", "last"):
+            raise UserError(f"text towers that pool by '{pool}' are not supported")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.transformer.parameters()).dtype
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """(T, L) token ids to (T, D) features, not normalised."""
+        return self(self.token_embedding(tokens), tokens.argmax(dim=1))
+
+    def forward(self, embeddings: Tensor, end: Tensor) -> Tensor:
+        """Encode prompts.
+
+        Args:
+            embeddings: (T, L, W) token embeddings, without positions.
+            end: (T,) position of each prompt's end-of-text token.
+
+        Returns:
+            (T, D) text features, not normalised.
+        """
+        causal = self.attn_mask is not None and not self.pools_last
+        length = int(end.max()) + 1 if causal else embeddings.shape[1]
+        x = embeddings[:, :length].to(self.dtype) + self.positional_embedding[:length].to(self.dtype)
+        mask = self.attn_mask[:length, :length] if self.attn_mask is not None else None
+        x = self._read_sequence_first(x, mask) if self.sequence_first else self.transformer(x, attn_mask=mask)
+        x = self.ln_final(x)
+        pooled = x[:, -1] if self.pools_last else x[torch.arange(len(x), device=x.device), end]
+        if self.text_projection is None:
+            return pooled
+        return self.text_projection(pooled) if isinstance(self.text_projection, nn.Module) else pooled @ self.text_projection
+
+    def _read_sequence_first(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """OpenAI's blocks, run with a mask of our length and without touching the one that they hold."""
+        x = x.transpose(0, 1)  # (T, L, W) -> (L, T, W)
+        mask = None if mask is None else mask.to(x)
+        for block in self.transformer.resblocks:
+            normed = block.ln_1(x)
+            x = x + block.attn(normed, normed, normed, need_weights=False, attn_mask=mask)[0]
+            x = x + block.mlp(block.ln_2(x))
+        return x.transpose(0, 1)
+
+
+class PromptLearner(nn.Module):
+    """Context vectors that are learned, beside class names that are not (CoOp, section 3.1).
+
+    ctx: (n, W), or (C, n, W) with class-specific contexts (CSC); the only parameter.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classnames: Sequence[str],
+        *,
+        n_ctx: int = 16,
+        ctx_init: str = "",
+        class_specific: bool = False,
+        position: Position = "end",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Make the learner.
+
+        Args:
+            backbone: whose tokens, embeddings and context length are used.
+            classnames: C names, each put where `position` says.
+            n_ctx: number of context tokens, drawn from N(0, 0.02^2), where `ctx_init` is empty.
+            ctx_init: words whose embeddings the context begins as, for instance "a photo of a".
+            class_specific: one context a class (CSC).
+            position: of the class name: end, middle or front.
+            generator: of the initial context.
+
+        Raises:
+            UserError: a prompt is longer than the context length.
+        """
+        super().__init__()
+        embedding = backbone.prompt_encoder.token_embedding
+        device = embedding.weight.device
+        names = [name.replace("_", " ") for name in classnames]
+        if ctx_init:
+            words = backbone.tokenize([ctx_init.replace("_", " ")])[0]
+            context = embedding(words[1 : int(words.argmax())].to(device)).detach().float()
+        else:
+            context = torch.empty(n_ctx, embedding.weight.shape[1]).normal_(std=0.02, generator=generator).to(device)
+        n_ctx = len(context)
+        if class_specific:
+            context = context.expand(len(names), -1, -1)
+        self.ctx = nn.Parameter(context.clone())
+
+        tokens = backbone.tokenize([f"{name}." for name in names])
+        order, end = _arrangement(tokens, n_ctx, position, backbone.context_length, names)
+        with torch.no_grad():
+            fixed = embedding(tokens.to(device)).detach()
+        self.register_buffer("fixed", fixed, persistent=False)  # (C, L, W): start, name, full stop, end, padding
+        self.register_buffer("order", order.to(device), persistent=False)
+        self.register_buffer("end", end.to(device), persistent=False)
+        self.identity = {"backbone": backbone.fingerprint, "classes": list(classnames)}
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """The (C, L, W) embeddings of all prompts and the (C,) positions of their end-of-text tokens."""
+        context = self.ctx if self.ctx.ndim == 3 else self.ctx.expand(len(self.fixed), -1, -1)
+        pool = torch.cat([self.fixed, context.to(self.fixed.dtype)], dim=1)  # (C, L + n, W)
+        return pool.gather(1, self.order[..., None].expand(-1, -1, pool.shape[2])), self.end
+
+    def get_extra_state(self) -> Tensor:
+        return torch.frombuffer(bytearray(json.dumps(self.identity).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        saved = json.loads(bytes(state.cpu().tolist()))
+        if saved["classes"] != self.identity["classes"]:
+            raise UserError(f"the checkpoint is of other classes ({_brief(saved['classes'])}) than this run's "
+                            f"({_brief(self.identity['classes'])}); use another output folder or --model-dir")
+        if saved["backbone"] != self.identity["backbone"]:
+            raise UserError("the checkpoint is of another backbone than this run's; "
+                            "use another output folder or --model-dir")
+
+
+def _brief(names: Sequence[str]) -> str:
+    return f"{len(names)}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+def _arrangement(
+    tokens: Tensor, n_ctx: int, position: Position, length: int, names: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Where each token of the prompts comes from: the fixed tokens (0..L-1) or the context (L..L+n-1).
+
+    Args:
+        tokens: (C, L) of "<start> name . <end> 0 0 ...".
+        n_ctx: number of context tokens n.
+        position: of the class name.
+        length: the model's context length L.
+        names: for the error.
+
+    Returns:
+        (C, L) sources and (C,) positions of the end-of-text tokens.
+    """
+    context = list(range(tokens.shape[1], tokens.shape[1] + n_ctx))
+    half = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
+    rows, ends = [], tokens.argmax(dim=1)
+    for name, end in zip(names, ends.tolist(), strict=True):
+        if end + n_ctx >= length:
+            raise UserError(f"{n_ctx} context tokens and class name '{name}' are longer than the {length} tokens of the backbone")
+        stop = end - 1  # the full stop
+        row = [0, *context[:half], *range(1, stop), *context[half:], *range(stop, tokens.shape[1])]
+        rows.append(row[:length])
+    return torch.tensor(rows), ends + n_ctx

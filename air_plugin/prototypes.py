@@ -1,0 +1,63 @@
+"""The auxiliary classifier: one linear head made of the features of generated images (AiR, ACG)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def select_prototypes(features: Tensor, k: int) -> Tensor:
+    """The k images of each class that lie nearest to their class mean (AiR, ACG).
+
+    Args:
+        features: (C, M, D), unit rows: M generated images a class.
+        k: how many to keep, 1 <= k <= M.
+
+    Returns:
+        (C, k) indices into M, by falling cosine to the class mean; ties go to the lower index.
+
+    Raises:
+        ValueError: k is not in 1..M.
+    """
+    if not 1 <= k <= features.shape[1]:
+        raise ValueError(f"k must be in 1..{features.shape[1]}, not {k}")
+    mean = torch.nn.functional.normalize(features.mean(dim=1), dim=1)  # (C, D)
+    cosine = torch.einsum("cmd,cd->cm", features, mean)
+    return cosine.argsort(dim=1, descending=True, stable=True)[:, :k]
+
+
+def gather_prototypes(features: Tensor, index: Tensor) -> Tensor:
+    """(C, M, D) features and (C, K) indices to the (C, K, D) kept features."""
+    return features.gather(1, index[..., None].expand(-1, -1, features.shape[2]))
+
+
+@dataclass(frozen=True)
+class AuxiliaryClassifier:
+    """A linear head over unit image features.
+
+    weight: (C, D). For the paper's cosine form the mean, not re-normalised, of the K kept features: its product with f is
+        the mean cosine to the K prototypes, exactly.
+    bias: (C,), zero in the cosine form.
+    scale: inverse temperature of the softmax that makes p^; None is the raw form, p^ = the score itself.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    scale: float | None
+
+    @classmethod
+    def from_prototypes(cls, prototypes: Tensor, *, scale: float | None) -> AuxiliaryClassifier:
+        """The cosine form, from (C, K, D) unit features (AiR, ACG)."""
+        weight = prototypes.mean(dim=1)
+        return cls(weight, weight.new_zeros(len(weight)), scale)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """(N, D) unit features to (N, C) scores a = f w + b; in the cosine form they lie in [-1, 1]."""
+        return features @ self.weight.to(features).T + self.bias.to(features)
+
+    def probs(self, features: Tensor) -> Tensor:
+        """(N, D) unit features to (N, C) p^: rows sum to 1, or raw scores, cut at 0, where scale is None."""
+        scores = self.scores(features)
+        return scores.clamp(min=0) if self.scale is None else (self.scale * scores).softmax(dim=1)

@@ -1,0 +1,65 @@
+"""scikit-learn's handwritten digits (Alpaydin and Kaynak 1998; UCI): 1,797 real images, 8x8, drawn out to 32x32."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+
+from air_plugin.errors import UserError
+from air_plugin.images import write_atomically
+from datasets.base import SplitDataset
+
+CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+SPLIT = "split.json"
+
+
+@DATASET_REGISTRY.register()
+class Digits(SplitDataset):
+    """1,000 training images (given without their labels as train_u) and 797 test images, stratified, always the same."""
+
+    dataset_dir = "digits"
+
+    def __init__(self, cfg: Any) -> None:
+        root = Path(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)))
+        if not root.is_dir():
+            raise UserError(f"data root {root} is missing; make it, or name another with --root (scripts: DATA=...)")
+        folder = root / self.dataset_dir
+        if not (folder / SPLIT).exists():
+            write_digits(folder)
+        try:
+            split = json.loads((folder / SPLIT).read_text())
+            train, val, test = (self._read(folder, split[name]) for name in ("train", "val", "test"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder / SPLIT} is damaged; remove {folder} and it is written again") from error
+        super().__init__(cfg, CLASSES, train=train, val=val, test=test)
+
+    @staticmethod
+    def _read(folder: Path, items: list[list[Any]]) -> list[Datum]:
+        return [Datum(impath=str(folder / path), label=int(label), classname=name) for path, label, name in items]
+
+
+def write_digits(folder: Path) -> None:
+    """Write images and split below a folder; the split comes last, so that an interrupted writing is begun again."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data = load_digits()
+    for number, values in enumerate(data.images):
+        small = Image.fromarray(np.round(values * 255 / 16).astype(np.uint8))
+        buffer = io.BytesIO()
+        small.resize((32, 32), Image.Resampling.BICUBIC).convert("RGB").save(buffer, format="png")
+        write_atomically(folder / "images" / f"{number:04d}.png", buffer.getvalue())
+    numbers = np.arange(len(data.target))
+    train, test = train_test_split(numbers, train_size=1000, stratify=data.target, random_state=0)
+    items = {
+        name: [[f"images/{i:04d}.png", int(data.target[i]), CLASSES[data.target[i]]] for i in sorted(chosen)]
+        for name, chosen in (("train", train), ("val", []), ("test", test))
+    }
+    write_atomically(folder / SPLIT, json.dumps(items).encode(), durable=True)

@@ -1,0 +1,200 @@
+"""Train and evaluate one trainer on one data set, with Dassl's usual command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent
+sys.path.append(str(ROOT / "compat"))  # last: an installed Dassl wins, the stand-in serves where there is none
+
+from air_plugin.errors import UserError, is_disk_full, unknown  # noqa: E402
+
+TRAINERS = ("zsclip", "cpl", "air")
+DATASETS = ("digits",)
+# What may differ between two runs of the same settings.
+WHERE = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT", "AIR.CACHE")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", default="", help="folder of the data sets")
+    parser.add_argument("--output-dir", default="./output/run", help="folder of this run")
+    parser.add_argument("--resume", default="", help="folder of a run to go on from; the output folder does so by itself")
+    parser.add_argument("--seed", type=int, default=-1, help="0 or more fixes every random choice")
+    parser.add_argument("--source-domains", nargs="+")
+    parser.add_argument("--target-domains", nargs="+")
+    parser.add_argument("--transforms", nargs="+", help="names of training transforms (INPUT.TRANSFORMS)")
+    parser.add_argument("--config-file", default="", help="trainer's YAML")
+    parser.add_argument("--dataset-config-file", default="", help="data set's YAML")
+    parser.add_argument("--trainer", default="", help="registered name, for instance AiR")
+    parser.add_argument("--backbone", default="", help="MODEL.BACKBONE.NAME")
+    parser.add_argument("--head", default="", help="MODEL.HEAD.NAME")
+    parser.add_argument("--eval-only", action="store_true")
+    parser.add_argument("--model-dir", default="", help="folder of a run, for --eval-only")
+    parser.add_argument("--load-epoch", type=int, help="epoch to load, 1-based")
+    parser.add_argument("--no-train", action="store_true")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options")
+    return parser.parse_args(argv)
+
+
+def setup_config(args: argparse.Namespace) -> Any:
+    """Defaults, then the data set's file, the trainer's file, the flags and the options, as Dassl's clients do."""
+    from dassl.config import get_cfg_default
+
+    from air_plugin.config import add_air_config, merge_file, merge_options
+
+    cfg = get_cfg_default()
+    add_air_config(cfg)
+    for path in (args.dataset_config_file, args.config_file):
+        if path:
+            merge_file(cfg, path)
+    flags = {
+        ("DATASET", "ROOT"): args.root, ("DATASET", "SOURCE_DOMAINS"): args.source_domains,
+        ("DATASET", "TARGET_DOMAINS"): args.target_domains, ("INPUT", "TRANSFORMS"): args.transforms,
+        ("TRAINER", "NAME"): args.trainer, ("MODEL", "BACKBONE", "NAME"): args.backbone,
+        ("MODEL", "HEAD", "NAME"): args.head, ("OUTPUT_DIR",): args.output_dir, ("RESUME",): args.resume,
+    }  # fmt: skip
+    for key, value in flags.items():
+        if value:
+            node = cfg
+            for part in key[:-1]:
+                node = node[part]
+            node[key[-1]] = value
+    if args.seed >= 0:
+        cfg.SEED = args.seed
+    merge_options(cfg, args.opts[1:] if args.opts[:1] == ["--"] else args.opts)
+    return cfg
+
+
+def resolved(cfg: Any) -> dict[str, Any]:
+    """A config as plain values by full key, without where things lie."""
+    from air_plugin.config import flatten
+
+    return {key: value for key, value in flatten(cfg).items() if key not in WHERE}
+
+
+def claim(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Take a run's folder; its result where it is complete.
+
+    Raises:
+        UserError: the folder holds a run of other settings.
+    """
+    from air_plugin.images import write_atomically
+
+    mark = folder / "settings.json"
+    plain = json.loads(json.dumps(settings))
+    try:
+        known = json.loads(mark.read_text())
+    except (FileNotFoundError, ValueError):
+        known = plain
+        write_atomically(mark, json.dumps(plain, indent=1, sort_keys=True).encode(), durable=True)
+    differing = sorted(key for key in plain.keys() | known.keys() if plain.get(key) != known.get(key))
+    if differing:
+        change = ", ".join(f"{key} {known.get(key)!r} -> {plain.get(key)!r}" for key in differing[:3])
+        raise UserError(f"{folder} holds a run of other settings ({change}); remove it or choose another --output-dir")
+    try:
+        return json.loads((folder / "result.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def build(cfg: Any) -> Any:
+    """The trainer; registers ours first."""
+    from importlib import import_module
+
+    import torch
+    from dassl.data.datasets import DATASET_REGISTRY
+    from dassl.engine import TRAINER_REGISTRY, build_trainer
+    from dassl.utils import set_random_seed
+
+    for package, names in (("trainers", TRAINERS), ("datasets", DATASETS)):
+        for name in names:
+            import_module(f"{package}.{name}")
+    for kind, name, registry in (
+        ("trainer", cfg.TRAINER.NAME, TRAINER_REGISTRY), ("data set", cfg.DATASET.NAME, DATASET_REGISTRY),
+    ):  # fmt: skip
+        if name not in registry.registered_names():
+            raise unknown(kind, name, registry.registered_names())
+    if not cfg.DATASET.ROOT:
+        raise UserError("no data root; name the folder of the data sets with --root")
+    if cfg.SEED >= 0:
+        set_random_seed(cfg.SEED)
+    if torch.cuda.is_available() and cfg.USE_CUDA:
+        torch.backends.cudnn.benchmark = True
+    return build_trainer(cfg)
+
+
+def make_result(cfg: Any, trainer: Any) -> dict[str, Any]:
+    """What a finished run says of itself; see README, "Outputs"."""
+    from dataclasses import asdict
+
+    from air_plugin.provenance import collect
+
+    return {
+        "trainer": cfg.TRAINER.NAME,
+        "dataset": cfg.DATASET.NAME,
+        "config": Path(cfg.OUTPUT_DIR).resolve().parent.name,
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "split_family": cfg.DATASET.SPLIT_FAMILY,
+        "template": cfg.DATASET.TEMPLATE,
+        "seed": cfg.SEED,
+        "heads": trainer.results,
+        "headline": trainer.headline,
+        "pseudo_labels": trainer.pseudo_label_summary(),
+        "stages": [asdict(stage) for stage in trainer.stages.done],
+        "provenance": {**collect(ROOT), "settings": resolved(cfg)},
+    }
+
+
+def run(args: argparse.Namespace) -> None:
+    cfg = setup_config(args)
+    folder = Path(cfg.OUTPUT_DIR)
+    if not args.eval_only and claim(folder, resolved(cfg)):
+        print(f"{folder}: complete, nothing to do")
+        return
+    from dassl.utils import setup_logger
+
+    from air_plugin.images import write_atomically
+
+    cfg.freeze()
+    setup_logger(cfg.OUTPUT_DIR)
+    trainer = build(cfg)
+    if args.eval_only:
+        trainer.load_model(args.model_dir or cfg.OUTPUT_DIR, epoch=args.load_epoch)
+        trainer.test()
+        return
+    if args.no_train:
+        return
+    trainer.train()
+    if hasattr(trainer, "auxiliary"):
+        from air_plugin.gallery import draw_gallery
+
+        draw_gallery(trainer.auxiliary, trainer.classnames, trainer.paths, trainer.zero_shot_probs, folder / "gallery.png")
+    result = make_result(cfg, trainer)
+    write_atomically(folder / "result.json", json.dumps(result, indent=1).encode(), durable=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run; returns the exit code, 2 for bad input."""
+    console = sys.stdout
+    try:
+        run(parse(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print("error: the disk is full; free some space and run again, finished work is kept", file=sys.stderr)
+        return 2
+    finally:
+        sys.stdout = console
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""What every prompt trainer shares: backbone, feature tables, prompts, optimiser, evaluation of its heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from dassl.data.transforms import build_transform
+from dassl.engine import TrainerX
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import load_checkpoint
+from torch import Tensor, nn
+
+from air_plugin.backbone import Backbone, load_backbone
+from air_plugin.errors import UserError
+from air_plugin.features import FeatureTable, extract_features, stable_seed
+from air_plugin.metrics import head_metrics
+from air_plugin.prompts import PromptLearner
+from air_plugin.provenance import Stages
+from air_plugin.store import Store
+
+
+class PromptedCLIP(nn.Module):
+    """Learned prompts over a frozen backbone, working on image features."""
+
+    def __init__(self, backbone: Backbone, prompt_learner: PromptLearner) -> None:
+        super().__init__()
+        self.prompt_learner = prompt_learner
+        self.text_encoder = backbone.prompt_encoder
+        self.logit_scale = backbone.logit_scale
+
+    def text_features(self) -> Tensor:
+        """(C, D) unit features of the prompts as they are now."""
+        return nn.functional.normalize(self.text_encoder(*self.prompt_learner()).float(), dim=1)
+
+    def logits(self, features: Tensor, text: Tensor) -> Tensor:
+        """(B, D) image and (C, D) text features to (B, C)."""
+        return self.logit_scale * features @ text.T
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) unit image features to (B, C) logits."""
+        return self.logits(features, self.text_features())
+
+
+class FeatureBatches:
+    """Batches of drawn views with their targets; those of an epoch depend on the seed and the epoch alone.
+
+    Like Dassl's loader it leaves out the last, smaller batch, unless it is the only one.
+    """
+
+    def __init__(
+        self, table: FeatureTable, index: Tensor, targets: Tensor, *, batch_size: int, seed: int, epoch: Callable[[], int]
+    ) -> None:
+        self.table, self.index, self.targets = table, index, targets
+        self.batch_size, self.seed, self.epoch = min(batch_size, len(index)), seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.index) // self.batch_size
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        rng = torch.Generator().manual_seed(stable_seed("batches", self.seed, self.epoch()))
+        order = torch.randperm(len(self.index), generator=rng)
+        for rows in order.split(self.batch_size)[: len(self)]:
+            rows = rows.to(self.index.device)
+            first, second = self.table.draw(self.index[rows], generator=rng, count=2)
+            yield {"img": first, "img2": second, "target": self.targets[rows]}
+
+
+class PromptTrainer(TrainerX):
+    """Trains prompts on a feature table. A method overrides `training_set` and `losses`; see trainers/cpl.py."""
+
+    headline = "text"
+
+    def check_cfg(self, cfg: Any) -> None:
+        if cfg.TRAINER.PROMPT.CLASS_TOKEN_POSITION not in ("end", "middle", "front"):
+            raise UserError(f"TRAINER.PROMPT.CLASS_TOKEN_POSITION is '{cfg.TRAINER.PROMPT.CLASS_TOKEN_POSITION}'; "
+                            "it must be end, middle or front")
+        if cfg.TRAINER.PROMPT.VIEWS < 1:
+            raise UserError(f"TRAINER.PROMPT.VIEWS is {cfg.TRAINER.PROMPT.VIEWS}; it must be at least 1")
+
+    def build_model(self) -> None:
+        self.seed = max(self.cfg.SEED, 0)
+        self.stages = Stages()
+        self.store = Store(self.cfg.AIR.CACHE or Path(self.cfg.OUTPUT_DIR) / "cache")
+        self.results: dict[str, dict[str, Any]] = {}
+        self.classnames: list[str] = list(self.dm.dataset.classnames)
+        with self.stages.stage("backbone"):
+            self.backbone = load_backbone(
+                self.cfg.MODEL.BACKBONE.NAME, precision=self.cfg.TRAINER.PROMPT.PREC, device=self.device
+            )
+        texts = [self.cfg.DATASET.TEMPLATE.format(name.replace("_", " ")) for name in self.classnames]
+        self.template_features = self.backbone.encode_texts(texts)
+        self.prepare()
+        self.build_prompts()
+
+    def prepare(self) -> None:
+        """Everything that training needs, from the features on."""
+        data = self.dm.dataset
+        self.paths = sorted(item.impath for item in data.train_u or data.train_x)  # an order that no label decides
+        self.table = self.features(self.paths, name="features of train", views=self.cfg.TRAINER.PROMPT.VIEWS)
+        self.zero_shot_probs = self.backbone.text_probs(self.table.plain, self.template_features)
+
+    def features(self, paths: list[str], *, name: str, views: int = 1) -> FeatureTable:
+        """A feature table, as a stage of its own; views beyond the first follow INPUT.TRANSFORMS."""
+        size = self.backbone.image_size
+        if views > 1 and tuple(self.cfg.INPUT.SIZE) != (size, size):
+            raise UserError(f"INPUT.SIZE is {tuple(self.cfg.INPUT.SIZE)}; {self.backbone.name} takes ({size}, {size})")
+        with self.stages.stage(name) as stage:
+            table, stage.cached = extract_features(
+                self.backbone,
+                paths,
+                store=self.store,
+                views=views,
+                augment=build_transform(self.cfg, is_train=True) if views > 1 else None,
+                batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
+                workers=self.cfg.DATALOADER.NUM_WORKERS,
+                title=name,
+            )
+        return table
+
+    def build_prompts(self) -> None:
+        """Make the prompts, their optimiser and the batches that they are trained on."""
+        prompt = self.cfg.TRAINER.PROMPT
+        learner = PromptLearner(
+            self.backbone,
+            self.classnames,
+            n_ctx=prompt.N_CTX,
+            ctx_init=prompt.CTX_INIT,
+            class_specific=prompt.CSC,
+            position=prompt.CLASS_TOKEN_POSITION,
+            generator=torch.Generator().manual_seed(stable_seed("context", self.seed)),
+        )
+        self.model = PromptedCLIP(self.backbone, learner)
+        self.optim = build_optimizer(learner, self.cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.register_model("prompt_learner", learner, self.optim, self.sched)
+        index, targets = self.training_set()
+        if not len(index):
+            raise UserError("no image was selected for training; loosen the selection (TRAINER.CPL.ALPHA, BETA)")
+        self.train_loader_x = FeatureBatches(
+            self.table, index, targets, batch_size=self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=self.seed,
+            epoch=lambda: self.epoch,
+        )  # fmt: skip
+
+    def pseudo_probs(self) -> Tensor:
+        """(N, C) class probabilities of the unlabelled images, rows sum to 1: what pseudo-labels are made of."""
+        return self.zero_shot_probs
+
+    def training_set(self) -> tuple[Tensor, Tensor]:
+        """(S,) indices into the feature table and S targets for `losses`."""
+        raise NotImplementedError
+
+    def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
+        """Named losses of a batch, their weights in; `text` are the (C, D) features of the prompts."""
+        raise NotImplementedError
+
+    def forward_backward(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        losses = self.losses(batch, self.model.text_features())
+        self.model_zero_grad()
+        self.model_backward(sum(losses.values()))
+        if self.cfg.TRAINER.PROMPT.CLIP_GRAD > 0:
+            nn.utils.clip_grad_norm_(self.model.prompt_learner.parameters(), self.cfg.TRAINER.PROMPT.CLIP_GRAD)
+        self.model_update()
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return {name: value.item() for name, value in losses.items()}
+
+    def train(self) -> None:
+        with self.stages.stage("prompt training"):
+            super().train()
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load the weights of an epoch (1-based); else the best ones, or the last where there are no best ones."""
+        for name in self.get_model_names():
+            folder = Path(directory) / name
+            best, last = folder / "model-best.pth.tar", folder / "checkpoint"
+            if epoch is not None:
+                path = folder / f"model.pth.tar-{epoch}"
+            else:
+                path = best if best.exists() or not last.exists() else folder / last.read_text().strip()
+            if not path.is_file():
+                raise UserError(f"no checkpoint {path}; --model-dir is the folder that holds {name}/")
+            self._models[name].load_state_dict(load_checkpoint(str(path))["state_dict"])
+
+    def head_probs(self, features: Tensor) -> dict[str, Tensor]:
+        """(N, D) unit features to the (N, C) probabilities of every head."""
+        return {"text": self.model(features).softmax(dim=1)}
+
+    def model_inference(self, input: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels or (B, D) features to the headline head's (B, C) scores."""
+        return self.head_probs(self.backbone.encode_images(input) if input.ndim == 4 else input)[self.headline]
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Evaluate every head, the headline head last; returns its accuracy in percent."""
+        self.set_model_mode("eval")
+        split = split or self.cfg.TEST.SPLIT
+        data = self.dm.dataset.val if split == "val" and self.dm.dataset.val else self.dm.dataset.test
+        table = self.features([item.impath for item in data], name=f"features of {split}")
+        labels = torch.tensor([item.label for item in data], device=self.device)
+        heads = self.head_probs(table.plain)
+        for name in sorted(heads, key=lambda head: head == self.headline):
+            print(f"Evaluate the {name} head on the *{split}* set")
+            self.evaluator.reset()
+            self.evaluator.process(heads[name], labels)
+            printed = self.evaluator.evaluate()
+            self.results[name] = head_metrics(heads[name], labels, self.classnames)
+        for key, value in printed.items():
+            self.write_scalar(f"{split}/{key}", value, self.epoch)
+        return self.results[self.headline]["accuracy"]
+
+    def pseudo_label_summary(self) -> dict[str, Any]:
+        """Figures about the pseudo-labels; computed after training."""
+        return {"selected": 0, "coverage": 0.0, "accuracy": None}
+
+    def hidden_labels(self) -> Tensor | None:
+        """(N,) true classes of the unlabelled images, for figures after training only; None where nobody has them."""
+        true = getattr(self.dm.dataset, "hidden_labels", None)
+        return torch.tensor([true[path] for path in self.paths]) if true else None
