@@ -23,7 +23,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", default="", help="folder of the data sets")
     parser.add_argument("--output-dir", default="./output/run", help="folder of this run")
-    parser.add_argument("--resume", default="", help="folder of a run to go on from; the output folder does so by itself")
+    parser.add_argument("--resume", default="", help="folder of a run to go on from; --output-dir does so itself")
     parser.add_argument("--seed", type=int, default=-1, help="0 or more fixes every random choice")
     parser.add_argument("--source-domains", nargs="+")
     parser.add_argument("--target-domains", nargs="+")
@@ -173,7 +173,8 @@ def run(args: argparse.Namespace) -> None:
     if hasattr(trainer, "auxiliary"):
         from air_plugin.gallery import draw_gallery
 
-        draw_gallery(trainer.auxiliary, trainer.classnames, trainer.paths, trainer.zero_shot_probs, folder / "gallery.png")
+        seen = trainer.paths, trainer.zero_shot_probs
+        draw_gallery(trainer.auxiliary, trainer.classnames, *seen, folder / "gallery.png")
     result = make_result(cfg, trainer)
     write_atomically(folder / "result.json", json.dumps(result, indent=1).encode(), durable=True)
 

@@ -30,7 +30,7 @@ class Backbone:
     """
 
     name: str
-    model: nn.Module
+    model: Any
     preprocess: Callable[[Any], Tensor]
     tokenizer: Callable[..., Tensor]
     image_size: int
@@ -89,9 +89,9 @@ def load_backbone(name: str, *, precision: str = "fp32", device: str | torch.dev
     """Load a backbone.
 
     Args:
-        name: `mini` (the embedded default); an OpenAI name ("ViT-B/32"); an open_clip architecture with its pretrained tag
-            ("ViT-B-16:laion2b_s34b_b88k") or with a local weight file ("ViT-B-32-quickgelu:weights.safetensors"); or a
-            folder that open_clip or the hub saved (open_clip_config.json beside open_clip_model.safetensors).
+        name: `mini` (the embedded default); an OpenAI name ("ViT-B/32"); an open_clip architecture with its pretrained
+            tag ("ViT-B-16:laion2b_s34b_b88k") or a local weight file ("ViT-B-32-quickgelu:weights.safetensors"); or
+            a folder that open_clip or the hub saved (open_clip_config.json, open_clip_model.safetensors).
         precision: fp32, fp16 or bf16.
         device: where the model lies.
 
@@ -121,8 +121,7 @@ def _load_open_clip(name: str, precision: str) -> Backbone:
     import open_clip
 
     if Path(name).is_dir():
-        architecture, tag, options = f"local-dir:{name}", None, {}
-        _require_safetensors(Path(name) / "open_clip_model.safetensors")
+        architecture, tag, options = _folder(Path(name))
     else:
         architecture, tag, options = _resolve(name)
     try:
@@ -138,7 +137,13 @@ def _load_open_clip(name: str, precision: str) -> Backbone:
     return Backbone(name, model, preprocess, tokenizer, size[0] if isinstance(size, tuple) else size, length)
 
 
-def _resolve(name: str) -> tuple[str, str, dict[str, Any]]:
+def _folder(path: Path) -> tuple[str, None, dict[str, Any]]:
+    """A local folder as open_clip's loader takes it."""
+    _require_safetensors(path / "open_clip_model.safetensors")
+    return f"local-dir:{path}", None, {}
+
+
+def _resolve(name: str) -> tuple[str, str | None, dict[str, Any]]:
     """A name to open_clip's architecture, its tag or file, and options."""
     import open_clip
 

@@ -142,7 +142,7 @@ def _extract(
     """Fill an artifact with features, a file a chunk of images, so that a kill costs one chunk at the most."""
     from tqdm import tqdm
 
-    size = max(batch_size, CHUNK // batch_size * batch_size)  # whole batches, so that a resumed run equals an undisturbed one
+    size = max(batch_size, CHUNK // batch_size * batch_size)  # whole batches: a resumed run has the same ones
     chunks, unreadable = [], []
     with tqdm(total=len(dataset), desc=title, unit="image", disable=None) as bar:
         for start in range(0, len(dataset), size):

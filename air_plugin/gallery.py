@@ -19,7 +19,7 @@ def draw_gallery(
 ) -> None:
     """Write the gallery: a row a class; kept images nearest to the mean first, dropped ones farthest first.
 
-    The real images are unlabelled ones, the most confident of each zero-shot class, so a wrong one may stand among them.
+    The real images are unlabelled ones, the most confident of each zero-shot class: a wrong one may stand among them.
 
     Args:
         auxiliary: images and which of them were kept.

@@ -46,8 +46,9 @@ def pseudo_label_metrics(
         labels: (N,) hidden labels, or None where nobody has them.
 
     Returns:
-        selected (a count), coverage (percent of the images), accuracy (percent of the selected whose likeliest candidate is
-        the true class), candidates (mean number an image), candidate_recall (percent whose true class is a candidate).
+        selected (a count), coverage (percent of the images), accuracy (percent of the selected whose likeliest
+        candidate is the true class), candidates (mean number an image), candidate_recall (percent whose true class is
+        a candidate).
     """
     accuracy = recall = None
     if labels is not None and len(index):

@@ -24,6 +24,7 @@ class AuxiliaryMixin(_Host):
 
     auxiliary: Auxiliary
     air: AirSettings
+    headline: str
 
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)

@@ -20,14 +20,16 @@ Position = Literal["end", "middle", "front"]
 class PromptEncoder(nn.Module):
     """The text tower of a CLIP model, from token embeddings to text features.
 
-    Takes an open_clip model, or an OpenAI `clip` model as host trainers have it. A causal tower is cut after the longest
-    prompt's end-of-text token: what comes later cannot change anything before it, so the result is exact.
+    Takes an open_clip model, or an OpenAI `clip` model as host trainers have it. A causal tower is cut after the
+    longest prompt's end-of-text token: what comes later cannot change anything before it, so the result is exact.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    attn_mask: Tensor | None
+
+    def __init__(self, model: Any) -> None:
         super().__init__()
         text = getattr(model, "text", model)
-        self.transformer: nn.Module = text.transformer
+        self.transformer: Any = text.transformer
         self.ln_final: nn.Module = text.ln_final
         self.token_embedding: nn.Embedding = text.token_embedding
         self.positional_embedding: Tensor = text.positional_embedding
@@ -66,9 +68,10 @@ class PromptEncoder(nn.Module):
         x = self._read_sequence_first(x, mask) if self.sequence_first else self.transformer(x, attn_mask=mask)
         x = self.ln_final(x)
         pooled = x[:, -1] if self.pools_last else x[torch.arange(len(x), device=x.device), end]
-        if self.text_projection is None:
+        projection = self.text_projection
+        if projection is None:
             return pooled
-        return self.text_projection(pooled) if isinstance(self.text_projection, nn.Module) else pooled @ self.text_projection
+        return projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
 
     def _read_sequence_first(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """OpenAI's blocks, run with a mask of our length and without touching the one that they hold."""
@@ -86,6 +89,10 @@ class PromptLearner(nn.Module):
 
     ctx: (n, W), or (C, n, W) with class-specific contexts (CSC); the only parameter.
     """
+
+    fixed: Tensor
+    order: Tensor
+    end: Tensor
 
     def __init__(
         self,
@@ -178,7 +185,9 @@ def _arrangement(
     rows, ends = [], tokens.argmax(dim=1)
     for name, end in zip(names, ends.tolist(), strict=True):
         if end + n_ctx >= length:
-            raise UserError(f"{n_ctx} context tokens and class name '{name}' are longer than the {length} tokens of the backbone")
+            raise UserError(
+                f"{n_ctx} context tokens and class name '{name}' are longer than the {length} tokens of the backbone"
+            )
         stop = end - 1  # the full stop
         row = [0, *context[:half], *range(1, stop), *context[half:], *range(stop, tokens.shape[1])]
         rows.append(row[:length])

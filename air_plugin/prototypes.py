@@ -37,8 +37,8 @@ def gather_prototypes(features: Tensor, index: Tensor) -> Tensor:
 class AuxiliaryClassifier:
     """A linear head over unit image features.
 
-    weight: (C, D). For the paper's cosine form the mean, not re-normalised, of the K kept features: its product with f is
-        the mean cosine to the K prototypes, exactly.
+    weight: (C, D). For the paper's cosine form the mean, not re-normalised, of the K kept features: its product with f
+        is the mean cosine to the K prototypes, exactly.
     bias: (C,), zero in the cosine form.
     scale: inverse temperature of the softmax that makes p^; None is the raw form, p^ = the score itself.
     """

@@ -59,8 +59,8 @@ def candidate_sets(probs: Tensor, *, alpha: float, beta: float, per_class: int, 
 
     Intra-instance: the smallest set of top classes whose summed probability reaches tau, the alpha-quantile over images
     of the largest probability. Inter-instance: the classes whose probability is at or above the beta-quantile of their
-    column. The candidates are in both; images without any are dropped; then at most `per_class` images are kept for each
-    predicted class, the most confident.
+    column. The candidates are in both; images without any are dropped; then at most `per_class` images are kept of
+    each predicted class, the most confident.
 
     Args:
         probs: (N, C), rows sum to 1.

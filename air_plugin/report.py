@@ -39,7 +39,8 @@ def table(results: list[dict[str, Any]], *, tablefmt: str = "github") -> str:
         groups[result["dataset"], result["trainer"], result["config"]].append(result)
     order = {"ZeroshotCLIP": 0, "CPL": 1}
     rows = []
-    for (dataset, trainer, config), group in sorted(groups.items(), key=lambda g: (g[0][0], order.get(g[0][1], 9), g[0])):
+    for key in sorted(groups, key=lambda key: (key[0], order.get(key[1], 9), key)):
+        (dataset, trainer, config), group = key, groups[key]
         labels = [r["pseudo_labels"]["accuracy"] for r in group if r["pseudo_labels"]["accuracy"] is not None]
         rows.append([
             dataset, f"{trainer} ({config})", group[0]["headline"],
@@ -47,7 +48,8 @@ def table(results: list[dict[str, Any]], *, tablefmt: str = "github") -> str:
             *(_spread([r["heads"][h]["accuracy"] for r in group if h in r["heads"]]) for h in ("text", "fused")),
             _spread(labels), " ".join(str(s) for s in sorted(r["seed"] for r in group)),
         ])  # fmt: skip
-    headers = ["data set", "method (config)", "headline", "accuracy", "text head", "fused head", "pseudo-labels", "seeds"]
+    headers = ["data set", "method (config)", "headline", "accuracy", "text head", "fused head", "pseudo-labels",
+               "seeds"]  # fmt: skip
     settings = sorted({(r["dataset"], r["backbone"], r["split_family"], r["template"]) for r in results})
     notes = [f"{d}: backbone {b}, split family {s}, template \"{t}\"" for d, b, s, t in settings]
     return "\n".join([*notes, "", tabulate(rows, headers=headers, tablefmt=tablefmt, disable_numparse=True)])

@@ -20,7 +20,7 @@ SPLIT = "split.json"
 
 @DATASET_REGISTRY.register()
 class Digits(SplitDataset):
-    """1,000 training images (given without their labels as train_u) and 797 test images, stratified, always the same."""
+    """1,000 training images (unlabelled as train_u) and 797 test images, stratified, always the same."""
 
     dataset_dir = "digits"
 

@@ -1,4 +1,4 @@
-"""CPL: candidate pseudo-label learning (Zhang et al., ICML 2024, arXiv 2406.10502), a single round with the loss 'cc'."""
+"""CPL: candidate pseudo-labels (Zhang et al., ICML 2024, arXiv 2406.10502), a single round with the loss 'cc'."""
 
 from __future__ import annotations
 

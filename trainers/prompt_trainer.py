@@ -51,7 +51,14 @@ class FeatureBatches:
     """
 
     def __init__(
-        self, table: FeatureTable, index: Tensor, targets: Tensor, *, batch_size: int, seed: int, epoch: Callable[[], int]
+        self,
+        table: FeatureTable,
+        index: Tensor,
+        targets: Tensor,
+        *,
+        batch_size: int,
+        seed: int,
+        epoch: Callable[[], int],
     ) -> None:
         self.table, self.index, self.targets = table, index, targets
         self.batch_size, self.seed, self.epoch = min(batch_size, len(index)), seed, epoch
@@ -71,7 +78,7 @@ class FeatureBatches:
 class PromptTrainer(TrainerX):
     """Trains prompts on a feature table. A method overrides `training_set` and `losses`; see trainers/cpl.py."""
 
-    headline = "text"
+    headline: str = "text"
 
     def check_cfg(self, cfg: Any) -> None:
         if cfg.TRAINER.PROMPT.CLASS_TOKEN_POSITION not in ("end", "middle", "front"):

@@ -89,8 +89,8 @@ class GenerationReport:
 def generate(pipeline: Any, jobs: Sequence[ImageJob], folder: Path, *, batch_size: int) -> GenerationReport:
     """Draw every image that is not there yet.
 
-    Jobs are drawn in fixed batches, so that a run that was interrupted ends with the same files, bit by bit, as one that
-    was not. Uniform and non-finite images are drawn again with the job's next seed.
+    Jobs are drawn in fixed batches, so that an interrupted run ends with the same files, bit by bit, as an undisturbed
+    one. Uniform and non-finite images are drawn again with the job's next seed.
 
     Args:
         pipeline: a StableDiffusionPipeline, adapter loaded.

@@ -48,7 +48,9 @@ def choose_captions(
     return index, [template.format(classnames[label[i]].replace("_", " ")) for i in index]
 
 
-def denoising_loss(unet: Any, scheduler: Any, latents: Tensor, *, states: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+def denoising_loss(
+    unet: Any, scheduler: Any, latents: Tensor, *, states: Tensor, noise: Tensor, steps: Tensor
+) -> Tensor:
     """The ordinary denoising loss of a latent diffusion model (Ho et al. 2020; v-prediction: Salimans and Ho 2022).
 
     Args:

@@ -25,8 +25,8 @@ def load_generator(name: str, *, precision: str = "fp32", device: str | torch.de
     """Load a text-to-image pipeline of the Stable Diffusion 1/2 family.
 
     Args:
-        name: `mini` (the embedded default), a hub name ("stable-diffusion-v1-5/stable-diffusion-v1-5") or a local folder
-            in diffusers' layout. Weights are read from safetensors only.
+        name: `mini` (the embedded default), a hub name ("stable-diffusion-v1-5/stable-diffusion-v1-5") or a local
+            folder in diffusers' layout. Weights are read from safetensors only.
         precision: fp32, fp16 or bf16.
         device: where it lies.
 
