@@ -13,7 +13,7 @@ from torch import Tensor
 from air_plugin.backbone import Backbone
 from air_plugin.config import AirSettings
 from air_plugin.diffusion.generate import GenerationReport, generate, plan_jobs
-from air_plugin.diffusion.lora import choose_captions, train_lora
+from air_plugin.diffusion.lora import adapter_loaded, choose_captions, train_lora
 from air_plugin.diffusion.pipeline import Generator, load_generator
 from air_plugin.features import extract_features
 from air_plugin.images import digest_files, write_atomically
@@ -138,13 +138,8 @@ def draw(
     common = {"recipe": 1, **source, "prompt": settings.prompt, "seed": settings.seed, "steps": settings.steps,
               "guidance": settings.guidance, "size": settings.size}  # fmt: skip
     with store.open("images", common) as entry:
-        if adapter:
-            pipeline.load_lora_weights(adapter.folder)
-        try:
+        with adapter_loaded(pipeline, adapter.folder if adapter else None):
             return generate(pipeline, jobs, entry.path, batch_size=settings.batch)
-        finally:
-            if adapter:
-                pipeline.unload_lora_weights()
 
 
 def make_prototypes(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from dassl.engine import TRAINER_REGISTRY
@@ -32,7 +31,7 @@ class CPL(PromptTrainer):
         index, mask = self.candidates.index, self.candidates.mask
         empty = [name for name, any_ in zip(self.classnames, mask.any(dim=0).tolist(), strict=True) if not any_]
         if empty:
-            warnings.warn(f"no pseudo-label for {len(empty)} classes: {', '.join(empty)}", stacklevel=2)
+            print(f"warning: no pseudo-label for {len(empty)} of {len(self.classnames)} classes: {', '.join(empty)}")
         return index, mask
 
     def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -232,11 +233,28 @@ def _add_adapter(unet: Any, settings: LoraSettings, seed: int) -> dict[str, torc
 
 
 def _save_weights(pipeline: Any, folder: Path) -> None:
-    from diffusers.utils import convert_state_dict_to_diffusers
+    """Write the adapter as diffusers does, under peft's names.
+
+    diffusers' convert_state_dict_to_diffusers renames the attention layers alone, and the loader then passes over them.
+    """
     from peft.utils import get_peft_model_state_dict
 
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
-    pipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
+    pipeline.save_lora_weights(
+        folder, unet_lora_layers=get_peft_model_state_dict(pipeline.unet), safe_serialization=True
+    )
+
+
+@contextmanager
+def adapter_loaded(pipeline: Any, folder: Path | None) -> Iterator[None]:
+    """Within it the pipeline draws with the adapter in `folder`; None is no adapter."""
+    if folder is None:
+        yield
+        return
+    pipeline.unet.load_lora_adapter(folder, weight_name=WEIGHTS, prefix="unet")
+    try:
+        yield
+    finally:
+        pipeline.unet.unload_lora()
 
 
 def _save_checkpoint(path: Path, parameters: dict, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
