@@ -1,11 +1,12 @@
 """The embedded default: a small CLIP and a small latent diffusion model that come with the package.
 
-Both have seen nothing but rendered type (see MODEL_CARD.md), are trained by `air_plugin.mini.training`, and load in
-about a second without a network.
+Both have seen nothing but rendered type (see MODEL_CARD.md), are trained by `air_plugin.mini.training`, and load
+in about a second without a network.
 
-    clip = load_clip()                      # an open_clip.CLIP: pictures (N, 3, 32, 32), texts (N, 32)
-    pipe = load_pipeline()                  # a diffusers StableDiffusionPipeline
-    pipe(prompt=["a photo of the digit seven."], height=32, width=32, num_inference_steps=12, guidance_scale=3)
+    clip = load_clip()  # an open_clip.CLIP: pictures (N, 3, 32, 32), texts (N, 32)
+    pipe = load_pipeline()  # a diffusers StableDiffusionPipeline
+    pipe(prompt=["a photo of the digit seven."], height=32, width=32,
+         num_inference_steps=12, guidance_scale=3)
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = ["IMAGE_SIZE", "MEAN", "STD", "load_clip", "load_pipeline", "tokenizer
 
 
 def load_clip() -> CLIP:
-    """The CLIP: fp32, in evaluation mode, no gradients. Pictures are scaled to [0, 1], then by MEAN and STD."""
+    """The CLIP: fp32, in evaluation mode, no gradients. It takes pictures in [0, 1] less MEAN, over STD."""
     from air_plugin.mini.models import read_clip
 
     return read_clip(WEIGHTS / "clip.safetensors")

@@ -177,6 +177,7 @@ NOISE = {
     "prediction_type": "v_prediction",
     "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
+    "steps_offset": 1,  # unused with trailing spacing, but the pipeline warns about anything else
 }
 
 
@@ -197,7 +198,8 @@ def read_vae(folder: Path) -> AutoencoderKL:
 
     scaling_factor = json.loads((folder / "vae_config.json").read_text())["scaling_factor"]
     vae = build_vae(scaling_factor=scaling_factor)
-    vae.load_state_dict({name: value.float() for name, value in load_file(str(folder / "vae.safetensors")).items()})
+    weights = load_file(str(folder / "vae.safetensors"))
+    vae.load_state_dict({name: value.float() for name, value in weights.items()})
     return vae.eval().requires_grad_(False)
 
 
@@ -211,7 +213,7 @@ def read_unet(path: Path) -> UNet2DConditionModel:
 
 
 def build_pipeline(vae: AutoencoderKL, unet: UNet2DConditionModel, clip: CLIP) -> StableDiffusionPipeline:
-    """The parts as an ordinary Stable Diffusion pipeline, quiet and without a safety checker (it draws letters)."""
+    """The parts as an ordinary Stable Diffusion pipeline, quiet and without a safety checker."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline(

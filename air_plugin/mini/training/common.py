@@ -38,9 +38,12 @@ def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file whole or not at all; floats as fp16."""
     from safetensors.torch import save_file
 
-    small = {name: value.detach().half() if value.is_floating_point() else value for name, value in weights.items()}
+    small = {
+        name: (value.detach().half() if value.is_floating_point() else value).contiguous()
+        for name, value in weights.items()
+    }
     partial = path.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in small.items()}, str(partial))
+    save_file(small, str(partial))
     os.replace(partial, path)
 
 
@@ -58,14 +61,16 @@ def learning_rate(step: int, steps: int, *, peak: float, warm_up: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(steps - warm_up, 1)))
 
 
-def build_optimiser(parameters: Iterable[torch.nn.Parameter], *, decay: float) -> torch.optim.AdamW:
+def build_optimiser(
+    parameters: Iterable[torch.nn.Parameter], *, decay: float, fused: bool = False
+) -> torch.optim.AdamW:
     """AdamW that decays matrices and kernels, not gains, biases and scales."""
     kept = list(parameters)
     groups = [
         {"params": [value for value in kept if value.ndim >= 2], "weight_decay": decay},
         {"params": [value for value in kept if value.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8)
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8, fused=fused)
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

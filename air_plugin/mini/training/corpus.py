@@ -54,12 +54,12 @@ class Look:
         return all(getattr(claim, name) in (None, getattr(self, name)) for name in names)
 
 
-# -- masks ---------------------------------------------------------------------------------------------------------
+# -- masks
 
 
 def render_mask(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray:
-    """One glyph, centred by its box, (64, 64) uint8; digits are brought to one height (old-style ones differ)."""
-    box = font.getbbox(character)
+    """One glyph, centred by its box, (64, 64) uint8; digits are brought to one height."""
+    box = [round(edge) for edge in font.getbbox(character)]
     width, height = max(box[2] - box[0], 1), max(box[3] - box[1], 1)
     image = Image.new("L", (width + 2, height + 2))
     ImageDraw.Draw(image).text((1 - box[0], 1 - box[1]), character, font=font, fill=255)
@@ -90,7 +90,7 @@ def render_masks(faces: Sequence[Face], cache: Path | None = None) -> Tensor:
     return torch.from_numpy(masks)
 
 
-# -- pictures ------------------------------------------------------------------------------------------------------
+# -- pictures
 
 
 class Corpus:
@@ -244,20 +244,27 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
     return flat.view(count, 3, IMAGE_SIZE, IMAGE_SIZE)
 
 
-# -- captions ------------------------------------------------------------------------------------------------------
+# -- captions
 
 OPENINGS = (
     "a photo of", "a photo of", "a photo of", "a picture of", "an image of", "a scan of", "a print of",
     "a rendering of", "a close-up of", "a blurry photo of", "a small photo of", "this is", "",
 )  # fmt: skip
-DIGIT_NOUNS = ("the digit {}", "the digit {}", "a {}", "the {}", "the number {}", "a digit {}", "the numeral {}",
-               "the figure {}", "number {}", "{}", "the character {}")  # fmt: skip
-LETTER_NOUNS = ("the letter {}", "the letter {}", "a {}", "the {}", "letter {}", "a letter {}", "{}", "the character {}")
+DIGIT_NOUNS = (
+    "the digit {}", "the digit {}", "a {}", "the {}", "the number {}", "a digit {}", "the numeral {}",
+    "the figure {}", "number {}", "{}", "the character {}",
+)  # fmt: skip
+LETTER_NOUNS = (
+    "the letter {}", "the letter {}", "a {}", "the {}", "letter {}", "a letter {}", "{}", "the character {}",
+)  # fmt: skip
 CASED_NOUNS = {
     "upper": ("the capital letter {}", "an uppercase {}", "a capital {}", "the uppercase letter {}"),
     "lower": ("the small letter {}", "a lowercase {}", "the lowercase letter {}"),
 }
-KIND_NOUNS = {"digit": ("a digit", "a number", "a numeral"), "letter": ("a letter", "a letter of the alphabet")}
+KIND_NOUNS = {
+    "digit": ("a digit", "a number", "a numeral"),
+    "letter": ("a letter", "a letter of the alphabet"),
+}
 COLOURINGS = {
     "both": ("{} in {ink} on a {ground} background", "{}, {ink} on {ground}", "{} in {ink} on {ground}"),
     "ink": ("{} in {ink}", "{} printed in {ink}", "{} in {ink} ink"),
@@ -304,6 +311,17 @@ def describe(look: Look, rng: np.random.Generator) -> tuple[str, Look]:
             said |= {"ground": look.ground} if kind != "ink" else {}
     text = f"{pick(OPENINGS, rng)} {noun}".strip() + ("." if rng.random() < 0.5 else "")
     return text, Look(claim.character, claim.any_case, claim.kind, **said)  # type: ignore[arg-type]
+
+
+NAMES = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def call_by_name(character: str, rng: np.random.Generator) -> str:
+    """A caption that names one of NAMES and nothing else."""
+    digit = character.isdigit()
+    name = DIGIT_NAMES[int(character)] if digit and rng.random() < 0.85 else character
+    text = f"{pick(OPENINGS, rng)} {pick(DIGIT_NOUNS if digit else LETTER_NOUNS, rng).format(name)}".strip()
+    return text + ("." if rng.random() < 0.5 else "")
 
 
 def add_adjective(noun: str, adjective: str) -> str:

@@ -1,8 +1,8 @@
-"""Which type faces the models may see: printed type from named Debian packages, no handwriting, families held out.
+"""Which type faces the models may see: printed type from named Debian packages, no handwriting.
 
-Two gates stand between a font file and the corpus: its package must be named in fonts.txt (or it must come with
-matplotlib), and no word of its family or style may be one of `EXCLUDED_WORDS`. Whole families are held out for
-evaluation, together with their near-duplicates (Carlito is Lato by another name).
+Two gates stand between a font file and the corpus: its package must be named in fonts.txt (or it must come
+with matplotlib), and no word of its family or style may be one of `EXCLUDED_WORDS`. Whole families are held out
+for evaluation, together with their near-duplicates (Carlito is Lato by another name).
 """
 
 from __future__ import annotations
@@ -18,25 +18,28 @@ from PIL import Image, ImageDraw, ImageFont
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
-# Families that look written, brushed or drawn, and those that hold no plain alphabet. Matched as substrings of
-# the lower-cased "family style" with spaces and hyphens removed.
+# Families that look written, brushed or drawn, and those that hold no plain alphabet. Matched as substrings of the
+# lower-cased "family style" without spaces and hyphens.
 EXCLUDED_WORDS = (
-    "script", "hand", "brush", "chancery", "chorus", "z003", "comic", "cursive", "calligra", "kaushan", "dancing",
+    "script", "hand", "brush", "chancery", "chorus", "z003", "comic", "cursive", "calligra", "kaushan",
+    "dancing",
     "lobster", "purisa", "chilanka", "kristi", "humor", "xkcd", "ecolier", "breip", "femkeklaver", "klaudia",
-    "berenika", "rufscript", "sketch", "fantasque", "solidemirage", "isabella", "leckerli", "delphine", "stevehand", "domestic",
+    "berenika", "rufscript", "sketch", "fantasque", "solidemirage", "isabella",
+    "leckerli", "delphine", "stevehand", "domestic",
     "staypuft", "tomson", "radisnoir", "marck", "caliban", "pacifico", "quill", "swash",
     "initials", "ornament", "symbol", "dingbat", "emoji", "math", "d050000l", "povlogo", "keyboard", "icons",
-    "romancaps", "monocaps", "garamondsc", "titling", "nonuni", "cmex", "cmsy", "stixsiz", "lastresort", "braille", "outline", "dummy",
+    "romancaps", "monocaps", "garamondsc", "titling",
+    "nonuni", "cmex", "cmsy", "stixsiz", "lastresort", "braille", "outline", "dummy",
 )  # fmt: skip
 
 # Noto has a family for every script of the world; those repeat the Latin of these.
 NOTO_KEPT = {"notosans", "notoserif", "notosansmono", "notosansdisplay", "notoserifdisplay", "notomono"}
 
-# Held out whole, by how the family begins. Families with a look-alike elsewhere in the corpus (FreeSerif, TeX Gyre
-# Termes and URW's Nimbus Roman are one design) are either all here or, as those, all in training.
+# Held out whole, by how the family begins. Families with a look-alike elsewhere in the corpus (FreeSerif, TeX
+# Gyre Termes and URW's Nimbus Roman are one design) are either all here or, as those, all in training.
 HELD_OUT = (
-    "lato", "carlito", "vollkorn", "gentium", "inter", "cabin", "karla", "karmilla", "b612", "dosis", "prociono",
-    "jetbrains", "junicode", "quattrocento", "oldstandard", "leaguemono", "play", "tuffy", "ocra",
+    "lato", "carlito", "vollkorn", "gentium", "inter", "cabin", "karla", "karmilla", "b612", "dosis",
+    "prociono", "jetbrains", "junicode", "quattrocento", "oldstandard", "leaguemono", "play", "tuffy", "ocra",
     "baskervaldadf", "gillius", "yanone", "national",
 )  # fmt: skip
 
@@ -95,7 +98,7 @@ def package_files(packages: Iterable[str]) -> list[Path]:
     files: set[Path] = set()
     for package in packages:
         listing = subprocess.run(["dpkg", "-L", package], capture_output=True, text=True, check=False).stdout
-        found = (Path(line) for line in listing.splitlines() if line.lower().endswith((".ttf", ".otf", ".t1")))
+        found = (Path(line) for line in listing.splitlines() if line.lower().endswith((".ttf", ".otf")))
         files.update(path.resolve() for path in found if path.exists())
     return sorted(files)
 

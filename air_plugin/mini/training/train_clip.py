@@ -1,16 +1,17 @@
-"""Train the CLIP on rendered type: contrast of pictures and captions, with every true pair counted as true."""
+"""Train the CLIP on rendered type: contrast of pictures and captions, where every true pair counts."""
 
 from __future__ import annotations
 
 import string
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from air_plugin.mini import MEAN, STD
 from air_plugin.mini.models import (
@@ -32,17 +33,26 @@ from air_plugin.mini.training.common import (
     save_weights,
     set_rate,
 )
-from air_plugin.mini.training.corpus import DIGIT_NAMES, Corpus, all_captions_vocabulary, describe, match
+from air_plugin.mini.training.corpus import (
+    DIGIT_NAMES,
+    NAMES,
+    Corpus,
+    Look,
+    all_captions_vocabulary,
+    call_by_name,
+    describe,
+    match,
+)
 
 if TYPE_CHECKING:
     from open_clip import CLIP
 
-STEPS = 1500
-PICTURES, CAPTIONS = 256, 144
+STEPS = 1200
+PICTURES, CAPTIONS = 256, 100
 
 
 class CaptionTokens:
-    """Tokens numbered by the few rows of the token table that captions use; order is kept, so END stays largest."""
+    """Tokens numbered by the few rows of the table that captions use; in order, so END stays largest."""
 
     def __init__(self) -> None:
         self.tokenizer = build_tokenizer()
@@ -53,7 +63,7 @@ class CaptionTokens:
         self.place = {int(token): row for row, token in enumerate(self.ids)}
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """(N, longest) row numbers, padded with 0; cut after the longest caption, which causal attention allows."""
+        """(N, longest) row numbers, padded with 0, no longer than the longest: attention is causal."""
         rows = [[START, *self.tokenizer.encode(text), END] for text in texts]
         tokens = torch.zeros(len(rows), min(max(map(len, rows)), CONTEXT_LENGTH), dtype=torch.long)
         for index, row in enumerate(rows):
@@ -65,7 +75,7 @@ def encode_short(clip: CLIP, tokens: Tensor) -> Tensor:
     """`clip.encode_text` for tokens (N, L) shorter than the context: (N, D), unit norm, the same numbers."""
     length = tokens.shape[1]
     hidden = clip.token_embedding(tokens) + clip.positional_embedding[:length]
-    mask = clip.attn_mask[:length, :length]  # type: ignore[index]
+    mask = clip.attn_mask[:length, :length]
     hidden = clip.ln_final(clip.transformer(hidden, attn_mask=mask))
     pooled = hidden[torch.arange(len(tokens)), tokens.argmax(1)]
     return F.normalize(pooled @ clip.text_projection, dim=-1)
@@ -76,12 +86,36 @@ def contrast(similarity: Tensor, truth: Tensor) -> Tensor:
 
     Args:
         similarity: (pictures, captions), scaled cosines.
-        truth: (pictures, captions) in {0, 1}; every caption holds for some picture, not every picture has one.
+        truth: (pictures, captions) in {0, 1}; every caption has a picture.
     """
     named = truth.sum(1) > 0
-    to_captions = -(truth / truth.sum(1, keepdim=True).clamp(min=1) * similarity.log_softmax(1)).sum(1)[named].mean()
-    to_pictures = -(truth / truth.sum(0, keepdim=True).clamp(min=1) * similarity.log_softmax(0)).sum(0).mean()
+    wanted = truth / truth.sum(1, keepdim=True).clamp(min=1)
+    to_captions = -(wanted * similarity.log_softmax(1)).sum(1)[named].mean()
+    wanted = truth / truth.sum(0, keepdim=True).clamp(min=1)
+    to_pictures = -(wanted * similarity.log_softmax(0)).sum(0).mean()
     return (to_captions + to_pictures) / 2
+
+
+def name_indices(looks: Sequence[Look]) -> Tensor:
+    """(N,) places in NAMES, capital or small."""
+    return torch.tensor([NAMES.index((look.character or "").lower()) for look in looks])
+
+
+def total_loss(clip: CLIP, head: nn.Linear, pictures: Tensor, captions: Tensor, looks: Sequence[Look], truth: Tensor):
+    """Contrast, plus two plain classifications that end the plateau on which contrast alone starts.
+
+    Args:
+        clip: for its temperature.
+        head: a linear classifier of the picture's feature; helps the start and is thrown away.
+        pictures: (N, D), as encoded.
+        captions: (36 + M, D), unit norm: one caption a name, in the order of NAMES, then M described ones.
+        looks: what the N pictures show.
+        truth: (N, M) in {0, 1}.
+    """
+    similarity = clip.logit_scale.exp() * F.normalize(pictures, dim=-1) @ captions.T
+    names = name_indices(looks)
+    named = F.cross_entropy(similarity[:, : len(NAMES)], names)
+    return contrast(similarity[:, len(NAMES) :], truth) + named + 0.5 * F.cross_entropy(head(pictures), names)
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -96,11 +130,12 @@ def train_clip(corpus: Corpus, out: Path, *, steps: int = STEPS, seed: int = SEE
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # open_clip initialises from the global state
         clip = build_clip(vocabulary=len(tokens.ids))
+        head = nn.Linear(clip.visual.output_dim, len(NAMES))
     with torch.no_grad():
         clip.token_embedding.weight.copy_(initial_table()[tokens.ids])
     clip.train()
     clip.visual.to(memory_format=torch.channels_last)
-    optimiser = build_optimiser(clip.parameters(), decay=0.05)
+    optimiser = build_optimiser([*clip.parameters(), *head.parameters()], decay=0.05)
     log = Log("clip")
     for step in range(steps):
         set_rate(optimiser, learning_rate(step, steps, peak=2e-3, warm_up=min(100, steps // 10 + 1)))
@@ -108,9 +143,8 @@ def train_clip(corpus: Corpus, out: Path, *, steps: int = STEPS, seed: int = SEE
         texts, claims = zip(*(describe(look, rng) for look in looks[:CAPTIONS]), strict=True)
         with torch.autocast("cpu", torch.bfloat16):
             pictures = clip.visual(normalise(images).contiguous(memory_format=torch.channels_last))
-            captions = encode_short(clip, tokens(list(texts)))
-        pictures = F.normalize(pictures.float(), dim=-1)
-        loss = contrast(clip.logit_scale.exp() * pictures @ captions.float().T, match(looks, claims))
+            captions = encode_short(clip, tokens([*(call_by_name(name, rng) for name in NAMES), *texts]))
+        loss = total_loss(clip, head, pictures.float(), captions.float(), looks, match(looks, claims))
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
