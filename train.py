@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -128,7 +130,15 @@ def build(cfg: Any) -> Any:
     return build_trainer(cfg)
 
 
-def make_result(cfg: Any, trainer: Any) -> dict[str, Any]:
+def label(config_file: str, options: list[str]) -> str:
+    """A config's name: its file's, and what the command line changes in it (but not where things lie)."""
+    pairs = zip(options[::2], options[1::2], strict=False)
+    parts = [Path(config_file).stem, *(f"{key}={value}" for key, value in pairs if key not in WHERE)]
+    name = re.sub(r"[^\w.=,+-]+", "_", "+".join(parts))
+    return name if len(name) <= 100 else f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def make_result(cfg: Any, trainer: Any, config: str) -> dict[str, Any]:
     """What a finished run says of itself; see README, "Outputs"."""
     from dataclasses import asdict
 
@@ -136,8 +146,8 @@ def make_result(cfg: Any, trainer: Any) -> dict[str, Any]:
 
     return {
         "trainer": cfg.TRAINER.NAME,
-        "dataset": cfg.DATASET.NAME,
-        "config": Path(cfg.OUTPUT_DIR).resolve().parent.name,
+        "dataset": getattr(trainer.dm.dataset, "dataset_dir", cfg.DATASET.NAME),
+        "config": config,
         "backbone": cfg.MODEL.BACKBONE.NAME,
         "split_family": cfg.DATASET.SPLIT_FAMILY,
         "template": cfg.DATASET.TEMPLATE,
@@ -175,7 +185,7 @@ def run(args: argparse.Namespace) -> None:
 
         seen = trainer.paths, trainer.zero_shot_probs
         draw_gallery(trainer.auxiliary, trainer.classnames, *seen, folder / "gallery.png")
-    result = make_result(cfg, trainer)
+    result = make_result(cfg, trainer, label(args.config_file, args.opts))
     write_atomically(folder / "result.json", json.dumps(result, indent=1).encode(), durable=True)
 
 

@@ -44,12 +44,6 @@ def default_config(dataset_file: Path) -> str:
     return yaml.safe_load(dataset_file.read_text())["DATASET"]["DEFAULT_CONFIG"]
 
 
-def label(config: str, options: list[str]) -> str:
-    """The folder's name: the config's, and what was changed on the command line."""
-    pairs = [f"{key}={value}" for key, value in zip(options[::2], options[1::2], strict=False)]
-    return re.sub(r"[^\w.=,+-]+", "_", "+".join([config, *pairs]))
-
-
 def data_root() -> Path:
     if "DATA" not in os.environ:
         (ROOT / "data").mkdir(exist_ok=True)
@@ -74,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     for trainer in args.trainers:
         path = ROOT / "configs" / "trainers" / trainer / f"{config}.yaml"
         for seed in seeds() if path.is_file() else []:
-            folder = output / args.dataset / trainer / label(config, args.options) / f"seed{seed}"
+            folder = output / args.dataset / trainer / train.label(config, args.options) / f"seed{seed}"
             print(f"== {args.dataset} / {trainer} / {config} / seed {seed}", flush=True)
             code = train.main([
                 "--root", str(root), "--seed", seed, "--trainer", trainer, "--config-file", str(path),

@@ -40,7 +40,7 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
 def figures(output: Path) -> dict[str, Any]:
     """What must be equal between two runs of the same settings: everything but times and circumstances."""
     result = json.loads((output / "result.json").read_text())
-    return {key: value for key, value in result.items() if key not in ("stages", "provenance", "config")}
+    return {key: value for key, value in result.items() if key not in ("stages", "provenance")}
 
 
 def weights(output: Path) -> dict[str, Any]:
