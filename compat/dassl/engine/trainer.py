@@ -476,10 +476,6 @@ class TrainerXU(SimpleTrainer):
         batches_x, batches_u = _endless(self.train_loader_x), _endless(self.train_loader_u)
         self._run_batches((next(batches_x), next(batches_u)) for _ in range(self.num_batches))
 
-    def forward_backward(self, batch_x: Any, batch_u: Any) -> dict[str, Any] | None:  # type: ignore[override]
-        """Train on a labelled and an unlabelled batch; returns what is to be reported, by name."""
-        raise NotImplementedError(f"{type(self).__name__}.forward_backward")
-
     def parse_batch_train(self, batch_x: Any, batch_u: Any) -> Any:  # type: ignore[override]
         """Labelled images, their labels, unlabelled images."""
         return tuple(value.to(self.device) for value in (batch_x["img"], batch_x["label"], batch_u["img"]))

@@ -86,7 +86,7 @@ def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
 
 
 def _build_curve(optim_cfg: CfgNode) -> Curve:
-    kind, gamma, max_epoch = optim_cfg.LR_SCHEDULER, optim_cfg.GAMMA, optim_cfg.MAX_EPOCH
+    kind, gamma, max_epoch = optim_cfg.LR_SCHEDULER, optim_cfg.GAMMA, max(optim_cfg.MAX_EPOCH, 1)
     if kind == "cosine":
         return lambda epoch: (1 + math.cos(math.pi * epoch / max_epoch)) / 2
     if kind == "single_step":
@@ -104,13 +104,13 @@ def _step_size(optim_cfg: CfgNode) -> int:
         size = size[-1]
     if not isinstance(size, int):
         raise TypeError(f"OPTIM.STEPSIZE must be an integer for single_step, not {size!r}")
-    return size if size > 0 else optim_cfg.MAX_EPOCH
+    return size if size > 0 else max(optim_cfg.MAX_EPOCH, 1)
 
 
 def _milestones(sizes: Sequence[int]) -> list[int]:
     if not isinstance(sizes, (list, tuple)):
         raise TypeError(f"OPTIM.STEPSIZE must be a list of epochs for multi_step, not {sizes!r}")
-    return sorted(sizes)
+    return sorted(size for size in sizes if size >= 0)
 
 
 def _build_warmup(optim_cfg: CfgNode) -> Warmup | None:

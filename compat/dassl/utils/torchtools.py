@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import os
 import os.path as osp
+import pickle
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,7 +41,7 @@ def save_checkpoint(
     """
     mkdir_if_missing(save_dir)
     if remove_module_from_keys:
-        state["state_dict"] = _without_module(state["state_dict"])
+        state = {**state, "state_dict": _without_module(state["state_dict"])}
     model_name = model_name or f"model.pth.tar-{state['epoch']}"
 
     fpath = osp.join(save_dir, model_name)
@@ -58,9 +60,12 @@ def _without_module(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_atomically(path: str, write: Callable[[str], Any]) -> None:
-    temporary = path + ".tmp"
-    write(temporary)
-    os.replace(temporary, path)
+    temporary = Path(path + ".tmp")
+    try:
+        write(str(temporary))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # it is there only where something failed
 
 
 def _write_line(path: str, line: str) -> None:
@@ -80,10 +85,14 @@ def load_checkpoint(fpath: str) -> dict[str, Any]:
     map_location = None if torch.cuda.is_available() else "cpu"
     try:
         return torch.load(fpath, map_location=map_location, weights_only=True)
+    except OSError:
+        raise
+    except pickle.UnpicklingError as error:
+        reason = "it is no checkpoint, or holds more than tensors and plain Python values"
+        raise RuntimeError(f'Cannot load "{fpath}": {reason}') from error
     except Exception as error:  # torch.load raises many kinds, none of which names the file
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        what = "damaged, cut short, or holding more than tensors and plain values"
-        raise RuntimeError(f'Cannot load "{fpath}": {what} ({reason})') from error
+        raise RuntimeError(f'Cannot load "{fpath}" (damaged or cut short?): {reason}') from error
 
 
 def latest_checkpoint(fdir: str) -> str:

@@ -63,8 +63,6 @@ class DatasetBase:
         val: list[Datum] | None = None,
         test: list[Datum] | None = None,
     ) -> None:
-        if not train_x:
-            raise ValueError(f"{type(self).__name__} has no train_x, which the classes are taken from")
         self._train_x = train_x
         self._train_u = train_u
         self._val = val
@@ -73,7 +71,7 @@ class DatasetBase:
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
 
     @property
-    def train_x(self) -> list[Datum]:
+    def train_x(self) -> list[Datum] | None:
         """Labelled training data."""
         return self._train_x
 
@@ -108,14 +106,16 @@ class DatasetBase:
         return self._num_classes
 
     @staticmethod
-    def get_num_classes(data_source: Sequence[Datum]) -> int:
+    def get_num_classes(data_source: Sequence[Datum] | None) -> int:
         """The highest label + 1."""
+        if not data_source:
+            raise ValueError("The data set has no train_x, and the classes are those of train_x")
         return max(item.label for item in data_source) + 1
 
     @staticmethod
-    def get_lab2cname(data_source: Sequence[Datum]) -> tuple[dict[int, str], list[str]]:
+    def get_lab2cname(data_source: Sequence[Datum] | None) -> tuple[dict[int, str], list[str]]:
         """The class names by label, and in the order of labels."""
-        lab2cname = dict(sorted({item.label: item.classname for item in data_source}.items()))
+        lab2cname = dict(sorted({item.label: item.classname for item in data_source or ()}.items()))
         return lab2cname, list(lab2cname.values())
 
     def check_input_domains(self, source_domains: Sequence[str], target_domains: Sequence[str]) -> None:

@@ -32,6 +32,13 @@ def _interpolation_modes() -> dict[str, Any]:
     return {name: InterpolationMode(name) for name in ("bilinear", "bicubic", "nearest")}
 
 
+def _interpolation(cfg: CfgNode) -> Any:
+    modes, name = _interpolation_modes(), cfg.INPUT.INTERPOLATION
+    if name not in modes:
+        raise ValueError(f"INPUT.INTERPOLATION must be one of {list(modes)}, not {name!r}")
+    return modes[name]
+
+
 def __getattr__(name: str) -> Any:
     """INTERPOLATION_MODES: the names that cfg.INPUT.INTERPOLATION may have -> torchvision's modes."""
     if name == "INTERPOLATION_MODES":
@@ -107,7 +114,7 @@ def _train_steps(cfg: CfgNode, choices: Sequence[str]) -> Steps:
 def _geometry_steps(cfg: CfgNode, choices: Sequence[str]) -> Steps:
     from torchvision import transforms as T
 
-    size, mode, steps = cfg.INPUT.SIZE, _interpolation_modes()[cfg.INPUT.INTERPOLATION], []
+    size, mode, steps = cfg.INPUT.SIZE, _interpolation(cfg), []
     if "random_crop" not in choices and "random_resized_crop" not in choices:
         steps.append((f"resize to {size[0]}x{size[1]}", T.Resize(size, interpolation=mode)))
     if "random_translation" in choices:
@@ -154,7 +161,7 @@ def _tensor_steps(cfg: CfgNode, choices: Sequence[str]) -> Steps:
 def _test_steps(cfg: CfgNode, choices: Sequence[str]) -> Steps:
     from torchvision import transforms as T
 
-    size, mode = cfg.INPUT.SIZE, _interpolation_modes()[cfg.INPUT.INTERPOLATION]
+    size, mode = cfg.INPUT.SIZE, _interpolation(cfg)
     return [
         (f"resize the smaller edge to {max(size)}", T.Resize(max(size), interpolation=mode)),
         (f"{size[0]}x{size[1]} center crop", T.CenterCrop(size)),
@@ -166,6 +173,5 @@ def plain_transform(cfg: CfgNode) -> Callable[[Image], Any]:
     """Resize to INPUT.SIZE, and the normalisation if INPUT.TRANSFORMS has it: no augmentation."""
     from torchvision import transforms as T
 
-    mode = _interpolation_modes()[cfg.INPUT.INTERPOLATION]
-    steps = _tensor_steps(cfg, cfg.INPUT.TRANSFORMS)
-    return T.Compose([T.Resize(cfg.INPUT.SIZE, interpolation=mode), *(step for _, step in steps)])
+    resize = T.Resize(cfg.INPUT.SIZE, interpolation=_interpolation(cfg))
+    return T.Compose([resize, *(step for _, step in _tensor_steps(cfg, cfg.INPUT.TRANSFORMS))])
