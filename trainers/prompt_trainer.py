@@ -141,7 +141,12 @@ class PromptTrainer(TrainerX):
         )
         self.model = PromptedCLIP(self.backbone, learner)
         self.optim = build_optimizer(learner, self.cfg.OPTIM)
-        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        try:
+            self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        except TypeError as error:  # Dassl 0.6.3 passes `verbose`, which torch no longer takes
+            raise UserError(
+                "this Dassl's warm-up does not work with this torch; set OPTIM.WARMUP_EPOCH -1, or use an older torch"
+            ) from error
         self.register_model("prompt_learner", learner, self.optim, self.sched)
         index, targets = self.training_set()
         if not len(index):
