@@ -197,10 +197,17 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"error: {error} Lower OPTIM.LR", file=sys.stderr)
+        return 2
     except Exception as error:
-        if not is_disk_full(error):
+        if is_disk_full(error):
+            message = "the disk is full; free some space and run again, finished work is kept"
+        elif re.match(r"[A-Z]+(\.[A-Z_]+)+ ", str(error)):  # Dassl's word on a config key
+            message = str(error)
+        else:
             raise
-        print("error: the disk is full; free some space and run again, finished work is kept", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 2
     finally:
         sys.stdout = console

@@ -34,8 +34,8 @@ class Digits(SplitDataset):
         try:
             split = json.loads((folder / SPLIT).read_text())
             train, val, test = (self._read(folder, split[name]) for name in ("train", "val", "test"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder / SPLIT} is damaged; remove {folder} and it is written again") from error
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            raise UserError(f"{folder} is damaged ({error}); remove it and it is written again") from error
         super().__init__(cfg, CLASSES, train=train, val=val, test=test)
 
     @staticmethod

@@ -183,6 +183,12 @@ class PromptTrainer(TrainerX):
         with self.stages.stage("prompt training"):
             super().train()
 
+    def resume_model_if_exist(self, directory: str) -> int:
+        try:
+            return super().resume_model_if_exist(directory)
+        except (RuntimeError, FileNotFoundError) as error:
+            raise UserError(f"{error}; remove the checkpoints in {directory} to train from the start") from error
+
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load the weights of an epoch (1-based); else the best ones, or the last where there are no best ones."""
         for name in self.get_model_names():
