@@ -57,8 +57,10 @@ class Backbone:
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(N, 3, H, W) preprocessed pixels to (N, D) unit features in float32."""
-        weight = next(self.model.visual.parameters())
-        features = self.model.encode_image(pixels.to(weight.device, weight.dtype))
+        weights = list(self.model.visual.parameters())
+        # In half precision open_clip leaves embeddings and norms in fp32; the convolution that reads the pixels is not.
+        dtype = next((weight.dtype for weight in weights if weight.ndim == 4), weights[0].dtype)
+        features = self.model.encode_image(pixels.to(weights[0].device, dtype))
         return nn.functional.normalize(features.float(), dim=1)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
@@ -129,7 +131,7 @@ def _load_open_clip(name: str, precision: str) -> Backbone:
             architecture, pretrained=tag, precision=precision, **options
         )
         tokenizer = open_clip.get_tokenizer(architecture)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, AssertionError, KeyError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"backbone '{name}' cannot be loaded: {first_line}") from error
     size = model.visual.image_size

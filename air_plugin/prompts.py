@@ -45,7 +45,8 @@ class PromptEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.transformer.parameters()).dtype
+        # open_clip leaves layer norms, which come first, in fp32 whatever the precision.
+        return next(self.transformer.resblocks[0].mlp.parameters()).dtype
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """(T, L) token ids to (T, D) features, not normalised."""
