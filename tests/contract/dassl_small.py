@@ -135,8 +135,6 @@ def tiny_cfg(root: Path, output: Path, **options):
     cfg.OPTIM.LR = 0.1
     cfg.OPTIM.MAX_EPOCH = 2
     cfg.OPTIM.LR_SCHEDULER = "cosine"
-    cfg.OPTIM.WARMUP_EPOCH = 1
-    cfg.OPTIM.WARMUP_TYPE = "constant"
     cfg.TRAIN.PRINT_FREQ = 1
     cfg.TRAINER.NAME = "TinyTrainer"
     for key, value in options.items():

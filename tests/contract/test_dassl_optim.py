@@ -13,7 +13,7 @@ from torch import nn
 def optim_cfg(**options):
     """cfg.OPTIM: SGD with a base rate of 1, cosine, 6 epochs, no warm-up."""
     cfg = tiny_cfg("", "").OPTIM
-    cfg.LR, cfg.MAX_EPOCH, cfg.WARMUP_EPOCH, cfg.WARMUP_TYPE = 1.0, 6, -1, "linear"
+    cfg.LR, cfg.MAX_EPOCH = 1.0, 6
     for key, value in options.items():
         cfg[key] = value
     return cfg
