@@ -99,11 +99,22 @@ class PromptTrainer(TrainerX):
             )
         texts = [self.cfg.DATASET.TEMPLATE.format(name.replace("_", " ")) for name in self.classnames]
         self.template_features = self.backbone.encode_texts(texts)
-        self.prepare()
+        self.build_training()
+
+    def build_training(self) -> None:
+        """Prompts first: what is wrong with their settings shows before hours of generation."""
         self.build_prompts()
+        self.prepare()
+        index, targets = self.training_set()
+        if not len(index):
+            raise UserError("no image was selected for training; loosen the selection (TRAINER.CPL.ALPHA, BETA)")
+        self.train_loader_x = FeatureBatches(
+            self.table, index, targets, batch_size=self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=self.seed,
+            epoch=lambda: self.epoch,
+        )  # fmt: skip
 
     def prepare(self) -> None:
-        """Everything that training needs, from the features on."""
+        """The unlabelled images, their features and their zero-shot probabilities."""
         data = self.dm.dataset
         self.paths = sorted(item.impath for item in data.train_u or data.train_x)  # an order that no label decides
         self.table = self.features(self.paths, name="features of train", views=self.cfg.TRAINER.PROMPT.VIEWS)
@@ -128,7 +139,7 @@ class PromptTrainer(TrainerX):
         return table
 
     def build_prompts(self) -> None:
-        """Make the prompts, their optimiser and the batches that they are trained on."""
+        """Make the prompts and their optimiser."""
         prompt = self.cfg.TRAINER.PROMPT
         learner = PromptLearner(
             self.backbone,
@@ -148,13 +159,6 @@ class PromptTrainer(TrainerX):
                 "this Dassl's warm-up does not work with this torch; set OPTIM.WARMUP_EPOCH -1, or use an older torch"
             ) from error
         self.register_model("prompt_learner", learner, self.optim, self.sched)
-        index, targets = self.training_set()
-        if not len(index):
-            raise UserError("no image was selected for training; loosen the selection (TRAINER.CPL.ALPHA, BETA)")
-        self.train_loader_x = FeatureBatches(
-            self.table, index, targets, batch_size=self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=self.seed,
-            epoch=lambda: self.epoch,
-        )  # fmt: skip
 
     def pseudo_probs(self) -> Tensor:
         """(N, C) class probabilities of the unlabelled images, rows sum to 1: what pseudo-labels are made of."""

@@ -12,11 +12,8 @@ from trainers.prompt_trainer import PromptTrainer
 class ZeroshotCLIP(PromptTrainer):
     """Classifies by the template's text features (Radford et al. 2021)."""
 
-    def prepare(self) -> None:
-        """No training image is looked at."""
-
-    def build_prompts(self) -> None:
-        """Nothing is learned."""
+    def build_training(self) -> None:
+        """Nothing is learned, and no training image is looked at."""
 
     def train(self) -> None:
         self.before_train()
