@@ -44,6 +44,7 @@ def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     }
     partial = path.with_suffix(".partial")
     save_file(small, str(partial))
+    partial.chmod(0o644)  # safetensors makes files that only their owner can read
     os.replace(partial, path)
 
 

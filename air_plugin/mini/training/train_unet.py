@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from open_clip import CLIP
 
-STEPS = 8000
+STEPS = 5000
 BATCH = 64
 POOL = 40_000  # pictures encoded up front
 DROPPED = 0.1  # share of empty captions, for guidance
