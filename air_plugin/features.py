@@ -146,17 +146,17 @@ def _extract(
     chunks, unreadable = [], []
     with tqdm(total=len(dataset), desc=title, unit="image", disable=None) as bar:
         for start in range(0, len(dataset), size):
-            path = entry.path / f"chunk-{start:09d}.safetensors"
+            indices = range(start, min(start + size, len(dataset)))
+            path = entry.path / f"chunk-{indices.start:09d}-{indices.stop:09d}.safetensors"  # sizes follow batch_size
             part = load_tensors(path)
             if part is None:
-                indices = range(start, min(start + size, len(dataset)))
                 features, errors = _encode(backbone, dataset, indices, batch_size=batch_size, workers=workers)
                 unreadable += errors
                 part = {"features": features}
                 if not errors:
                     save_tensors(path, part)
             chunks.append(part["features"])
-            bar.update(min(size, len(dataset) - start))
+            bar.update(len(indices))
     if unreadable:
         more = f" (and {len(unreadable) - 1} more: {'; '.join(unreadable[1:4])})" if len(unreadable) > 1 else ""
         raise UserError(f"{unreadable[0]}{more}; repair or remove it")
@@ -171,7 +171,8 @@ def _encode(
     parts: list[Tensor] = []
     errors: list[str] = []
     subset = torch.utils.data.Subset(dataset, indices)
-    loader = DataLoader(subset, batch_size=batch_size, num_workers=workers, collate_fn=list)
+    generator = torch.Generator()  # else the loader draws from the global one, and a cached run would not
+    loader = DataLoader(subset, batch_size=batch_size, num_workers=workers, collate_fn=list, generator=generator)
     for batch in loader:
         errors += [item for item in batch if isinstance(item, str)]
         pixels = [item for item in batch if not isinstance(item, str)]
