@@ -1,0 +1,114 @@
+"""The auxiliary classifier against loops over cosines."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from air_plugin.prototypes import AuxiliaryClassifier, gather_prototypes, select_prototypes
+
+
+def unit(*shape: int, seed: int = 0) -> Tensor:
+    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def cosine(a: list[float], b: list[float]) -> float:
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
+
+
+def select_reference(features: Tensor, k: int) -> list[list[int]]:
+    chosen = []
+    for images in features.tolist():
+        mean = [sum(column) / len(images) for column in zip(*images, strict=True)]
+        cosines = [cosine(image, mean) for image in images]
+        chosen.append(sorted(range(len(images)), key=lambda m: (-cosines[m], m))[:k])
+    return chosen
+
+
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_selection_equals_a_loop(k: int):
+    features = unit(4, 9, 16)
+    assert select_prototypes(features, k).tolist() == select_reference(features, k)
+
+
+def test_the_outlier_is_the_first_to_go():
+    group = normalize(torch.tensor([1.0, 0.0]) + 0.1 * torch.randn(5, 2, generator=torch.Generator().manual_seed(1)))
+    features = torch.cat([group, torch.tensor([[-1.0, 0.0]])])[None]
+    assert 5 not in select_prototypes(features, 5).tolist()[0]
+
+
+def test_ties_go_to_the_lower_index():
+    features = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]])
+    assert select_prototypes(features, 4).tolist() == [[0, 1, 2, 3]]
+
+
+def test_fewer_are_a_prefix_of_more():
+    features = unit(4, 9, 16)
+    assert torch.equal(select_prototypes(features, 8)[:, :3], select_prototypes(features, 3))
+
+
+def test_permuting_classes_permutes_the_selection():
+    features, order = unit(4, 9, 16), torch.tensor([2, 0, 3, 1])
+    assert torch.equal(select_prototypes(features[order], 3), select_prototypes(features, 3)[order])
+
+
+@pytest.mark.parametrize("k", [0, 10, -1])
+def test_k_out_of_range_is_an_error(k: int):
+    with pytest.raises(ValueError, match=r"1\.\.9"):
+        select_prototypes(unit(4, 9, 16), k)
+
+
+def test_gather_takes_the_chosen_features():
+    features = unit(3, 5, 4)
+    index = torch.tensor([[4, 0], [1, 2], [3, 3]])
+    gathered = gather_prototypes(features, index)
+    for c in range(3):
+        for place, m in enumerate(index[c].tolist()):
+            assert torch.equal(gathered[c, place], features[c, m])
+
+
+@pytest.mark.parametrize("kept", [1, 6])
+def test_scores_are_the_mean_cosine_to_the_prototypes(kept: int):
+    prototypes, images = unit(4, kept, 16), unit(11, 16, seed=1)
+    scores = AuxiliaryClassifier.from_prototypes(prototypes, scale=None).scores(images)
+    for i, image in enumerate(images.tolist()):
+        for c, group in enumerate(prototypes.tolist()):
+            mean = sum(cosine(image, prototype) for prototype in group) / kept
+            assert scores[i, c].item() == pytest.approx(mean, abs=1e-6)
+    assert scores.abs().max() <= 1 + 1e-6
+
+
+def test_weight_is_not_normalised_again():
+    classifier = AuxiliaryClassifier.from_prototypes(torch.eye(2)[None], scale=None)
+    assert torch.allclose(classifier.weight, torch.tensor([[0.5, 0.5]]))
+    assert torch.equal(classifier.bias, torch.zeros(1))
+
+
+def test_softmax_form_is_a_softmax_of_scaled_scores():
+    classifier, images = AuxiliaryClassifier.from_prototypes(unit(4, 6, 16), scale=20.0), unit(11, 16, seed=1)
+    probs = classifier.probs(images)
+    exponentials = (20.0 * classifier.scores(images)).exp()
+    assert torch.allclose(probs, exponentials / exponentials.sum(dim=1, keepdim=True), atol=1e-6)
+    assert torch.allclose(probs.sum(dim=1), torch.ones(11))
+
+
+def test_raw_form_is_the_score_cut_at_zero():
+    classifier, images = AuxiliaryClassifier.from_prototypes(unit(4, 6, 16), scale=None), unit(11, 16, seed=1)
+    scores, probs = classifier.scores(images), classifier.probs(images)
+    assert (scores < 0).any() and (scores > 0).any()
+    assert torch.equal(probs, torch.where(scores > 0, scores, torch.zeros_like(scores)))
+
+
+def test_bias_is_added():
+    classifier = AuxiliaryClassifier(torch.eye(2), torch.tensor([0.0, 5.0]), None)
+    assert classifier.scores(torch.tensor([[1.0, 0.0]])).tolist() == [[1.0, 5.0]]
+
+
+def test_weights_follow_the_type_of_the_features():
+    classifier = AuxiliaryClassifier.from_prototypes(unit(4, 6, 16), scale=2.0)
+    assert classifier.probs(unit(3, 16).double()).dtype == torch.float64
