@@ -214,8 +214,7 @@ def test_pretrained_weights_that_do_not_fit_are_left_out(tmp_path, capsys):
     model.bias = nn.Parameter(torch.zeros(5))
     load_pretrained_weights(model, str(tmp_path / "model.pth.tar-1"))
     assert torch.equal(model.weight, saved.weight) and model.bias.shape == (5,)
-    printed = capsys.readouterr().out
-    assert "Successfully loaded pretrained weights" in printed and "['bias']" in printed
+    assert "['bias']" in capsys.readouterr().out
     with pytest.warns(UserWarning, match=r"model.pth.tar-1"):
         load_pretrained_weights(nn.Conv1d(7, 7, 7), str(tmp_path / "model.pth.tar-1"))
 

@@ -139,13 +139,13 @@ class TrainerBase:
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load each model's weights from its folder of `directory`: those of an epoch, or the best ones."""
         if not directory:
-            print("Note that load_model() is skipped as no pretrained model is given")
+            print("load_model: no directory is given, so the weights stay as they are")
             return
         model_file = "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}"
         for name in self.get_model_names():
             model_path = osp.join(directory, name, model_file)
             if not osp.exists(model_path):
-                raise FileNotFoundError(f"No model at {model_path}")
+                raise FileNotFoundError(f"There is no {model_path} to load")
             checkpoint = load_checkpoint(model_path)
             val_result = checkpoint.get("val_result")
             shown = "None" if val_result is None else f"{val_result:.1f}"
@@ -244,7 +244,7 @@ class TrainerBase:
     def detect_anomaly(self, loss: Tensor) -> None:
         """Refuse a loss that is not finite."""
         if not torch.isfinite(loss).all():
-            raise FloatingPointError("Loss is infinite or NaN!")
+            raise FloatingPointError(f"The loss is not finite: {loss.detach().cpu()}")
 
     def model_zero_grad(self, names: str | list[str] | None = None) -> None:
         """Clear the gradients of the models that have an optimizer."""

@@ -150,6 +150,6 @@ def load_pretrained_weights(model: nn.Module, weight_path: str) -> None:
         warnings.warn(f"Nothing in {weight_path} matches the model (check the names by hand)", stacklevel=2)
         return
     model.load_state_dict({**own, **matched})
-    print(f"Successfully loaded pretrained weights from {weight_path}")
+    print(f"Loaded {len(matched)} of {len(given)} tensors from {weight_path}")
     if discarded:
-        print(f"Layers discarded due to unmatched keys or size: {discarded}")
+        print(f"Not loaded, since the model has no such name or size: {discarded}")
