@@ -187,7 +187,8 @@ def read_clip(path: Path) -> CLIP:
 
     weights = load_file(str(path))
     table = full_table(weights.pop("token_ids"), weights.pop("token_rows"))
-    clip = build_clip()
+    with torch.random.fork_rng(devices=[]):  # building draws initial values; the caller's randomness is not ours
+        clip = build_clip()
     clip.load_state_dict({**weights, "token_embedding.weight": table})
     return clip.float().eval().requires_grad_(False)
 
@@ -197,9 +198,10 @@ def read_vae(folder: Path) -> AutoencoderKL:
     from safetensors.torch import load_file
 
     scaling_factor = json.loads((folder / "vae_config.json").read_text())["scaling_factor"]
-    vae = build_vae(scaling_factor=scaling_factor)
+    with torch.device("meta"):  # no initial values: they would cost time and draw on the caller's randomness
+        vae = build_vae(scaling_factor=scaling_factor)
     weights = load_file(str(folder / "vae.safetensors"))
-    vae.load_state_dict({name: value.float() for name, value in weights.items()})
+    vae.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     return vae.eval().requires_grad_(False)
 
 
@@ -207,8 +209,9 @@ def read_unet(path: Path) -> UNet2DConditionModel:
     """A trained denoiser, fp32, in evaluation mode."""
     from safetensors.torch import load_file
 
-    unet = build_unet()
-    unet.load_state_dict({name: value.float() for name, value in load_file(str(path)).items()})
+    with torch.device("meta"):
+        unet = build_unet()
+    unet.load_state_dict({name: value.float() for name, value in load_file(str(path)).items()}, assign=True)
     return unet.eval().requires_grad_(False)
 
 

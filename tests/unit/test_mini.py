@@ -152,7 +152,6 @@ def test_same_seed_same_picture(pipe):
 def test_lora_round_trip(tmp_path: Path):
     import peft
     from diffusers import StableDiffusionPipeline
-    from diffusers.utils import convert_state_dict_to_diffusers
 
     pipe = mini.load_pipeline()
     prompts = ["a photo of the digit three."]
@@ -165,7 +164,7 @@ def test_lora_round_trip(tmp_path: Path):
                 value.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
     adapted = draw(pipe, prompts)
     assert not torch.allclose(plain, adapted, atol=0.05)
-    layers = convert_state_dict_to_diffusers(peft.get_peft_model_state_dict(pipe.unet))
+    layers = peft.get_peft_model_state_dict(pipe.unet)
     StableDiffusionPipeline.save_lora_weights(str(tmp_path), unet_lora_layers=layers)
     fresh = mini.load_pipeline()
     fresh.load_lora_weights(str(tmp_path))
@@ -265,13 +264,15 @@ def test_trainings_run_end_to_end(small_corpus, tmp_path: Path, monkeypatch: pyt
     clip = models.read_clip(train_clip.train_clip(small_corpus, tmp_path, steps=3))
     train_vae.train_vae(small_corpus, tmp_path, steps=5)
     train_unet.train_unet(small_corpus, tmp_path, steps=3, pool=32)
+    unet = models.read_unet(tmp_path / "unet.safetensors")
+    pipe = models.build_pipeline(models.read_vae(tmp_path), unet, clip)
     assert torch.equal(state, torch.random.get_rng_state())  # global randomness is left alone
-    pipe = models.build_pipeline(models.read_vae(tmp_path), models.read_unet(tmp_path / "unet.safetensors"), clip)
     assert bool(torch.isfinite(draw(pipe, ["a photo of the digit seven."])).all())
 
 
-def test_vae_training_learns(small_corpus, tmp_path: Path):
-    train_vae.train_vae(small_corpus, tmp_path, steps=60)
+def test_vae_training_learns(small_corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(train_vae, "BATCH", 8)
+    train_vae.train_vae(small_corpus, tmp_path, steps=40)
     untrained = train_vae.reconstruction_psnr(models.build_vae().eval(), small_corpus, count=64)
     trained = train_vae.reconstruction_psnr(models.read_vae(tmp_path), small_corpus, count=64)
     assert trained > untrained + 1
