@@ -137,9 +137,8 @@ def draw(
     # The folder is shared by every M and class list; the images' own keys say what is in it.
     common = {"recipe": 1, **source, "prompt": settings.prompt, "seed": settings.seed, "steps": settings.steps,
               "guidance": settings.guidance, "size": settings.size}  # fmt: skip
-    with store.open("images", common) as entry:
-        with adapter_loaded(pipeline, adapter.folder if adapter else None):
-            return generate(pipeline, jobs, entry.path, batch_size=settings.batch)
+    with store.open("images", common) as entry, adapter_loaded(pipeline, adapter.folder if adapter else None):
+        return generate(pipeline, jobs, entry.path, batch_size=settings.batch)
 
 
 def make_prototypes(

@@ -20,17 +20,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="air", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in STAGES.items():
-        stage = commands.add_parser(name, help=text, description=f"{text}; finished stages come from the store")
+        stage = commands.add_parser(
+            name, help=text, description=f"{text}; finished stages come from the store",
+            epilog="Settings may follow as KEY VALUE pairs, for instance AIR.M 60 AIR.LORA.STEPS 500.",
+        )  # fmt: skip
         stage.add_argument("images", type=Path, help="folder of unlabelled images, any nesting")
         stage.add_argument("--classes", type=Path, required=True, help="text file, a class name a line")
         stage.add_argument("--store", type=Path, default=Path("air-store"), help="folder of the artifacts")
         stage.add_argument("--config", type=Path, help="YAML of a trainer; its MODEL, TRAINER and AIR parts are read")
         stage.add_argument("--seed", type=int, default=0)
         stage.add_argument("--device", default="", help="cuda or cpu; default: cuda where there is one")
-        stage.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="for instance AIR.M 60")
     report = commands.add_parser("report", help="the table of a folder of results")
     report.add_argument("output", type=Path, help="the scripts' OUTPUT")
-    return parser.parse_args(argv)
+    # A positional "options" would swallow every flag that follows the folder, so the pairs are what is left over.
+    args, args.options = parser.parse_known_args(argv)
+    unknown = [word for word in args.options if word.startswith("--") or args.command == "report"]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
 
 
 def settings_of(args: argparse.Namespace) -> Any:
@@ -49,8 +56,6 @@ def settings_of(args: argparse.Namespace) -> Any:
 
 def run_stage(args: argparse.Namespace) -> int:
     """Run the stages up to the one that was asked for, and say where its artifact lies."""
-    import torch
-
     from air_plugin import auxiliary
     from air_plugin.backbone import load_backbone
     from air_plugin.config import AirSettings
@@ -63,13 +68,13 @@ def run_stage(args: argparse.Namespace) -> int:
     settings = AirSettings.from_cfg(cfg)
     names = read_classes(args.classes)
     paths = [str(path) for path in find_images(args.images)]
-    store, device = Store(args.store), args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    store, device = Store(args.store), pick_device(args.device)
     backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, precision=cfg.TRAINER.PROMPT.PREC, device=device)
     generator = load_generator(settings.generator, precision=settings.precision, device=device)
     adapter = None
     if settings.lora.enabled:
         table, _ = extract_features(backbone, paths, store=store)
-        texts = backbone.encode_texts([settings.prompt.format(name) for name in names])
+        texts = backbone.encode_texts([settings.prompt.format(name.replace("_", " ")) for name in names])
         probs = backbone.text_probs(table.plain, texts)
         adapter = auxiliary.adapt(generator, names, paths, probs=probs, settings=settings, store=store)
         print(f"adapter: {adapter.folder}")
@@ -85,12 +90,25 @@ def run_stage(args: argparse.Namespace) -> int:
     return 0
 
 
+def pick_device(name: str) -> str:
+    """The device of that name, or the best one where there is no name."""
+    import torch
+
+    if not name:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
+    return name
+
+
 def read_classes(path: Path) -> list[str]:
     """The names in a text file, a name a line."""
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', 'it is no text file')}") from error
     if len(set(names)) != len(names) or not names:
         raise UserError(f"{path} must hold class names, one a line, each once")
     return names

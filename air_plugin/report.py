@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-NEEDED = ("trainer", "dataset", "config", "backbone", "split_family", "template", "seed", "heads", "headline")
+NEEDED = ("trainer", "dataset", "config", "backbone", "split_family", "template", "seed", "heads", "headline",
+          "pseudo_labels")  # fmt: skip
 
 
 def read_results(output: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -19,15 +20,32 @@ def read_results(output: Path) -> tuple[list[dict[str, Any]], list[str]]:
     for path in sorted(output.rglob("result.json")):
         try:
             result = json.loads(path.read_text())
-            missing = [key for key in NEEDED if key not in result]
         except (OSError, ValueError) as error:
             faults.append(f"{path} cannot be read: {error}")
             continue
-        if missing:
-            faults.append(f"{path} is no result of ours: it has no {missing[0]}")
-            continue
-        results.append({**result, "path": path})
+        fault = _fault(result)
+        if fault:
+            faults.append(f"{path} is no result of ours: {fault}")
+        else:
+            results.append({**result, "path": path})
     return results, faults
+
+
+def _fault(result: Any) -> str | None:
+    """Why the content of a result.json cannot be reported; None where it can."""
+    if not isinstance(result, dict):
+        return "it is no mapping"
+    missing = [key for key in NEEDED if key not in result]
+    if missing:
+        return f"it has no {missing[0]}"
+    try:
+        numbers = [result["seed"], *(head["accuracy"] for head in result["heads"].values())]
+        labels = result["pseudo_labels"]["accuracy"]
+    except (AttributeError, KeyError, TypeError):
+        return "its heads or pseudo_labels hold no accuracy"
+    if not all(isinstance(value, (int, float)) for value in [*numbers, 0 if labels is None else labels]):
+        return "its seed or an accuracy is no number"
+    return None if result["headline"] in result["heads"] else f"it has no head {result['headline']}"
 
 
 def table(results: list[dict[str, Any]], *, tablefmt: str = "github") -> str:
