@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any, Literal, get_args
 
 from air_plugin.errors import UserError, unknown
@@ -131,7 +133,7 @@ class AirSettings:
         _require(self.guidance >= 0, "AIR.GUIDANCE", self.guidance, "at least 0")
         for key, value in (("STEPS", self.steps), ("SIZE", self.size), ("BATCH", self.batch)):
             _require(value >= 1, f"AIR.{key}", value, "at least 1")
-        _require("{}" in self.prompt, "AIR.PROMPT", self.prompt, "a template with {} for the class name")
+        require_template("AIR.PROMPT", self.prompt)
         _require_choice("AIR.HEADLINE", self.headline, Head)
         _require_choice("AIR.LS", self.loss, LossForm)
         _require_choice("AIR.AUX_FORM", self.form, AuxiliaryForm)
@@ -180,7 +182,18 @@ def require_range(key: str, value: float, low: float, high: float) -> None:
     _require(low <= value <= high, key, value, f"in [{low}, {high}]")
 
 
-def merge_file(cfg: Any, path: str | Path, *, sections: Sequence[str] | None = None) -> None:
+def require_template(key: str, value: str) -> None:
+    """Raise a UserError that names a config key whose value is no text with one {} in it."""
+    try:
+        fields = [field for _, field, _, _ in Formatter().parse(value) if field is not None]
+    except ValueError:  # a brace without its partner
+        fields = []
+    _require(fields == [""], key, repr(value), "a template with one {} for the class name")
+
+
+def merge_file(
+    cfg: Any, path: str | Path, *, sections: Sequence[str] | None = None, _above: tuple[Path, ...] = ()
+) -> None:
     """Merge a YAML file into a config. Its key `_BASE_` names a file, relative to it, that is merged first.
 
     Args:
@@ -199,13 +212,17 @@ def merge_file(cfg: Any, path: str | Path, *, sections: Sequence[str] | None = N
         folder = Path(path).parent
         known = [file.stem for file in folder.glob("*.yaml")]
         raise unknown(f"config file in {folder}", Path(path).stem, known) from None
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"config file {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"config file {path} is no mapping of keys to values")
     base = tree.pop("_BASE_", None)
     if base:
-        merge_file(cfg, Path(path).parent / base, sections=sections)
+        above = (*_above, Path(path).resolve())
+        below = (Path(path).parent / str(base)).resolve()
+        if below in above:
+            raise UserError(f"config file {path}: its _BASE_ {base} leads back to it")
+        merge_file(cfg, below, sections=sections, _above=above)
     if sections is not None:
         tree = {key: value for key, value in tree.items() if key in sections}
     _merge(cfg, tree, prefix="", where=f" in {path}")
@@ -221,11 +238,14 @@ def merge_options(cfg: Any, options: Sequence[str]) -> None:
 
     if len(options) % 2:
         raise UserError(f"options are pairs of KEY VALUE; '{options[-1]}' has no partner")
+    texts = {key for key, value in flatten(cfg).items() if isinstance(value, str)}
     for key, text in zip(options[::2], options[1::2], strict=True):
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
+        if key in texts and not isinstance(value, str):
+            value = text  # "{}", "style: a {}", "no" and the like are text where text is wanted
         for part in reversed(key.split(".")):
             value = {part: value}
         _merge(cfg, value, prefix="", where="")
@@ -252,7 +272,8 @@ def _coerce(old: Any, value: Any, key: str) -> Any:
     import yaml
 
     if isinstance(old, (list, tuple)) and isinstance(value, str) and value[:1] == "(" and value[-1:] == ")":
-        value = yaml.safe_load(f"[{value[1:-1]}]")  # yacs' way of writing a tuple
+        with contextlib.suppress(yaml.YAMLError):
+            value = yaml.safe_load(f"[{value[1:-1]}]")  # yacs' way of writing a tuple
     if isinstance(old, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 1e-4 as text

@@ -14,6 +14,7 @@ from dassl.utils import load_checkpoint
 from torch import Tensor, nn
 
 from air_plugin.backbone import Backbone, load_backbone
+from air_plugin.config import require_template
 from air_plugin.errors import UserError
 from air_plugin.features import FeatureTable, extract_features, stable_seed
 from air_plugin.metrics import head_metrics
@@ -81,6 +82,7 @@ class PromptTrainer(TrainerX):
     headline: str = "text"
 
     def check_cfg(self, cfg: Any) -> None:
+        require_template("DATASET.TEMPLATE", cfg.DATASET.TEMPLATE)
         if cfg.TRAINER.PROMPT.CLASS_TOKEN_POSITION not in ("end", "middle", "front"):
             raise UserError(f"TRAINER.PROMPT.CLASS_TOKEN_POSITION is '{cfg.TRAINER.PROMPT.CLASS_TOKEN_POSITION}'; "
                             "it must be end, middle or front")
