@@ -1,0 +1,311 @@
+"""Settings: what is merged, what it becomes, and what people are told when it is wrong."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from yacs.config import CfgNode
+
+from air_plugin.config import AirSettings, add_air_config, flatten, merge_file, merge_options, require_range
+from air_plugin.errors import UserError
+
+
+@pytest.fixture
+def cfg() -> CfgNode:
+    """Our keys, and of Dassl's some of every type."""
+    node = CfgNode({
+        "SEED": -1, "DATASET": {"NAME": "", "SOURCE_DOMAINS": ()}, "TRAINER": {"NAME": ""},
+        "INPUT": {"SIZE": (224, 224), "PIXEL_MEAN": [0.485, 0.456, 0.406]}, "OPTIM": {"LR": 0.0003, "MAX_EPOCH": 10},
+        "TEST": {"NO_TEST": False}, "NOTHING": None,
+    })  # fmt: skip
+    add_air_config(node)
+    return node
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def message(raised: pytest.ExceptionInfo) -> str:
+    text = str(raised.value)
+    assert "\n" not in text
+    return text
+
+
+# AirSettings
+
+
+def test_the_defaults_are_valid_and_read_by_name(cfg: CfgNode):
+    cfg.AIR.M, cfg.AIR.K, cfg.AIR.LAMBDA, cfg.AIR.PROMPT = 50, 7, 0.5, "a drawing of a {}"
+    cfg.AIR.LORA.TARGETS = ["to_q"]
+    settings = AirSettings.from_cfg(cfg)
+    assert (settings.images_per_class, settings.kept_per_class, settings.weight) == (50, 7, 0.5)
+    assert settings.prompt == "a drawing of a {}" and settings.lora.targets == ("to_q",)
+    flat = flatten(cfg.AIR)
+    named = {"headline": "HEADLINE", "beta": "BETA", "loss": "LS", "form": "AUX_FORM", "scale": "AUX_SCALE",
+             "generator": "GENERATOR", "precision": "PRECISION", "steps": "STEPS", "guidance": "GUIDANCE",
+             "size": "SIZE", "batch": "BATCH"}  # fmt: skip
+    assert all(getattr(settings, field) == flat[key] for field, key in named.items())
+    lora = {key.removeprefix("LORA."): value for key, value in flat.items() if key.startswith("LORA.")}
+    for key, value in lora.items():
+        assert getattr(settings.lora, key.lower()) == (tuple(value) if key == "TARGETS" else value)
+
+
+def test_the_data_sets_template_serves_where_no_prompt_is_given(cfg: CfgNode):
+    cfg.DATASET.TEMPLATE = "a satellite photo of {}."
+    assert AirSettings.from_cfg(cfg).prompt == "a satellite photo of {}."
+
+
+@pytest.mark.parametrize(
+    ("per_seed", "seed", "generation_seed", "expected"), [(False, 5, 9, 9), (True, 5, 9, 5), (True, -1, 9, 0)]
+)
+def test_the_seed_of_generation(cfg: CfgNode, per_seed: bool, seed: int, generation_seed: int, expected: int):
+    cfg.SEED, cfg.AIR.GENERATION_PER_SEED, cfg.AIR.GENERATION_SEED = seed, per_seed, generation_seed
+    assert AirSettings.from_cfg(cfg).seed == expected
+
+
+def test_settings_are_frozen(cfg: CfgNode):
+    with pytest.raises(AttributeError):
+        AirSettings.from_cfg(cfg).steps = 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("AIR.K", 121, "120"),
+        ("AIR.K", 0, "at least 1"),
+        ("AIR.LAMBDA", -0.1, "at least 0"),
+        ("AIR.LAMBDA", float("nan"), "at least 0"),
+        ("AIR.BETA", -1.0, "at least 0"),
+        ("AIR.AUX_SCALE", 0.0, "greater than 0"),
+        ("AIR.GUIDANCE", -1.0, "at least 0"),
+        ("AIR.STEPS", 0, "at least 1"),
+        ("AIR.SIZE", 0, "at least 1"),
+        ("AIR.BATCH", 0, "at least 1"),
+        ("AIR.HEADLINE", "fusd", "text, fused"),
+        ("AIR.LS", "none", "consistency, synthetic"),
+        ("AIR.AUX_FORM", "", "softmax, raw"),
+        ("AIR.PROMPT", "a photo", "{}"),
+        ("AIR.PROMPT", "a {} and a {}", "{}"),
+        ("AIR.PROMPT", "a {} {name}", "{}"),
+        ("AIR.PROMPT", "a {} {", "{}"),
+        ("AIR.LORA.RANK", 0, "at least 1"),
+        ("AIR.LORA.STEPS", 0, "at least 1"),
+        ("AIR.LORA.BATCH", 0, "at least 1"),
+        ("AIR.LORA.PER_CLASS", 0, "at least 1"),
+        ("AIR.LORA.CHECKPOINT", 0, "at least 1"),
+        ("AIR.LORA.LR", 0.0, "greater than 0"),
+        ("AIR.LORA.TARGETS", [], "at least one"),
+        ("AIR.LORA.CAPTIONS", "true", "confident, all, generic"),
+    ],
+)
+def test_bad_values_are_errors_that_name_key_and_value(cfg: CfgNode, key: str, value: Any, named: str):
+    cfg.merge_from_list([key, value])
+    with pytest.raises(UserError) as raised:
+        AirSettings.from_cfg(cfg)
+    said = message(raised)
+    assert said.startswith(f"{key} is ") and named in said
+    if value not in ("", []):
+        assert str(value) in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("AIR.K", 120), ("AIR.LAMBDA", 0.0), ("AIR.BETA", 0.0), ("AIR.GUIDANCE", 0.0), ("AIR.PROMPT", "{{}} {}")],
+)
+def test_values_on_the_edge_are_valid(cfg: CfgNode, key: str, value: Any):
+    cfg.merge_from_list([key, value])
+    AirSettings.from_cfg(cfg)
+
+
+@pytest.mark.parametrize(("value", "good"), [(0, True), (1, True), (0.5, True), (-0.01, False), (1.01, False)])
+def test_require_range(value: float, good: bool):
+    if good:
+        require_range("TRAINER.CPL.ALPHA", value, 0, 1)
+    else:
+        with pytest.raises(UserError, match=r"TRAINER\.CPL\.ALPHA is .* in \[0, 1\]"):
+            require_range("TRAINER.CPL.ALPHA", value, 0, 1)
+
+
+# merge_options
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("AIR.M", "60", 60),
+        ("AIR.LAMBDA", "2", 2.0),
+        ("AIR.LAMBDA", "0.5", 0.5),
+        ("AIR.LORA.LR", "1e-4", 1e-4),
+        ("AIR.LORA.LR", "2.5E-3", 2.5e-3),
+        ("AIR.LORA.ENABLED", "False", False),
+        ("AIR.LORA.ENABLED", "true", True),
+        ("AIR.LORA.TARGETS", "[to_q, to_out.0]", ["to_q", "to_out.0"]),
+        ("AIR.LORA.TARGETS", "(to_q, to_v)", ["to_q", "to_v"]),
+        ("INPUT.SIZE", "(32, 32)", (32, 32)),
+        ("INPUT.SIZE", "[32, 32]", (32, 32)),
+        ("DATASET.SOURCE_DOMAINS", "()", ()),
+        ("INPUT.PIXEL_MEAN", "[0.5, 0.5, 0.5]", [0.5, 0.5, 0.5]),
+        ("AIR.GENERATOR", "owner/model", "owner/model"),
+        ("DATASET.TEMPLATE", "a photo of a {}.", "a photo of a {}."),
+        ("DATASET.TEMPLATE", "{}", "{}"),
+        ("AIR.PROMPT", "style: a {}", "style: a {}"),
+        ("AIR.PROMPT", "{}, a type of pet", "{}, a type of pet"),
+        ("AIR.PROMPT", "", ""),
+        ("AIR.LORA.GENERIC", "no", "no"),
+        ("AIR.LORA.GENERIC", "12", "12"),
+        ("AIR.LORA.GENERIC", "1e5", "1e5"),
+        ("AIR.GENERATOR", "a: b: c", "a: b: c"),
+        ("NOTHING", "5", 5),
+    ],
+)
+def test_options_become_the_type_of_their_key(cfg: CfgNode, key: str, text: str, value: Any):
+    merge_options(cfg, ["AIR.STEPS", "5", key, text])
+    assert flatten(cfg)[key] == value and type(flatten(cfg)[key]) is type(value)
+    assert cfg.AIR.STEPS == 5
+
+
+def test_the_last_of_two_options_wins_and_none_is_none(cfg: CfgNode):
+    before = flatten(cfg)
+    merge_options(cfg, [])
+    assert flatten(cfg) == before
+    merge_options(cfg, ["AIR.M", "60", "AIR.M", "70"])
+    assert cfg.AIR.M == 70
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "kind"),
+    [
+        ("AIR.M", "many", "int"),
+        ("AIR.M", "60.5", "int"),
+        ("AIR.M", "True", "int"),
+        ("AIR.M", "[60]", "int"),
+        ("AIR.M", "", "int"),
+        ("AIR.LAMBDA", "True", "float"),
+        ("AIR.LAMBDA", "two", "float"),
+        ("AIR.LORA.ENABLED", "1", "bool"),
+        ("AIR.LORA.ENABLED", "maybe", "bool"),
+        ("INPUT.SIZE", "32", "tuple"),
+        ("INPUT.SIZE", "([)", "tuple"),
+        ("AIR.LORA.TARGETS", "to_q", "list"),
+    ],
+)
+def test_ill_typed_options_are_errors_that_name_key_value_and_type(cfg: CfgNode, key: str, text: str, kind: str):
+    with pytest.raises(UserError) as raised:
+        merge_options(cfg, [key, text])
+    assert message(raised).startswith(f"{key} is ") and message(raised).endswith(f"must be a {kind}")
+
+
+def test_a_key_without_its_value_is_an_error(cfg: CfgNode):
+    with pytest.raises(UserError, match=r"'AIR\.K' has no partner"):
+        merge_options(cfg, ["AIR.M", "60", "AIR.K"])
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("AIR.LAMDA", "AIR.LAMBDA"),
+        ("AIR.LORA.RANKS", "AIR.LORA.RANK"),
+        ("air.m", "AIR.M"),
+        ("AIR.LORRA.RANK", "AIR.LORA.RANK"),
+        ("TRAINER.CPL.ALFA", "TRAINER.CPL.ALPHA"),
+    ],
+)
+def test_unknown_keys_are_errors_with_near_matches(cfg: CfgNode, key: str, near: str):
+    with pytest.raises(UserError) as raised:
+        merge_options(cfg, [key, "1"])
+    said = message(raised)
+    assert f"'{key}" in said or said.startswith("unknown config key")
+    assert re.search(rf"did you mean .*{re.escape(near)}\b", said)
+
+
+@pytest.mark.parametrize("key", ["AIR", "AIR.LORA"])
+def test_a_section_is_no_value(cfg: CfgNode, key: str):
+    with pytest.raises(UserError, match=rf"{re.escape(key)} is a section"):
+        merge_options(cfg, [key, "5"])
+
+
+def test_a_value_is_no_section(cfg: CfgNode):
+    with pytest.raises(UserError, match=r"AIR\.M"):
+        merge_options(cfg, ["AIR.M.X", "5"])
+
+
+# merge_file
+
+
+def test_a_file_is_merged_over_its_base(cfg: CfgNode, tmp_path: Path):
+    write(tmp_path, "zero/plain.yaml", "AIR: {M: 10, K: 2}\nOPTIM: {LR: 1e-2}\n")
+    write(tmp_path, "middle.yaml", "_BASE_: zero/plain.yaml\nAIR: {K: 3}\nINPUT:\n  SIZE: (32, 32)\n")
+    path = write(tmp_path, "one/top.yaml", "# comment\n_BASE_: ../middle.yaml\nAIR: {STEPS: 4}\n")
+    merge_file(cfg, path)
+    assert (cfg.AIR.M, cfg.AIR.K, cfg.AIR.STEPS, cfg.OPTIM.LR, cfg.INPUT.SIZE) == (10, 3, 4, 0.01, (32, 32))
+
+
+def test_only_the_asked_sections_are_read_bases_included(cfg: CfgNode, tmp_path: Path):
+    write(tmp_path, "base.yaml", "AIR: {M: 10}\nOPTIM: {LR: 1.0}\nFOREIGN: {KEY: 1}\n")
+    path = write(tmp_path, "top.yaml", "_BASE_: base.yaml\nAIR: {K: 2}\nMODEL: {NAME: x}\n")
+    merge_file(cfg, path, sections=("AIR", "TRAINER"))
+    assert (cfg.AIR.M, cfg.AIR.K, cfg.OPTIM.LR) == (10, 2, 0.0003)
+
+
+def test_an_empty_file_changes_nothing(cfg: CfgNode, tmp_path: Path):
+    before = flatten(cfg)
+    merge_file(cfg, write(tmp_path, "empty.yaml", "# only a comment\n"))
+    assert flatten(cfg) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("AIR: {LAMDA: 1}", "AIR.LAMBDA"),
+        ("AIR: {M: many}", "AIR.M"),
+        ("AIR: 5", "AIR"),
+        ("5: 6", "'5'"),
+        ("AIR: {5: 6}", "'AIR.5'"),
+        ("AIR: [unclosed", "cannot be read"),
+        ("- a\n- b", "no mapping"),
+        ("text", "no mapping"),
+        ("AIR: {M: 1}\n\tK: 2", "cannot be read"),
+        ("_BASE_: other.yaml", "other"),
+        ("_BASE_: 5", "unknown config file"),
+    ],
+)
+def test_bad_files_are_errors_that_name_file_and_fault(cfg: CfgNode, tmp_path: Path, text: str, named: str):
+    path = write(tmp_path, "bad.yaml", text)
+    with pytest.raises(UserError) as raised:
+        merge_file(cfg, path)
+    assert named in message(raised) and ("bad.yaml" in message(raised) or "_BASE_" in text)
+
+
+def test_a_file_that_is_no_text_is_an_error(cfg: CfgNode, tmp_path: Path):
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(UserError, match=r"binary\.yaml cannot be read"):
+        merge_file(cfg, path)
+    with pytest.raises(UserError, match="cannot be read"):
+        merge_file(cfg, tmp_path)
+
+
+def test_a_base_that_leads_back_is_an_error(cfg: CfgNode, tmp_path: Path):
+    path = write(tmp_path, "a.yaml", "_BASE_: b.yaml\n")
+    write(tmp_path, "b.yaml", "_BASE_: a.yaml\n")
+    with pytest.raises(UserError, match="_BASE_"):
+        merge_file(cfg, path)
+
+
+def test_a_missing_file_is_an_error_with_near_matches(cfg: CfgNode, tmp_path: Path):
+    write(tmp_path, "mini.yaml", "")
+    with pytest.raises(UserError, match="did you mean mini"):
+        merge_file(cfg, tmp_path / "mni.yaml")
+
+
+def test_flatten_gives_full_keys(cfg: CfgNode):
+    flat = flatten(cfg)
+    assert flat["AIR.LORA.RANK"] == 16 and flat["SEED"] == -1 and flat["INPUT.SIZE"] == (224, 224)
+    assert not any(isinstance(value, CfgNode) for value in flat.values())
