@@ -175,7 +175,7 @@ def _train(
         curves = [path.relative_to(entry.path).as_posix() for path in (entry.path / "tensorboard").iterdir()]
         entry.finish([WEIGHTS, "losses.safetensors", *curves])
     finally:
-        pipeline.unet.delete_adapters("default")
+        pipeline.unet.unload_lora()  # delete_adapters would leave its empty layers in the model
 
 
 def _is_half(pipeline: Any) -> bool:
@@ -220,6 +220,10 @@ def _add_adapter(unet: Any, settings: LoraSettings, seed: int) -> dict[str, torc
     """Attach low-rank adapters; their weights are fp32 whatever the base's type is."""
     from peft import LoraConfig
 
+    layers = [f".{name}" for name, _ in unet.named_modules()]
+    absent = [target for target in settings.targets if not any(name.endswith(f".{target}") for name in layers)]
+    if absent:  # peft complains only where none is there
+        raise UserError(f"AIR.LORA.TARGETS: the generator has no layer called {', '.join(absent)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed("lora-init", seed))
         unet.add_adapter(LoraConfig(
