@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from dassl_small import TinyNet, TinyTrainer, TinyZeroShot, standin_only, tiny_cfg, write_images
@@ -154,6 +155,33 @@ def test_both_kinds_of_training_data(cfg):
         assert seen == [(5, 5, 3)] * batches
 
 
+def test_both_loaders_are_started_before_the_first_batch(cfg):
+    """The order in which random numbers are drawn, on which results for a seed depend."""
+    from dassl.engine import TrainerXU
+
+    events = []
+
+    def fetch(batch):
+        events.append(f"fetch {batch}")
+        return batch
+
+    class Loader(list):
+        def __iter__(self):
+            events.append(f"start {self[0]}")
+            return map(fetch, super().__iter__())
+
+    class Both(TrainerXU):
+        build_model = TinyTrainer.build_model
+
+        def forward_backward(self, batch_x, batch_u):
+            pass
+
+    trainer = Both(options(cfg, OPTIM__MAX_EPOCH=1, TEST__NO_TEST=True))
+    trainer.train_loader_x, trainer.train_loader_u = Loader(["x", "y"]), Loader(["u"])
+    trainer.train()
+    assert events == ["start x", "start u", "fetch x", "fetch u", "fetch y", "start u", "fetch u"]
+
+
 # Models
 
 
@@ -233,6 +261,14 @@ def test_checkpoint_contents_and_names(cfg):
     assert torch.equal(saved["state_dict"]["classifier.weight"], trainer.model.classifier.weight)
     assert saved["scheduler"]["last_epoch"] == 2
     assert os.listdir(os.path.join(cfg.OUTPUT_DIR, "tensorboard"))
+
+
+@standin_only  # upstream stores the number as it is, and safe loading refuses numpy's
+def test_a_numpy_result_does_not_spoil_the_checkpoint(cfg):
+    trainer = TinyTrainer(cfg)
+    trainer.save_model(0, cfg.OUTPUT_DIR, val_result=np.float64(12.5))
+    saved = torch.load(os.path.join(cfg.OUTPUT_DIR, "tiny_net", "model.pth.tar-1"), weights_only=True)
+    assert saved["val_result"] == 12.5
 
 
 @pytest.mark.parametrize(("frequency", "epochs"), [(0, [3]), (2, [2, 3]), (1, [1, 2, 3])])

@@ -148,6 +148,18 @@ def test_logs_can_be_set_up_again_and_again(tmp_path, monkeypatch):
 
 
 @standin_only
+def test_loggers_do_not_write_into_each_other(tmp_path, monkeypatch):
+    from dassl.utils import Logger
+
+    console = own_console(monkeypatch)
+    for name in ("a", "b"):
+        sys.stdout = Logger(str(tmp_path / name))
+        print(name)
+    assert console.getvalue() == "a\nb\n"
+    assert [(tmp_path / name).read_text() for name in ("a", "b")] == ["a\n", "b\n"]
+
+
+@standin_only
 def test_a_killed_run_leaves_its_last_line_in_the_log(tmp_path, monkeypatch):
     from dassl.utils import setup_logger
 
