@@ -17,7 +17,7 @@ KEPT, DROPPED, REAL, CLASSES = 8, 4, 6, 20
 def draw_gallery(
     auxiliary: Auxiliary, classnames: Sequence[str], paths: Sequence[str], probs: Tensor, target: Path
 ) -> None:
-    """Write the gallery: a row a class; kept images nearest to the mean first, dropped ones farthest first.
+    """Write the gallery: a row a class; kept images nearest to the mean first, dropped ones as they were drawn.
 
     The real images are unlabelled ones, the most confident of each zero-shot class: a wrong one may stand among them.
 
