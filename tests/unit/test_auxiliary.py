@@ -1,0 +1,228 @@
+"""From unlabelled images to the auxiliary classifier, and the mixin that brings it to a trainer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from small_models import SIDE, make_generator
+from torch import Tensor
+from yacs.config import CfgNode
+
+from air_plugin import auxiliary as module
+from air_plugin.auxiliary import Auxiliary, build_auxiliary
+from air_plugin.backbone import Backbone
+from air_plugin.config import AirSettings, add_air_config
+from air_plugin.images import load_rgb
+from air_plugin.losses import consistency_loss, synthetic_loss
+from air_plugin.mixin import AuxiliaryMixin
+from air_plugin.prototypes import AuxiliaryClassifier
+from air_plugin.provenance import Stages
+from air_plugin.store import Store
+
+NAMES = ["dog", "annual_crop land", "sea"]
+
+
+def air_settings(**changes: Any) -> AirSettings:
+    cfg = CfgNode({"DATASET": {}, "TRAINER": {}, "SEED": 0})
+    add_air_config(cfg)
+    options: dict[str, Any] = {"M": 4, "K": 2, "SIZE": SIDE, "STEPS": 1, "BATCH": 5, "LORA.STEPS": 2, "LORA.RANK": 2}
+    for key, value in {**options, **changes}.items():
+        cfg.merge_from_list([f"AIR.{key}", value])
+    return AirSettings.from_cfg(cfg)
+
+
+@pytest.fixture
+def build(tiny_backbone: Backbone, pictures: list[str], store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "load_generator", lambda *_, **__: make_generator())
+    probs = torch.rand(7, 3, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+
+    def run(*, names: list[str] = NAMES, **changes: Any) -> tuple[Auxiliary, dict[str, bool]]:
+        stages = Stages()
+        made = build_auxiliary(
+            tiny_backbone, names, pictures, probs=probs, settings=air_settings(**changes), store=store, stages=stages
+        )
+        return made, {stage.name: stage.cached for stage in stages.done}
+
+    return run
+
+
+def features_of(backbone: Backbone, paths: list[Path]) -> Tensor:
+    return torch.cat([backbone.encode_images(backbone.preprocess(load_rgb(path))[None]) for path in paths])
+
+
+def test_the_classifier_is_made_of_the_kept_images(build, tiny_backbone: Backbone):
+    made, _ = build()
+    assert [len(images) for images in made.images] == [4, 4, 4] and made.kept.shape == (3, 2)
+    for c, images in enumerate(made.images):
+        features = features_of(tiny_backbone, images)
+        cosines = features @ torch.nn.functional.normalize(features.mean(dim=0), dim=0)
+        assert made.kept[c].tolist() == cosines.argsort(descending=True)[:2].tolist()
+        assert torch.allclose(made.prototypes[c], features[made.kept[c]], atol=1e-5)
+        assert torch.allclose(made.classifier.weight[c], features[made.kept[c]].mean(dim=0), atol=1e-5)
+    assert made.classifier.scale == pytest.approx(2.0 * tiny_backbone.logit_scale)
+
+
+def test_images_belong_to_their_class(build):
+    made, _ = build()
+    manifest = made.images[0][0].parent / "manifest.jsonl"
+    drawn = {line["key"]: line for line in map(json.loads, manifest.read_text().splitlines())}
+    for name, images in zip(NAMES, made.images, strict=True):
+        lines = [drawn[path.stem] for path in images]
+        assert [(line["classname"], line["number"]) for line in lines] == [(name, i) for i in range(4)]
+
+
+def test_everything_comes_from_the_store_the_second_time(build):
+    first, stages = build()
+    assert stages == {"generator": False, "lora": False, "generation": False, "prototypes": False}
+    second, stages = build()
+    assert stages == {"generator": False, "lora": True, "generation": True, "prototypes": True}
+    assert first.key == second.key and torch.equal(first.classifier.weight, second.classifier.weight)
+    assert torch.equal(first.kept, second.kept) and first.images == second.images
+
+
+@pytest.mark.parametrize(
+    ("change", "cached"),
+    [
+        ({"LAMBDA": 9.0, "AUX_SCALE": 5.0, "AUX_FORM": "raw", "BETA": 0.0}, (True, True, True)),
+        ({"K": 1}, (True, True, False)),
+        ({"M": 3}, (True, True, False)),
+        ({"M": 6}, (True, False, False)),
+        ({"STEPS": 2}, (True, False, False)),
+        ({"GUIDANCE": 2.0}, (True, False, False)),
+        ({"PROMPT": "a drawing of a {}"}, (False, False, False)),
+        ({"LORA.STEPS": 3}, (False, False, False)),
+        ({"GENERATION_SEED": 5}, (False, False, False)),
+    ],
+)
+def test_a_setting_makes_new_what_depends_on_it_and_no_more(build, change: dict, cached: tuple[bool, bool, bool]):
+    build()
+    _, stages = build(**change)
+    assert (stages["lora"], stages["generation"], stages["prototypes"]) == cached
+
+
+def test_without_lora_there_is_no_such_stage_and_other_images(build):
+    with_lora, _ = build()
+    without, stages = build(**{"LORA.ENABLED": False})
+    assert "lora" not in stages
+    assert not {p for row in with_lora.images for p in row} & {p for row in without.images for p in row}
+
+
+def test_fewer_images_are_the_first_of_more(build):
+    many, _ = build(M=6)
+    few, stages = build(M=3)
+    assert stages["generation"] and [row[:3] for row in many.images] == few.images
+
+
+def test_raw_form_has_no_scale(build):
+    assert build(AUX_FORM="raw")[0].classifier.scale is None
+
+
+def test_the_pipeline_is_left_as_it_was(build, monkeypatch: pytest.MonkeyPatch):
+    from air_plugin.diffusion.pipeline import _fingerprint
+
+    generator = make_generator()
+    monkeypatch.setattr(module, "load_generator", lambda *_, **__: generator)
+    build()
+    assert _fingerprint(generator.pipeline) == generator.fingerprint
+
+
+def test_the_gallery_is_a_picture(build, pictures: list[str], tmp_path: Path):
+    from PIL import Image
+
+    from air_plugin.gallery import draw_gallery
+
+    made, _ = build()
+    probs = torch.rand(7, 3, generator=torch.Generator().manual_seed(0))
+    draw_gallery(made, NAMES, pictures, probs, tmp_path / "gallery.png")
+    with Image.open(tmp_path / "gallery.png") as image:
+        image.load()
+        assert image.width > 500 and image.height > 100
+
+
+def test_a_gallery_row_shows_kept_dropped_and_confident_images():
+    from air_plugin.gallery import _row
+
+    images = [[Path(f"{number}") for number in range(6)]]
+    made = SimpleNamespace(images=images, kept=torch.tensor([[4, 1, 3]]))
+    cells = _row(made, 0, ["a", "b", "c"], torch.tensor([0.1, 0.9, 0.5]))
+    shown = [str(path) for _, path in sorted(cells.items())]
+    assert shown == ["4", "1", "3", "0", "2", "5", "b", "c", "a"]
+
+
+# The mixin
+
+
+class Host:
+    """What a prompt trainer gives the mixin."""
+
+    def __init__(self, auxiliary: Auxiliary, **changes: Any) -> None:
+        self.auxiliary, self.air = auxiliary, air_settings(**changes)
+        self.seed = self.epoch = self.batch_idx = 0
+        self.model = SimpleNamespace(logits=lambda features, text: features @ text.T)
+
+    def head_probs(self, features: Tensor) -> dict[str, Tensor]:
+        return {"text": features[:, :3].softmax(dim=1)}
+
+    def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
+        return {"loss_r": batch["img"].sum()}
+
+
+class Mixed(AuxiliaryMixin, Host):
+    pass
+
+
+def auxiliary() -> Auxiliary:
+    prototypes = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(1))
+    return Auxiliary(AuxiliaryClassifier.from_prototypes(prototypes, scale=2.0), prototypes, [], torch.empty(0), "key")
+
+
+def batch() -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(2)
+    return {"img": torch.randn(4, 5, generator=rng), "img2": torch.randn(4, 5, generator=rng)}
+
+
+TEXT = torch.randn(3, 5, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
+def test_the_fused_head_is_the_weighted_mean_of_both(weight: float):
+    trainer, features = Mixed(auxiliary(), LAMBDA=weight), batch()["img"]
+    heads = trainer.head_probs(features)
+    text, aux = features[:, :3].softmax(dim=1), trainer.auxiliary.classifier.probs(features)
+    assert torch.equal(heads["text"], text)
+    assert torch.allclose(heads["fused"], (text + weight * aux) / (1 + weight))
+
+
+def test_consistency_is_added_with_its_weight():
+    losses = Mixed(auxiliary(), BETA=0.5).losses(batch(), TEXT)
+    expected = 0.5 * consistency_loss(batch()["img"] @ TEXT.T, batch()["img2"] @ TEXT.T)
+    assert set(losses) == {"loss_r", "loss_s"} and torch.allclose(losses["loss_s"], expected)
+
+
+def test_beta_zero_adds_nothing():
+    assert set(Mixed(auxiliary(), BETA=0.0).losses(batch(), TEXT)) == {"loss_r"}
+
+
+def test_the_synthetic_form_is_cross_entropy_on_prototypes_of_known_class():
+    trainer = Mixed(auxiliary(), LS="synthetic")
+    features, label = trainer._draw_prototypes(4)
+    for row, c in zip(features, label.tolist(), strict=True):
+        assert any(torch.equal(row, prototype) for prototype in trainer.auxiliary.prototypes[c])
+    assert torch.allclose(trainer.losses(batch(), TEXT)["loss_s"], synthetic_loss(features @ TEXT.T, label))
+
+
+def test_drawn_prototypes_depend_on_seed_epoch_and_batch_alone():
+    def drawn(**where: int) -> list[float]:
+        trainer = Mixed(auxiliary())
+        for name, value in where.items():
+            setattr(trainer, name, value)
+        torch.manual_seed(len(where))
+        return trainer._draw_prototypes(50)[0].flatten().tolist()
+
+    assert drawn() == drawn(seed=0, epoch=0)
+    assert len({tuple(drawn(**where)) for where in ({}, {"seed": 1}, {"epoch": 1}, {"batch_idx": 1})}) == 4
