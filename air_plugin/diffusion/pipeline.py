@@ -51,6 +51,8 @@ def load_generator(name: str, *, precision: str = "fp32", device: str | torch.de
             )
         except (OSError, ValueError) as error:
             raise UserError(f"generator '{name}' cannot be loaded: {str(error).splitlines()[0]}") from error
+        if pipeline.unet.config.addition_embed_type:  # SDXL loads without a word and fails in its first step
+            raise UserError(f"generator '{name}' is not of the Stable Diffusion 1/2 family, others are not supported")
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
