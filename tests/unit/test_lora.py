@@ -7,8 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from small_models import make_generator
 from torch import Tensor
@@ -16,8 +18,9 @@ from torch import Tensor
 from air_plugin.config import LoraSettings
 from air_plugin.diffusion import lora as module
 from air_plugin.diffusion.lora import WEIGHTS, adapter_loaded, choose_captions, denoising_loss, train_lora
-from air_plugin.diffusion.pipeline import Generator, _fingerprint
+from air_plugin.diffusion.pipeline import Generator, _fingerprint, encode_prompts
 from air_plugin.errors import UserError
+from air_plugin.images import load_rgb
 from air_plugin.store import Store
 
 ALL_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
@@ -130,6 +133,41 @@ def test_training_lowers_the_loss(tiny_generator: Generator, pictures: list[str]
     learned = losses[1] - losses[0]
     assert len(learned) == 40 and learned[0].abs() < 1e-5
     assert learned[-20:].mean() > 0.01 and (learned[-20:] > 0).float().mean() > 0.9
+
+
+def test_latents_are_drawn_from_the_posterior_and_scaled():
+    mean, log_variance = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
+    noise = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(5))
+    drawn = module._sample(torch.cat([mean, log_variance], dim=1), 0.18, torch.Generator().manual_seed(5))
+    assert torch.allclose(drawn, 0.18 * (mean + log_variance.exp().sqrt() * noise), atol=1e-6)
+
+
+def test_every_image_is_trained_with_its_own_caption(
+    tiny_generator: Generator, pictures: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline, seen = tiny_generator.pipeline, []
+    means = []
+    for path in pictures:
+        image = load_rgb(path)
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side)).resize((16, 16), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)[None] / 127.5 - 1
+        means.append(pipeline.vae.encode(pixels).latent_dist.mean[0] * pipeline.vae.config.scaling_factor)
+    words = {caption: encode_prompts(pipeline, [caption])[0] for caption in CAPTIONS}
+
+    def looking(unet: Any, scheduler: Any, latents: Tensor, *, states: Tensor, **others: Any) -> Tensor:
+        for latent, state in zip(latents, states, strict=True):
+            number = min(range(7), key=lambda i: (latent - means[i]).abs().sum())
+            seen.append(number)
+            assert (latent - means[number]).abs().mean() < 0.05  # edges differ: ours is cropped before it is resized
+            assert torch.allclose(state, words[CAPTIONS[number]], atol=1e-5)
+        return denoising_loss(unet, scheduler, latents, states=states, **others)
+
+    monkeypatch.setattr(module, "denoising_loss", looking)
+    monkeypatch.setattr(module, "_sample", lambda moments, scaling, rng: moments.chunk(2, dim=1)[0] * scaling)
+    train(tiny_generator, pictures, store, steps=10)
+    assert set(seen) == set(range(7)) and len(seen) == 30
 
 
 def test_the_generator_is_afterwards_what_it_was(tiny_generator: Generator, pictures: list[str], store: Store):
