@@ -32,7 +32,7 @@ def is_disk_full(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
-        if "No space left on device" in str(seen):
+        if "No space left on device" in str(seen) or "PytorchStreamWriter failed" in str(seen):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
