@@ -33,10 +33,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     report = commands.add_parser("report", help="the table of a folder of results")
     report.add_argument("output", type=Path, help="the scripts' OUTPUT")
     # A positional "options" would swallow every flag that follows the folder, so the pairs are what is left over.
-    args, args.options = parser.parse_known_args(argv)
-    unknown = [word for word in args.options if word.startswith("--") or args.command == "report"]
+    args, options = parser.parse_known_args(argv)
+    unknown = [word for word in options if word.startswith("--") or args.command == "report"]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    args.options = options
     return args
 
 
