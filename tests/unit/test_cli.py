@@ -207,3 +207,19 @@ def test_a_fault_of_ours_is_not_hidden(
     monkeypatch.setattr(backbone_module, "load_backbone", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["lora", str(Path(pictures[0]).parent), "--classes", str(classes)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["lora", "pictures", "--classes", "c", "--sed", "3", "--what"], "--what"),
+        (["report", "output", "AIR.M", "3"], "AIR.M"),
+        (["lora", "pictures"], "--classes"),
+        (["lorra", "pictures"], "lorra"),
+        ([], "COMMAND"),
+    ],
+)
+def test_a_wrong_command_line_is_told_by_argparse(arguments: list[str], said: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as raised:
+        parse(arguments)
+    assert raised.value.code == 2 and said in capsys.readouterr().err
