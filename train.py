@@ -125,6 +125,8 @@ def build(cfg: Any) -> Any:
         raise UserError("no data root; name the folder of the data sets with --root")
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)
+    if cfg.AIR.THREADS > 0:
+        torch.set_num_threads(cfg.AIR.THREADS)
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
     return build_trainer(cfg)

@@ -42,6 +42,7 @@ def add_air_config(cfg: Any) -> None:
 
     cfg.AIR = CfgNode()
     cfg.AIR.CACHE = ""  # folder of the artifacts; empty: cache/ in the output folder
+    cfg.AIR.THREADS = 0  # of torch on the CPU; 0 leaves torch's own number
     cfg.AIR.HEADLINE = "fused"
     cfg.AIR.LAMBDA = 2.0
     cfg.AIR.BETA = 1.0

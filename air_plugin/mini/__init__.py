@@ -48,7 +48,9 @@ def load_pipeline(dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
     from air_plugin.mini.models import build_pipeline, read_unet, read_vae
 
     pipe = build_pipeline(read_vae(WEIGHTS), read_unet(WEIGHTS / "unet.safetensors"), load_clip())
-    return pipe if dtype is None else pipe.to(dtype)
+    if dtype is not None and dtype != pipe.unet.dtype:
+        pipe.to(dtype)
+    return pipe
 
 
 def weights_fingerprint() -> str:

@@ -28,7 +28,7 @@ def arguments(trainer: str, data: Path, output: Path, *options: str, config: str
 
 def command(*args: str) -> tuple[list[str], dict[str, str]]:
     """A command and environment that run train.py in a process of its own."""
-    return [sys.executable, str(ROOT / "train.py"), *args], {**os.environ, "OMP_NUM_THREADS": "2"}
+    return [sys.executable, str(ROOT / "train.py"), *args], dict(os.environ)
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
