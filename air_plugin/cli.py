@@ -57,6 +57,8 @@ def settings_of(args: argparse.Namespace) -> Any:
 
 def run_stage(args: argparse.Namespace) -> int:
     """Run the stages up to the one that was asked for, and say where its artifact lies."""
+    import torch
+
     from air_plugin import auxiliary
     from air_plugin.backbone import load_backbone
     from air_plugin.config import AirSettings
@@ -66,6 +68,8 @@ def run_stage(args: argparse.Namespace) -> int:
     from air_plugin.store import Store
 
     cfg = settings_of(args)
+    if cfg.AIR.THREADS > 0:
+        torch.set_num_threads(cfg.AIR.THREADS)
     settings = AirSettings.from_cfg(cfg)
     names = read_classes(args.classes)
     paths = [str(path) for path in find_images(args.images)]

@@ -118,6 +118,8 @@ def extract_features(
         UserError: images are unreadable; the message names them.
     """
     files = [str(path) for path in paths]
+    if not files:
+        raise UserError(f"{title}: there are no images")
     settings = {
         "recipe": 1,
         "images": digest_files(files),

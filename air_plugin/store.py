@@ -97,6 +97,8 @@ class Store:
         path = self.root / kind / key_of(plain)
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
+            for stale in path.glob(".*.tmp"):  # of a writer that was killed
+                stale.unlink()
             fault = _fault(path, plain)
             if fault:
                 print(f"cache: {path} is thrown away and made again: {fault}")

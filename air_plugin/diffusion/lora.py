@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,6 +168,7 @@ def _train(
                     _save_checkpoint(entry.path / CHECKPOINT, parameters, optimizer, losses)
         if not np.isfinite(losses).all():
             raise UserError(f"LoRA: the loss is not finite; lower AIR.LORA.LR (now {settings.lr})")
+        shutil.rmtree(entry.path / "tensorboard", ignore_errors=True)  # of a run that was killed right here
         with SummaryWriter(entry.path / "tensorboard") as writer:
             for step, value in enumerate(losses):
                 writer.add_scalar("lora/loss", value, step)

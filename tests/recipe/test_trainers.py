@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import train
 from runs import arguments, figures, weights
 
+import train
 from air_plugin import backbone as backbone_module
 
 
