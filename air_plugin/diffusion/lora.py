@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -136,7 +137,6 @@ def _train(
     seed: int,
 ) -> None:
     from diffusers import DDPMScheduler
-    from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
 
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
@@ -150,38 +150,45 @@ def _train(
             for step in range(start, settings.steps):
                 rng = torch.Generator().manual_seed(stable_seed("lora", seed, step))
                 pick = torch.randint(len(paths), (settings.batch,), generator=rng)
-                latents = _sample(moments[pick], pipeline.vae.config.scaling_factor, rng).to(pipeline.device)
-                noise = torch.randn(latents.shape, generator=rng).to(pipeline.device)
-                times = torch.randint(scheduler.config.num_train_timesteps, (settings.batch,), generator=rng)
-                with torch.autocast(pipeline.device.type, dtype=pipeline.unet.dtype, enabled=_is_half(pipeline)):
-                    loss = denoising_loss(
-                        pipeline.unet, scheduler, latents,
-                        states=states[which[pick]], noise=noise, steps=times.to(pipeline.device),
-                    )  # fmt: skip
+                loss = _loss(pipeline, scheduler, moments[pick], states[which[pick]], rng)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                losses.append(float(loss.detach()))
+                losses.append(loss.item())
+                if not math.isfinite(losses[-1]):
+                    raise UserError(f"LoRA: the loss is not finite; lower AIR.LORA.LR (now {settings.lr})")
                 bar.update()
                 bar.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}")
                 if (step + 1) % settings.checkpoint == 0 and step + 1 < settings.steps:
                     _save_checkpoint(entry.path / CHECKPOINT, parameters, optimizer, losses)
-        if not np.isfinite(losses).all():
-            raise UserError(f"LoRA: the loss is not finite; lower AIR.LORA.LR (now {settings.lr})")
-        shutil.rmtree(entry.path / "tensorboard", ignore_errors=True)  # of a run that was killed right here
-        with SummaryWriter(entry.path / "tensorboard") as writer:
-            for step, value in enumerate(losses):
-                writer.add_scalar("lora/loss", value, step)
         _save_weights(pipeline, entry.path)
-        save_tensors(entry.path / "losses.safetensors", {"loss": torch.tensor(losses)})
-        curves = [path.relative_to(entry.path).as_posix() for path in (entry.path / "tensorboard").iterdir()]
-        entry.finish([WEIGHTS, "losses.safetensors", *curves])
+        entry.finish([WEIGHTS, *_save_curve(entry.path, losses)])
     finally:
         pipeline.unet.unload_lora()  # delete_adapters would leave its empty layers in the model
 
 
-def _is_half(pipeline: Any) -> bool:
-    return pipeline.unet.dtype != torch.float32
+def _loss(pipeline: Any, scheduler: Any, moments: Tensor, states: Tensor, rng: torch.Generator) -> Tensor:
+    """The denoising loss of a batch: (B, 2c, h, w) moments and (B, L, W) states."""
+    latents = _sample(moments, pipeline.vae.config.scaling_factor, rng)
+    noise = torch.randn(latents.shape, generator=rng)
+    steps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=rng)
+    latents, noise, steps = (value.to(pipeline.device) for value in (latents, noise, steps))
+    half = pipeline.unet.dtype != torch.float32
+    with torch.autocast(pipeline.device.type, dtype=pipeline.unet.dtype, enabled=half):
+        return denoising_loss(pipeline.unet, scheduler, latents, states=states, noise=noise, steps=steps)
+
+
+def _save_curve(folder: Path, losses: list[float]) -> list[str]:
+    """Write the loss curve, as a tensor and for TensorBoard; the files' names."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of a run that was killed right here
+    with SummaryWriter(folder / "tensorboard") as writer:
+        for step, value in enumerate(losses):
+            writer.add_scalar("lora/loss", value, step)
+    save_tensors(folder / "losses.safetensors", {"loss": torch.tensor(losses)})
+    curves = [path.relative_to(folder).as_posix() for path in (folder / "tensorboard").iterdir()]
+    return ["losses.safetensors", *curves]
 
 
 @torch.no_grad()
