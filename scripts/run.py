@@ -44,6 +44,12 @@ def default_config(dataset_file: Path) -> str:
     return yaml.safe_load(dataset_file.read_text())["DATASET"]["DEFAULT_CONFIG"]
 
 
+def without_air(options: list[str]) -> list[str]:
+    """Options less those that only AiR reads, so that a control is not run again for each of their values."""
+    pairs = zip(options[::2], options[1::2], strict=False)
+    return [part for key, value in pairs if not key.startswith("AIR.") for part in (key, value)]
+
+
 def data_root() -> Path:
     if "DATA" not in os.environ:
         (ROOT / "data").mkdir(exist_ok=True)
@@ -67,13 +73,14 @@ def run(args: argparse.Namespace) -> int:
     root, output = data_root(), Path(os.environ.get("OUTPUT", ROOT / "output"))
     for trainer in args.trainers:
         path = ROOT / "configs" / "trainers" / trainer / f"{config}.yaml"
+        options = args.options if trainer == args.trainers[-1] else without_air(args.options)
         for seed in seeds() if path.is_file() else []:
-            folder = output / args.dataset / trainer / train.label(config, args.options) / f"seed{seed}"
+            folder = output / args.dataset / trainer / train.label(config, options) / f"seed{seed}"
             print(f"== {args.dataset} / {trainer} / {config} / seed {seed}", flush=True)
             code = train.main([
                 "--root", str(root), "--seed", seed, "--trainer", trainer, "--config-file", str(path),
                 "--dataset-config-file", str(dataset_file), "--output-dir", str(folder),
-                "AIR.CACHE", str(output / "cache"), *args.options,
+                "AIR.CACHE", str(output / "cache"), *options,
             ])  # fmt: skip
             if code:
                 return code
