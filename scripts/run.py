@@ -67,6 +67,8 @@ def seeds() -> list[str]:
 
 
 def run(args: argparse.Namespace) -> int:
+    if len(args.options) % 2:
+        raise UserError(f"options are pairs of KEY VALUE; '{args.options[-1]}' has no partner")
     dataset_file = config_file("datasets", args.dataset, "data set")
     config = args.config or default_config(dataset_file)
     config_file(f"trainers/{args.trainers[-1]}", config, "config")
