@@ -154,7 +154,7 @@ def _resolve(name: str) -> tuple[str, str | None, dict[str, Any]]:
         source = "openai"
     architecture = architecture.replace("/", "-")
     if architecture not in open_clip.list_models():
-        if "/" in name or name.endswith((".pt", ".pth", ".bin", ".safetensors")):
+        if name.startswith(("/", ".", "~")) or name.endswith((".pt", ".pth", ".bin", ".safetensors")):
             raise UserError(f"backbone '{name}' is no folder and no ARCHITECTURE:FILE; see load_backbone for the forms")
         raise unknown("backbone", architecture, ["mini", *OPENAI_NAMES, *open_clip.list_models()])
     tags = open_clip.list_pretrained_tags_by_model(architecture)

@@ -22,7 +22,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     names = sorted(known)
     lowered = {candidate.lower(): candidate for candidate in names}
     near = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+    some = f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {some}"
     return UserError(f"unknown {kind} '{name}'; {hint}")
 
 
