@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,37 @@ class FeatureTable:
         else:
             chosen = 1 + torch.rand(len(index), views - 1, generator=generator).argsort(dim=1)[:, :count]  # (B, count)
         return self.features[index.to(self.features.device), chosen.T.to(self.features.device)]
+
+
+class FeatureBatches:
+    """Batches of drawn views with their targets; those of an epoch depend on the seed and the epoch alone.
+
+    Like Dassl's loader it leaves out the last, smaller batch, unless it is the only one.
+    """
+
+    def __init__(
+        self,
+        table: FeatureTable,
+        index: Tensor,
+        targets: Tensor,
+        *,
+        batch_size: int,
+        seed: int,
+        epoch: Callable[[], int],
+    ) -> None:
+        self.table, self.index, self.targets = table, index, targets
+        self.batch_size, self.seed, self.epoch = min(batch_size, len(index)), seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.index) // self.batch_size
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        rng = torch.Generator().manual_seed(stable_seed("batches", self.seed, self.epoch()))
+        order = torch.randperm(len(self.index), generator=rng)
+        for rows in order.split(self.batch_size)[: len(self)]:
+            rows = rows.to(self.index.device)
+            first, second = self.table.draw(self.index[rows], generator=rng, count=2)
+            yield {"img": first, "img2": second, "target": self.targets[rows]}
 
 
 class _Views(Dataset):

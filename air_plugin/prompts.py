@@ -162,6 +162,28 @@ class PromptLearner(nn.Module):
                             "use another output folder or --model-dir")
 
 
+class PromptedCLIP(nn.Module):
+    """Learned prompts over a frozen backbone, working on image features."""
+
+    def __init__(self, backbone: Backbone, prompt_learner: PromptLearner) -> None:
+        super().__init__()
+        self.prompt_learner = prompt_learner
+        self.text_encoder = backbone.prompt_encoder
+        self.logit_scale = backbone.logit_scale
+
+    def text_features(self) -> Tensor:
+        """(C, D) unit features of the prompts as they are now."""
+        return nn.functional.normalize(self.text_encoder(*self.prompt_learner()).float(), dim=1)
+
+    def logits(self, features: Tensor, text: Tensor) -> Tensor:
+        """(B, D) image and (C, D) text features to (B, C)."""
+        return self.logit_scale * features @ text.T
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) unit image features to (B, C) logits."""
+        return self.logits(features, self.text_features())
+
+
 def _brief(names: Sequence[str]) -> str:
     return f"{len(names)}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,67 +12,14 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_checkpoint
 from torch import Tensor, nn
 
-from air_plugin.backbone import Backbone, load_backbone
+from air_plugin.backbone import load_backbone
 from air_plugin.config import require_template
 from air_plugin.errors import UserError
-from air_plugin.features import FeatureTable, extract_features, stable_seed
+from air_plugin.features import FeatureBatches, FeatureTable, extract_features, stable_seed
 from air_plugin.metrics import head_metrics
-from air_plugin.prompts import PromptLearner
+from air_plugin.prompts import PromptedCLIP, PromptLearner
 from air_plugin.provenance import Stages
 from air_plugin.store import Store
-
-
-class PromptedCLIP(nn.Module):
-    """Learned prompts over a frozen backbone, working on image features."""
-
-    def __init__(self, backbone: Backbone, prompt_learner: PromptLearner) -> None:
-        super().__init__()
-        self.prompt_learner = prompt_learner
-        self.text_encoder = backbone.prompt_encoder
-        self.logit_scale = backbone.logit_scale
-
-    def text_features(self) -> Tensor:
-        """(C, D) unit features of the prompts as they are now."""
-        return nn.functional.normalize(self.text_encoder(*self.prompt_learner()).float(), dim=1)
-
-    def logits(self, features: Tensor, text: Tensor) -> Tensor:
-        """(B, D) image and (C, D) text features to (B, C)."""
-        return self.logit_scale * features @ text.T
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, D) unit image features to (B, C) logits."""
-        return self.logits(features, self.text_features())
-
-
-class FeatureBatches:
-    """Batches of drawn views with their targets; those of an epoch depend on the seed and the epoch alone.
-
-    Like Dassl's loader it leaves out the last, smaller batch, unless it is the only one.
-    """
-
-    def __init__(
-        self,
-        table: FeatureTable,
-        index: Tensor,
-        targets: Tensor,
-        *,
-        batch_size: int,
-        seed: int,
-        epoch: Callable[[], int],
-    ) -> None:
-        self.table, self.index, self.targets = table, index, targets
-        self.batch_size, self.seed, self.epoch = min(batch_size, len(index)), seed, epoch
-
-    def __len__(self) -> int:
-        return len(self.index) // self.batch_size
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        rng = torch.Generator().manual_seed(stable_seed("batches", self.seed, self.epoch()))
-        order = torch.randperm(len(self.index), generator=rng)
-        for rows in order.split(self.batch_size)[: len(self)]:
-            rows = rows.to(self.index.device)
-            first, second = self.table.draw(self.index[rows], generator=rng, count=2)
-            yield {"img": first, "img2": second, "target": self.targets[rows]}
 
 
 class PromptTrainer(TrainerX):
