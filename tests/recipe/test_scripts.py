@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from runs import ROOT, SHORT
 
 
 def bash(script: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # this python, activated or not
     return subprocess.run(
-        ["bash", str(ROOT / script), *args], env={**os.environ, **environment}, capture_output=True, text=True
+        ["bash", str(ROOT / script), *args],
+        env={**os.environ, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
     )
 
 
