@@ -152,13 +152,13 @@ def test_stages_run_once_and_say_where_their_artifacts_lie(
     folder = str(Path(pictures[0]).parent)
     common = [folder, "--classes", str(classes), "--store", str(tmp_path / "store"), *small]
     assert main(["lora", *common]) == 0
-    (adapter,) = (tmp_path / "store" / "lora").glob("*/")
+    (adapter,) = (mark.parent for mark in (tmp_path / "store" / "lora").glob("*/entry.json"))
     assert f"adapter: {adapter}\n" in capsys.readouterr().out and (adapter / WEIGHTS).is_file()
     assert main(["generate", *common]) == 0
     assert "(9, 9 drawn now)" in capsys.readouterr().out
     assert main(["prototypes", *common]) == 0
     out = capsys.readouterr().out
-    (made,) = (tmp_path / "store" / "prototypes").glob("*/")
+    (made,) = (mark.parent for mark in (tmp_path / "store" / "prototypes").glob("*/entry.json"))
     assert "(9, 0 drawn now)" in out and f"prototypes: {made}\n" in out
     names = json.loads((made / "provenance.json").read_text())["classes"]
     assert names == ["dog", "annual_crop land", "sea"]
