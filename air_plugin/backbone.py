@@ -156,7 +156,7 @@ def _resolve(name: str) -> tuple[str, str | None, dict[str, Any]]:
     if architecture not in open_clip.list_models():
         error = unknown("backbone", name, ["mini", *OPENAI_NAMES, *open_clip.list_models()])
         if "did you mean" not in str(error) and ("/" in name or Path(name).suffix):
-            error = UserError(f"backbone '{name}' is no folder and no ARCHITECTURE:FILE; see load_backbone for the forms")
+            raise UserError(f"backbone '{name}' is no folder and no ARCHITECTURE:FILE; see load_backbone for the forms")
         raise error
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if source in tags:
