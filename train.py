@@ -13,7 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent
 sys.path.append(str(ROOT / "compat"))  # last: an installed Dassl wins, the stand-in serves where there is none
 
-from air_plugin.errors import UserError, is_disk_full, unknown  # noqa: E402
+from air_plugin.errors import UserError, exit_code, unknown  # noqa: E402
 
 TRAINERS = ("zsclip", "cpl", "air")
 DATASETS = ("digits",)
@@ -162,12 +162,13 @@ def make_result(cfg: Any, trainer: Any, config: str) -> dict[str, Any]:
     }
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
+    """One run, from the config to result.json; returns the exit code."""
     cfg = setup_config(args)
     folder = Path(cfg.OUTPUT_DIR)
     if not args.eval_only and claim(folder, resolved(cfg)):
         print(f"{folder}: complete, nothing to do")
-        return
+        return 0
     from dassl.utils import setup_logger
 
     from air_plugin.images import write_atomically
@@ -178,9 +179,9 @@ def run(args: argparse.Namespace) -> None:
     if args.eval_only:
         trainer.load_model(args.model_dir or cfg.OUTPUT_DIR, epoch=args.load_epoch)
         trainer.test()
-        return
+        return 0
     if args.no_train:
-        return
+        return 0
     trainer.train()
     if hasattr(trainer, "auxiliary"):
         from air_plugin.gallery import draw_gallery
@@ -189,31 +190,16 @@ def run(args: argparse.Namespace) -> None:
         draw_gallery(trainer.auxiliary, trainer.classnames, *seen, folder / "gallery.png")
     result = make_result(cfg, trainer, label(args.config_file, args.opts))
     write_atomically(folder / "result.json", json.dumps(result, indent=1).encode(), durable=True)
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run; returns the exit code, 2 for bad input."""
     console = sys.stdout
     try:
-        run(parse(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"error: {error} Lower OPTIM.LR", file=sys.stderr)
-        return 2
-    except Exception as error:
-        if is_disk_full(error):
-            message = "the disk is full; free some space and run again, finished work is kept"
-        elif re.match(r"[A-Z]+(\.[A-Z_]+)+ ", str(error)):  # Dassl's word on a config key
-            message = str(error)
-        else:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
+        return exit_code(lambda: run(parse(argv)))
     finally:
         sys.stdout = console
-    return 0
 
 
 if __name__ == "__main__":

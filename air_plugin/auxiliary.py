@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from air_plugin.backbone import Backbone
@@ -185,8 +184,10 @@ def make_prototypes(
             _select(table.plain.reshape(len(classnames), -1, table.plain.shape[1]), entry, settings)
         saved = entry.tensors("prototypes.safetensors")
         scale = settings.scale * backbone.logit_scale if settings.form == "softmax" else None
+        classifier = AuxiliaryClassifier(
+            saved["weight"].to(backbone.device), saved["bias"].to(backbone.device), scale
+        )
         prototypes = saved["prototypes"].to(backbone.device)
-        classifier = AuxiliaryClassifier.from_prototypes(prototypes, scale=scale)
         return Auxiliary(classifier, prototypes, by_class, saved["kept"], entry.key), cached
 
 
@@ -194,9 +195,10 @@ def _select(features: Tensor, entry: Entry, settings: AirSettings) -> None:
     """(C, M, D) features to the artifact."""
     kept = select_prototypes(features, settings.kept_per_class)
     prototypes = gather_prototypes(features, kept)
+    head = AuxiliaryClassifier.from_prototypes(prototypes, scale=None)
     save_tensors(
         entry.path / "prototypes.safetensors",
-        {"prototypes": prototypes, "weight": prototypes.mean(dim=1), "bias": torch.zeros(len(kept)), "kept": kept},
+        {"prototypes": prototypes, "weight": head.weight, "bias": head.bias, "kept": kept},
     )
     write_atomically(entry.path / "provenance.json", json.dumps(entry.settings, indent=1).encode())
     entry.finish(["prototypes.safetensors", "provenance.json"])

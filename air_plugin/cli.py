@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from air_plugin.errors import UserError, is_disk_full
+from air_plugin.errors import UserError, exit_code
 
 STAGES = {
     "lora": "adapt the generator to a folder of unlabelled images",
@@ -55,6 +55,13 @@ def settings_of(args: argparse.Namespace) -> Any:
     return cfg
 
 
+def run_report(args: argparse.Namespace) -> int:
+    """Print the table of a folder of results."""
+    from air_plugin.report import report
+
+    return report(args.output)
+
+
 def run_stage(args: argparse.Namespace) -> int:
     """Run the stages up to the one that was asked for, and say where its artifact lies."""
     import torch
@@ -65,6 +72,7 @@ def run_stage(args: argparse.Namespace) -> int:
     from air_plugin.diffusion.pipeline import load_generator
     from air_plugin.features import extract_features
     from air_plugin.images import find_images
+    from air_plugin.prompts import fill
     from air_plugin.store import Store
 
     cfg = settings_of(args)
@@ -79,7 +87,7 @@ def run_stage(args: argparse.Namespace) -> int:
     adapter = None
     if settings.lora.enabled:
         table, _ = extract_features(backbone, paths, store=store)
-        texts = backbone.encode_texts([settings.prompt.format(name.replace("_", " ")) for name in names])
+        texts = backbone.encode_texts([fill(settings.prompt, name) for name in names])
         probs = backbone.text_probs(table.plain, texts)
         adapter = auxiliary.adapt(generator, names, paths, probs=probs, settings=settings, store=store)
         print(f"adapter: {adapter.folder}")
@@ -122,20 +130,7 @@ def read_classes(path: Path) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """The console script; returns the exit code, 2 for bad input."""
     args = parse(argv)
-    try:
-        if args.command == "report":
-            from air_plugin.report import report
-
-            return report(args.output)
-        return run_stage(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        print("error: the disk is full; free some space and run again, finished work is kept", file=sys.stderr)
-        return 2
+    return exit_code(lambda: run_report(args) if args.command == "report" else run_stage(args))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+import re
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -37,3 +39,28 @@ def is_disk_full(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def explain(error: Exception) -> str | None:
+    """The line for an error that a person can mend; None where it is a defect of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, FloatingPointError):
+        return f"{error} Lower OPTIM.LR"
+    if is_disk_full(error):
+        return "the disk is full; free some space and run again, finished work is kept"
+    if re.match(r"[A-Z]+(\.[A-Z_]+)+ ", str(error)):  # Dassl's word on a config key
+        return str(error)
+    return None
+
+
+def exit_code(work: Callable[[], int]) -> int:
+    """Run a command; an error that a person can mend becomes one line on stderr and exit code 2."""
+    try:
+        return work()
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2

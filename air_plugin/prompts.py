@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 Position = Literal["end", "middle", "front"]
 
 
+def fill(template: str, classname: str) -> str:
+    """A template with one {} and a class name, whose underscores stand for spaces, to a prompt."""
+    return template.format(classname.replace("_", " "))
+
+
 class PromptEncoder(nn.Module):
     """The text tower of a CLIP model, from token embeddings to text features.
 

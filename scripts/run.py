@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from air_plugin.errors import UserError, unknown  # noqa: E402
+from air_plugin.errors import UserError, exit_code, unknown  # noqa: E402
 
 
 def parse() -> argparse.Namespace:
@@ -91,13 +91,5 @@ def run(args: argparse.Namespace) -> int:
     return report(output, only=args.dataset)
 
 
-def main() -> int:
-    try:
-        return run(parse())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(lambda: run(parse())))

@@ -17,7 +17,7 @@ from air_plugin.config import require_template
 from air_plugin.errors import UserError
 from air_plugin.features import FeatureBatches, FeatureTable, extract_features, stable_seed
 from air_plugin.metrics import head_metrics
-from air_plugin.prompts import PromptedCLIP, PromptLearner
+from air_plugin.prompts import PromptedCLIP, PromptLearner, fill
 from air_plugin.provenance import Stages
 from air_plugin.store import Store
 
@@ -45,7 +45,7 @@ class PromptTrainer(TrainerX):
             self.backbone = load_backbone(
                 self.cfg.MODEL.BACKBONE.NAME, precision=self.cfg.TRAINER.PROMPT.PREC, device=self.device
             )
-        texts = [self.cfg.DATASET.TEMPLATE.format(name.replace("_", " ")) for name in self.classnames]
+        texts = [fill(self.cfg.DATASET.TEMPLATE, name) for name in self.classnames]
         self.template_features = self.backbone.encode_texts(texts)
         self.build_training()
 

@@ -16,6 +16,7 @@ from PIL import Image
 from air_plugin.errors import UserError
 from air_plugin.features import stable_seed
 from air_plugin.images import digest, write_atomically
+from air_plugin.prompts import fill
 from air_plugin.store import key_of
 
 ATTEMPTS = 8
@@ -65,7 +66,7 @@ def plan_jobs(
         ImageJob(
             classname=name,
             number=number,
-            prompt=template.format(name.replace("_", " ")),
+            prompt=fill(template, name),
             seed=stable_seed("image", seed, name, number),
             steps=steps,
             guidance=guidance,

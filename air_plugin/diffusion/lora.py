@@ -19,6 +19,7 @@ from air_plugin.diffusion.pipeline import Generator, encode_prompts
 from air_plugin.errors import UserError
 from air_plugin.features import stable_seed
 from air_plugin.images import digest_files, load_rgb
+from air_plugin.prompts import fill
 from air_plugin.pseudo_labels import top_k_per_class
 from air_plugin.store import Entry, Store, load_tensors, save_tensors
 
@@ -48,7 +49,7 @@ def choose_captions(
     if settings.captions == "generic":
         return index, [settings.generic] * len(index)
     label = probs.argmax(dim=1).tolist()
-    return index, [template.format(classnames[label[i]].replace("_", " ")) for i in index]
+    return index, [fill(template, classnames[label[i]]) for i in index]
 
 
 def denoising_loss(
