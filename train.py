@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ sys.path.append(str(ROOT / "compat"))  # last: an installed Dassl wins, the stan
 
 from air_plugin.errors import UserError, exit_code, unknown  # noqa: E402
 
-TRAINERS = ("zsclip", "cpl", "air")
+TRAINERS = ("zsclip", "coop", "upl", "cpl", "air")
 DATASETS = ("digits",)
 # What may differ between two runs of the same settings.
 WHERE = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT", "AIR.CACHE")
@@ -40,7 +41,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--load-epoch", type=int, help="epoch to load, 1-based")
     parser.add_argument("--no-train", action="store_true")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.opts = args.opts[1:] if args.opts[:1] == ["--"] else args.opts
+    return args
 
 
 def setup_config(args: argparse.Namespace) -> Any:
@@ -68,7 +71,7 @@ def setup_config(args: argparse.Namespace) -> Any:
             node[key[-1]] = value
     if args.seed >= 0:
         cfg.SEED = args.seed
-    merge_options(cfg, args.opts[1:] if args.opts[:1] == ["--"] else args.opts)
+    merge_options(cfg, args.opts)
     return cfg
 
 
@@ -132,12 +135,26 @@ def build(cfg: Any) -> Any:
     return build_trainer(cfg)
 
 
-def label(config_file: str, options: list[str]) -> str:
+def label(config_file: str, dataset_config_file: str, options: list[str]) -> str:
     """A config's name: its file's, and what the command line changes in it (but not where things lie)."""
-    pairs = zip(options[::2], options[1::2], strict=False)
-    parts = [Path(config_file).stem, *(f"{key}={value}" for key, value in pairs if key not in WHERE)]
-    name = re.sub(r"[^\w.=,+-]+", "_", "+".join(parts))
+    from air_plugin.config import flatten, merge_options
+
+    cfg = setup_config(parse(["--config-file", config_file, "--dataset-config-file", dataset_config_file]))
+    before = flatten(cfg)
+    merge_options(cfg, options)
+    changed = {key: value for key, value in flatten(cfg).items() if value != before[key] and key not in WHERE}
+    texts = dict(zip(options[::2], options[1::2], strict=True))
+    name = "+".join([Path(config_file).stem, *(f"{key}={text}" for key, text in texts.items() if key in changed)])
+    name = re.sub(r"[^\w.=,+-]+", "_", name)
     return name if len(name) <= 100 else f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def predictions(trainer: Any) -> dict[str, Any]:
+    """What every head said of every test image, images relative to the data root."""
+    root = Path(trainer.predictions["root"])
+    images = [os.path.relpath(path, root) if Path(path).is_relative_to(root) else path
+              for path in trainer.predictions["images"]]  # fmt: skip
+    return {**trainer.predictions, "images": images}
 
 
 def make_result(cfg: Any, trainer: Any, config: str) -> dict[str, Any]:
@@ -156,7 +173,7 @@ def make_result(cfg: Any, trainer: Any, config: str) -> dict[str, Any]:
         "seed": cfg.SEED,
         "heads": trainer.results,
         "headline": trainer.headline,
-        "pseudo_labels": trainer.pseudo_label_summary(),
+        **trainer.figures(),
         "stages": [asdict(stage) for stage in trainer.stages.done],
         "provenance": {**collect(ROOT), "settings": resolved(cfg)},
     }
@@ -187,8 +204,10 @@ def run(args: argparse.Namespace) -> int:
         from air_plugin.gallery import draw_gallery
 
         seen = trainer.paths, trainer.zero_shot_probs
-        draw_gallery(trainer.auxiliary, trainer.classnames, *seen, folder / "gallery.png")
-    result = make_result(cfg, trainer, label(args.config_file, args.opts))
+        source = "generated" if cfg.AIR.SOURCE == "synthetic" else "pseudo-labelled"
+        draw_gallery(trainer.auxiliary, trainer.classnames, *seen, folder / "gallery.png", source=source)
+    write_atomically(folder / "predictions.json", json.dumps(predictions(trainer)).encode(), durable=True)
+    result = make_result(cfg, trainer, label(args.config_file, args.dataset_config_file, args.opts))
     write_atomically(folder / "result.json", json.dumps(result, indent=1).encode(), durable=True)
     return 0
 

@@ -16,7 +16,7 @@ from air_plugin.diffusion.lora import adapter_loaded, choose_captions, train_lor
 from air_plugin.diffusion.pipeline import Generator, load_generator
 from air_plugin.features import extract_features
 from air_plugin.images import digest_files, write_atomically
-from air_plugin.prototypes import AuxiliaryClassifier, gather_prototypes, select_prototypes
+from air_plugin.prototypes import AuxiliaryClassifier, gather_prototypes, real_prototypes, select_prototypes
 from air_plugin.provenance import Stages
 from air_plugin.store import Entry, Store, key_of, save_tensors
 
@@ -28,7 +28,7 @@ class Auxiliary:
     prototypes: (C, K, D) unit features of the kept images.
     images: C lists of M image files.
     kept: (C, K) which of them were kept, nearest to the class mean first.
-    key: of its artifact.
+    key: of its artifact; empty where it is none.
     """
 
     classifier: AuxiliaryClassifier
@@ -74,6 +74,28 @@ def build_auxiliary(
             backbone, classnames, report.paths, settings=settings, store=store, adapter=adapter, generator=generator
         )
     return auxiliary
+
+
+def auxiliary_of_real_images(
+    paths: Sequence[str], features: Tensor, probs: Tensor, *, settings: AirSettings, logit_scale: float
+) -> Auxiliary:
+    """The control of AiR without a generator: prototypes of real images, by their pseudo-label instead of their prompt.
+
+    Args:
+        paths: N unlabelled images.
+        features: (N, D) of them, unit rows.
+        probs: (N, C) zero-shot probabilities.
+        settings: M, K, form and scale.
+        logit_scale: of the backbone.
+    """
+    chosen = real_prototypes(probs, settings.images_per_class)  # (C, M)
+    candidates = features[chosen]
+    kept = select_prototypes(candidates, min(settings.kept_per_class, chosen.shape[1]))
+    prototypes = gather_prototypes(candidates, kept)
+    scale = settings.scale * logit_scale if settings.form == "softmax" else None
+    classifier = AuxiliaryClassifier.from_prototypes(prototypes, scale=scale)
+    images = [[Path(paths[i]) for i in row] for row in chosen.tolist()]
+    return Auxiliary(classifier, prototypes, images, kept, key="")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`air`: the stages of the auxiliary classifier by themselves, and the table of a folder of results."""
+"""`air`: the stages of the auxiliary classifier by themselves, and the tables of a folder of results."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         stage.add_argument("--config", type=Path, help="YAML of a trainer; its MODEL, TRAINER and AIR parts are read")
         stage.add_argument("--seed", type=int, default=0)
         stage.add_argument("--device", default="", help="cuda or cpu; default: cuda where there is one")
-    report = commands.add_parser("report", help="the table of a folder of results")
-    report.add_argument("output", type=Path, help="the scripts' OUTPUT")
+    add_report(commands.add_parser("report", help="tables or a page of a folder of results"))
     # A positional "options" would swallow every flag that follows the folder, so the pairs are what is left over.
     args, options = parser.parse_known_args(argv)
     unknown = [word for word in options if word.startswith("--") or args.command == "report"]
@@ -39,6 +38,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     args.options = options
     return args
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `air report`."""
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="the scripts' OUTPUT, or a data set's folder in it")
+    parser.add_argument("--format", choices=("github", "latex", "csv", "html"), default="github", help="of the tables")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="default: the terminal; html: OUTPUT/report.html")
+    parser.add_argument("--ci95", action="store_true", help="+- is half of the 95 %% interval over seeds")
+    parser.add_argument("--baseline", metavar="TITLE", help="a row; adds every other row's difference to it")
+    parser.add_argument("--dataset", metavar="NAME", help="only these columns, in this order", **several)
+    parser.add_argument("--method", metavar="TITLE", help="only these rows, called as in the table", **several)
+    parser.add_argument("--backbone", metavar="NAME", help="only results with this backbone")
+    parser.add_argument("--split-family", metavar="NAME", help="only results with this split family")
+    parser.add_argument("--details", action="store_true", help="every head, the pseudo-labels and every seed, too")
 
 
 def settings_of(args: argparse.Namespace) -> Any:
@@ -56,10 +70,14 @@ def settings_of(args: argparse.Namespace) -> Any:
 
 
 def run_report(args: argparse.Namespace) -> int:
-    """Print the table of a folder of results."""
+    """Print the tables of a folder of results, or write its page."""
     from air_plugin.report import report
 
-    return report(args.output)
+    return report(
+        args.output, datasets=args.dataset, methods=args.method, backbone=args.backbone,
+        split_family=args.split_family, baseline=args.baseline, form=args.format, out=args.out, ci95=args.ci95,
+        details=args.details,
+    )  # fmt: skip
 
 
 def run_stage(args: argparse.Namespace) -> int:

@@ -15,6 +15,8 @@ Captions = Literal["confident", "all", "generic"]
 LossForm = Literal["consistency", "synthetic"]
 AuxiliaryForm = Literal["softmax", "raw"]
 Head = Literal["text", "fused"]
+Labeler = Literal["CPL", "UPL"]
+Source = Literal["synthetic", "real"]
 
 
 def add_air_config(cfg: Any) -> None:
@@ -34,11 +36,25 @@ def add_air_config(cfg: Any) -> None:
     cfg.TRAINER.PROMPT.PREC = "fp32"
     cfg.TRAINER.PROMPT.VIEWS = 8  # views an image in the feature table; the first is not augmented
     cfg.TRAINER.PROMPT.CLIP_GRAD = 0.0  # largest norm of the gradient; 0 is no limit
+    cfg.TRAINER.PROMPT.ENSEMBLE = 1  # prompts that are trained side by side and whose predictions are averaged
+    cfg.TRAINER.PROMPT.ROUNDS = 1  # of labelling and training, OPTIM.MAX_EPOCH epochs each; unsupervised trainers only
+
+    cfg.TRAINER.UPL = CfgNode()
+    cfg.TRAINER.UPL.PER_CLASS = 16
 
     cfg.TRAINER.CPL = CfgNode()
     cfg.TRAINER.CPL.ALPHA = 0.75
     cfg.TRAINER.CPL.BETA = 0.9
-    cfg.TRAINER.CPL.PER_CLASS = 16
+    cfg.TRAINER.CPL.GAMMA = 0.0  # above 0: BETA is 1 - GAMMA / C
+    cfg.TRAINER.CPL.PER_CLASS = 16  # in a single round
+    cfg.TRAINER.CPL.LOSS = "cc"
+    cfg.TRAINER.CPL.LEVERAGE = 1.0  # weight of the classes that are no candidates in the loss 'lw'
+
+    cfg.TRAINER.AIR = CfgNode()
+    cfg.TRAINER.AIR.LABELER = "CPL"
+
+    cfg.TRAINER.TRANSCLIP = CfgNode()
+    cfg.TRAINER.TRANSCLIP.ENABLED = False  # refine every head over all test images at once (transductive)
 
     cfg.AIR = CfgNode()
     cfg.AIR.CACHE = ""  # folder of the artifacts; empty: cache/ in the output folder
@@ -47,6 +63,7 @@ def add_air_config(cfg: Any) -> None:
     cfg.AIR.LAMBDA = 2.0
     cfg.AIR.BETA = 1.0
     cfg.AIR.LS = "consistency"
+    cfg.AIR.SOURCE = "synthetic"  # of the prototypes; "real": unlabelled images by their zero-shot label, a control
     cfg.AIR.M = 120
     cfg.AIR.K = 30
     cfg.AIR.AUX_FORM = "softmax"
@@ -95,7 +112,7 @@ class LoraSettings:
             _require(getattr(self, key) >= 1, f"AIR.LORA.{key.upper()}", getattr(self, key), "at least 1")
         _require(self.lr > 0, "AIR.LORA.LR", self.lr, "greater than 0")
         _require(bool(self.targets), "AIR.LORA.TARGETS", self.targets, "at least one module name")
-        _require_choice("AIR.LORA.CAPTIONS", self.captions, Captions)
+        require_choice("AIR.LORA.CAPTIONS", self.captions, Captions)
 
 
 @dataclass(frozen=True)
@@ -106,6 +123,7 @@ class AirSettings:
     weight: float
     beta: float
     loss: LossForm
+    source: Source
     images_per_class: int
     kept_per_class: int
     form: AuxiliaryForm
@@ -135,9 +153,10 @@ class AirSettings:
         for key, value in (("STEPS", self.steps), ("SIZE", self.size), ("BATCH", self.batch)):
             _require(value >= 1, f"AIR.{key}", value, "at least 1")
         require_template("AIR.PROMPT", self.prompt)
-        _require_choice("AIR.HEADLINE", self.headline, Head)
-        _require_choice("AIR.LS", self.loss, LossForm)
-        _require_choice("AIR.AUX_FORM", self.form, AuxiliaryForm)
+        require_choice("AIR.HEADLINE", self.headline, Head)
+        require_choice("AIR.LS", self.loss, LossForm)
+        require_choice("AIR.SOURCE", self.source, Source)
+        require_choice("AIR.AUX_FORM", self.form, AuxiliaryForm)
 
     @classmethod
     def from_cfg(cls, cfg: Any) -> AirSettings:
@@ -153,6 +172,7 @@ class AirSettings:
             weight=air.LAMBDA,
             beta=air.BETA,
             loss=air.LS,
+            source=air.SOURCE,
             images_per_class=air.M,
             kept_per_class=air.K,
             form=air.AUX_FORM,
@@ -174,7 +194,8 @@ def _require(condition: bool, key: str, value: object, what: str) -> None:
         raise UserError(f"{key} is {value}; it must be {what}")
 
 
-def _require_choice(key: str, value: str, choices: Any) -> None:
+def require_choice(key: str, value: str, choices: Any) -> None:
+    """Raise a UserError that names a config key whose value is none of a Literal's."""
     _require(value in get_args(choices), key, repr(value), f"one of {', '.join(get_args(choices))}")
 
 

@@ -61,32 +61,39 @@ class FeatureTable:
 class FeatureBatches:
     """Batches of drawn views with their targets; those of an epoch depend on the seed and the epoch alone.
 
-    Like Dassl's loader it leaves out the last, smaller batch, unless it is the only one.
+    Like Dassl's loader it leaves out the last, smaller batch, unless it is the only one. For an ensemble of prompts a
+    batch is one batch a member, in an order of its own, behind each other.
     """
 
     def __init__(
         self,
         table: FeatureTable,
         index: Tensor,
-        targets: Tensor,
+        targets: dict[str, Tensor],
         *,
         batch_size: int,
         seed: int,
         epoch: Callable[[], int],
+        members: int = 1,
     ) -> None:
-        self.table, self.index, self.targets = table, index, targets
+        self.table, self.index, self.targets, self.members = table, index, targets, members
         self.batch_size, self.seed, self.epoch = min(batch_size, len(index)), seed, epoch
 
     def __len__(self) -> int:
         return len(self.index) // self.batch_size
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        rng = torch.Generator().manual_seed(stable_seed("batches", self.seed, self.epoch()))
+        streams = [self._stream(self.seed, self.epoch(), *member_seed(member)) for member in range(self.members)]
+        for parts in zip(*streams, strict=True):
+            yield {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _stream(self, *seed: int) -> Iterator[dict[str, Tensor]]:
+        rng = torch.Generator().manual_seed(stable_seed("batches", *seed))
         order = torch.randperm(len(self.index), generator=rng)
         for rows in order.split(self.batch_size)[: len(self)]:
             rows = rows.to(self.index.device)
             first, second = self.table.draw(self.index[rows], generator=rng, count=2)
-            yield {"img": first, "img2": second, "target": self.targets[rows]}
+            yield {"img": first, "img2": second, **{name: values[rows] for name, values in self.targets.items()}}
 
 
 class _Views(Dataset):
@@ -115,6 +122,11 @@ def stable_seed(*parts: object) -> int:
     """A seed in [0, 2^63) that depends on the parts alone, on every machine."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def member_seed(member: int) -> tuple[int, ...]:
+    """What a member of an ensemble adds to the parts of a `stable_seed`; the first adds nothing, as if alone."""
+    return (member,) if member else ()
 
 
 def extract_features(

@@ -15,7 +15,13 @@ KEPT, DROPPED, REAL, CLASSES = 8, 4, 6, 20
 
 
 def draw_gallery(
-    auxiliary: Auxiliary, classnames: Sequence[str], paths: Sequence[str], probs: Tensor, target: Path
+    auxiliary: Auxiliary,
+    classnames: Sequence[str],
+    paths: Sequence[str],
+    probs: Tensor,
+    target: Path,
+    *,
+    source: str = "generated",
 ) -> None:
     """Write the gallery: a row a class; kept images nearest to the mean first, dropped ones as they were drawn.
 
@@ -27,6 +33,7 @@ def draw_gallery(
         paths: N unlabelled images.
         probs: (N, C) their zero-shot probabilities.
         target: the PNG file.
+        source: what the auxiliary classifier's images are.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -36,7 +43,7 @@ def draw_gallery(
     figure = Figure(figsize=(0.62 * (columns + 2.5), 0.62 * (rows + 1.2)), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(rows, columns + 2, width_ratios=[1] * KEPT + [0.4] + [1] * DROPPED + [0.4] + [1] * REAL)
-    heads = {0: "generated, kept", KEPT + 1: "dropped", KEPT + DROPPED + 2: "real, unlabelled"}
+    heads = {0: f"{source}, kept", KEPT + 1: "dropped", KEPT + DROPPED + 2: "real, unlabelled"}
     for row in range(rows):
         cells = _row(auxiliary, row, paths, probs[:, row])
         for column, path in cells.items():

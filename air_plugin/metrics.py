@@ -33,6 +33,12 @@ def head_metrics(scores: Tensor, labels: Tensor, classnames: Sequence[str]) -> d
     }
 
 
+def said(probs: Tensor) -> dict[str, list[Any]]:
+    """(N, C) probabilities to what predictions.json holds: the N predicted classes, and their probabilities."""
+    confidence, predicted = probs.max(dim=1)
+    return {"predicted": predicted.tolist(), "confidence": [round(value, 4) for value in confidence.tolist()]}
+
+
 def pseudo_label_metrics(
     index: Tensor, mask: Tensor, probs: Tensor, *, total: int, labels: Tensor | None
 ) -> dict[str, float | int | None]:

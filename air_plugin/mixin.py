@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from air_plugin.auxiliary import Auxiliary, build_auxiliary
+from air_plugin.auxiliary import Auxiliary, auxiliary_of_real_images, build_auxiliary
 from air_plugin.config import AirSettings
 from air_plugin.features import stable_seed
 from air_plugin.losses import consistency_loss, synthetic_loss
 from air_plugin.pseudo_labels import fuse
+
+LAMBDAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 _Host: Any = object  # a PromptTrainer; the library imports no trainer
 
@@ -25,6 +27,7 @@ class AuxiliaryMixin(_Host):
     auxiliary: Auxiliary
     air: AirSettings
     headline: str
+    by_lambda: list[tuple[float, float]] | None = None
 
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
@@ -34,6 +37,16 @@ class AuxiliaryMixin(_Host):
     def prepare(self) -> None:
         """Build the auxiliary classifier once features and zero-shot probabilities are there."""
         super().prepare()
+        if self.air.source == "real":
+            with self.stages.stage("prototypes"):
+                self.auxiliary = auxiliary_of_real_images(
+                    self.paths,
+                    self.table.plain,
+                    self.zero_shot_probs,
+                    settings=self.air,
+                    logit_scale=self.backbone.logit_scale,
+                )
+            return
         self.auxiliary = build_auxiliary(
             self.backbone,
             self.classnames,
@@ -55,6 +68,18 @@ class AuxiliaryMixin(_Host):
     def head_probs(self, features: Tensor) -> dict[str, Tensor]:
         heads = super().head_probs(features)
         return {**heads, "fused": self.fused(heads["text"], features)}
+
+    def diagnose(self, features: Tensor, labels: Tensor) -> None:
+        """Accuracy of the fused head for other lambdas; looked at afterwards, nothing is chosen by it."""
+        super().diagnose(features, labels)
+        text, auxiliary = super().head_probs(features)["text"], self.auxiliary.classifier.probs(features)
+        self.by_lambda = [
+            (weight, 100.0 * float((fuse(text, auxiliary, weight=weight).argmax(dim=1) == labels).float().mean()))
+            for weight in sorted({*LAMBDAS, self.air.weight})
+        ]
+
+    def figures(self) -> dict[str, Any]:
+        return {**super().figures(), "by_lambda": self.by_lambda}
 
     def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
         losses = super().losses(batch, text)

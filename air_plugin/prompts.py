@@ -167,26 +167,45 @@ class PromptLearner(nn.Module):
                             "use another output folder or --model-dir")
 
 
-class PromptedCLIP(nn.Module):
-    """Learned prompts over a frozen backbone, working on image features."""
+class PromptEnsemble(nn.Module):
+    """Several prompt learners, trained side by side and independently of each other (UPL, prompt ensemble)."""
 
-    def __init__(self, backbone: Backbone, prompt_learner: PromptLearner) -> None:
+    def __init__(self, members: Sequence[PromptLearner]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """As a learner's, the members' C prompts behind each other."""
+        prompts, ends = zip(*(member() for member in self.members), strict=True)
+        return torch.cat(prompts), torch.cat(ends)
+
+
+class PromptedCLIP(nn.Module):
+    """Learned prompts over a frozen backbone, working on image features. E is 1 where there is no ensemble."""
+
+    def __init__(self, backbone: Backbone, prompt_learner: PromptLearner | PromptEnsemble) -> None:
         super().__init__()
         self.prompt_learner = prompt_learner
+        self.members = len(getattr(prompt_learner, "members", [None]))
         self.text_encoder = backbone.prompt_encoder
         self.logit_scale = backbone.logit_scale
 
     def text_features(self) -> Tensor:
-        """(C, D) unit features of the prompts as they are now."""
-        return nn.functional.normalize(self.text_encoder(*self.prompt_learner()).float(), dim=1)
+        """(E, C, D) unit features of the prompts as they are now."""
+        flat = nn.functional.normalize(self.text_encoder(*self.prompt_learner()).float(), dim=1)
+        return flat.unflatten(0, (self.members, -1))
 
     def logits(self, features: Tensor, text: Tensor) -> Tensor:
-        """(B, D) image and (C, D) text features to (B, C)."""
-        return self.logit_scale * features @ text.T
+        """(E * B, D) image features, B for each member, and (E, C, D) text features to (E * B, C)."""
+        images = features.unflatten(0, (len(text), -1))
+        return self.logit_scale * (images @ text.transpose(1, 2)).flatten(0, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, D) unit image features to (B, C) logits."""
-        return self.logits(features, self.text_features())
+        """(B, D) unit image features to (B, C) logits; of an ensemble, log of the members' mean probabilities."""
+        text = self.text_features()
+        if len(text) == 1:
+            return self.logits(features, text)
+        return torch.stack([self.logits(features, one[None]).softmax(dim=1) for one in text]).mean(dim=0).log()
 
 
 def _brief(names: Sequence[str]) -> str:

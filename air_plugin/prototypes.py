@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from air_plugin.pseudo_labels import largest
+
 
 def select_prototypes(features: Tensor, k: int) -> Tensor:
     """The k images of each class that lie nearest to their class mean (AiR, ACG).
@@ -26,6 +28,30 @@ def select_prototypes(features: Tensor, k: int) -> Tensor:
     mean = torch.nn.functional.normalize(features.mean(dim=1), dim=1)  # (C, D)
     cosine = torch.einsum("cmd,cd->cm", features, mean)
     return cosine.argsort(dim=1, descending=True, stable=True)[:, :k]
+
+
+def real_prototypes(probs: Tensor, images_per_class: int) -> Tensor:
+    """The real images that are most confidently pseudo-labelled as each class: a control of AiR without a generator.
+
+    `select_prototypes` then chooses among their features as it does among those of generated images.
+
+    Args:
+        probs: (N, C) of unlabelled images, rows sum to 1.
+        images_per_class: M, at least 1; cut to N.
+
+    Returns:
+        (C, M) image indices. Of class c, the images that are predicted as c come first, by falling probability of c; where
+        there are fewer than M of them, other images follow in the same order. Ties go to the lower index.
+    """
+    count, classes = probs.shape
+    size = min(images_per_class, count)
+    predicted = probs.argmax(dim=1) == torch.arange(classes, device=probs.device)[:, None]  # (C, N)
+    own = largest(probs.T.masked_fill(~predicted, -1), size)
+    others = largest(probs.T.masked_fill(predicted, -1), size)
+    place = torch.arange(size, device=probs.device).expand(classes, -1)
+    available = predicted.sum(dim=1, keepdim=True).clamp(max=size)
+    place = torch.where(place < available, place, size + place - available)
+    return torch.cat([own, others], dim=1).gather(1, place)
 
 
 def gather_prototypes(features: Tensor, index: Tensor) -> Tensor:

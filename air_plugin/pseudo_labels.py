@@ -34,11 +34,16 @@ def top_k_per_class(probs: Tensor, k: int) -> Tensor:
         (S,) image indices, ascending, at most k a predicted class; ties go to the lower index.
     """
     confidence, label = probs.max(dim=1)
+    return _top_k(confidence, label, k, classes=probs.shape[1])
+
+
+def _top_k(confidence: Tensor, label: Tensor, k: int, *, classes: int) -> Tensor:
+    """`top_k_per_class` from (N,) largest probabilities and (N,) predicted classes."""
     order = torch.argsort(confidence, descending=True, stable=True)
     order = order[torch.argsort(label[order], stable=True)]  # by class, most confident first
-    counts = torch.bincount(label, minlength=probs.shape[1])
+    counts = torch.bincount(label, minlength=classes)
     first = torch.cumsum(counts, dim=0) - counts
-    rank = torch.arange(len(order), device=probs.device) - first[label[order]]
+    rank = torch.arange(len(order), device=order.device) - first[label[order]]
     return order[rank < k].sort().values
 
 
@@ -54,43 +59,96 @@ class Candidates:
     mask: Tensor
 
 
+def hard_labels(probs: Tensor, per_class: int) -> Candidates:
+    """One pseudo-label an image: the predicted class, of the most confident images of each class (UPL, section 3.2).
+
+    Args:
+        probs: (N, C), rows sum to 1.
+        per_class: images a predicted class, at least 1.
+
+    Returns:
+        The selected images; every mask row has one True.
+    """
+    index = top_k_per_class(probs, per_class)
+    label = probs[index].argmax(dim=1)
+    return Candidates(index, torch.nn.functional.one_hot(label, probs.shape[1]).bool())
+
+
 def candidate_sets(probs: Tensor, *, alpha: float, beta: float, per_class: int, chunk: int = 4096) -> Candidates:
     """Candidate label sets (CPL, section 4: intra- and inter-instance selection).
 
     Intra-instance: the smallest set of top classes whose summed probability reaches tau, the alpha-quantile over images
     of the largest probability. Inter-instance: the classes whose probability is at or above the beta-quantile of their
     column. The candidates are in both; images without any are dropped; then at most `per_class` images are kept of
-    each predicted class, the most confident.
+    each predicted class, the most confident. Ties go to the lower class and to the lower image.
 
     Args:
         probs: (N, C), rows sum to 1.
         alpha: quantile in [0, 1] of the largest probabilities.
         beta: quantile in [0, 1] of each column.
         per_class: images a predicted class, at least 1.
-        chunk: rows that are sorted at a time; bounds the memory and changes nothing else.
+        chunk: rows that are looked at together; bounds the memory and changes nothing else.
 
     Returns:
         The selected images and their candidates.
     """
-    tau = _quantile(probs.max(dim=1).values, alpha)
-    columns = torch.cat([_quantile(part, beta) for part in probs.split(64, dim=1)])
+    confidence, label = probs.max(dim=1)
+    tau = _quantile(confidence[None], alpha)
+    columns = torch.cat([_quantile(part.T, beta) for part in probs.split(64, dim=1)])
     mask = torch.cat([_intra(rows, tau) & (rows >= columns) for rows in probs.split(chunk)])
     kept = mask.any(dim=1).nonzero().squeeze(1)
-    index = kept[top_k_per_class(probs[kept], per_class)]
+    index = kept[_top_k(confidence[kept], label[kept], per_class, classes=probs.shape[1])]
     return Candidates(index, mask[index])
 
 
-def _intra(probs: Tensor, tau: Tensor) -> Tensor:
-    """(N, C) bool: the smallest set of top classes whose sum reaches tau."""
-    ordered, order = probs.sort(dim=1, descending=True, stable=True)
-    before = torch.nn.functional.pad(ordered.cumsum(dim=1)[:, :-1], (1, 0))  # the sum of all larger ones
-    chosen = before < tau
-    return torch.zeros_like(chosen).scatter_(1, order, chosen)
+def largest(scores: Tensor, k: int) -> Tensor:
+    """The k largest of every row, without a full sort and, unlike torch.topk, with a rule for ties.
+
+    Args:
+        scores: (R, N).
+        k: 1 <= k <= N.
+
+    Returns:
+        (R, k) column indices by falling score; ties go to the lower index.
+    """
+    chosen = _at_least(scores, scores.topk(k, dim=1).values[:, -1:], count=k)
+    index = chosen.nonzero()[:, 1].view(-1, k)
+    return index.gather(1, scores.gather(1, index).argsort(dim=1, descending=True, stable=True))
+
+
+def _at_least(values: Tensor, smallest: Tensor, *, count: Tensor | int) -> Tensor:
+    """(R, N) bool: the `count` entries of each row that are at least the (R, 1) smallest of them; ties: lower index."""
+    chosen = values >= smallest
+    count = torch.as_tensor(count, device=values.device).expand_as(smallest)
+    crowded = (chosen.sum(dim=1) > count.squeeze(1)).nonzero().squeeze(1)  # equals stand behind the last one
+    rows, least = values[crowded], smallest[crowded]
+    larger, equal = rows > least, rows == least
+    room = count[crowded] - larger.sum(dim=1, keepdim=True)
+    chosen[crowded] = larger | (equal & (equal.cumsum(dim=1) <= room))
+    return chosen
+
+
+def _intra(probs: Tensor, tau: Tensor, *, first: int = 32) -> Tensor:
+    """(N, C) bool: the smallest set of top classes whose sum reaches tau.
+
+    Most images need few classes: only the `first` largest are sorted, and all of them in the rows where those fall short.
+    """
+    classes = probs.shape[1]
+    ordered = probs.topk(min(first, classes), dim=1).values
+    total = ordered.cumsum(dim=1)
+    count = 1 + (total[:, :-1] < tau).sum(dim=1, keepdim=True)  # how many classes the set has
+    chosen = _at_least(probs, ordered.gather(1, count - 1), count=count)
+    short = (total[:, -1] < tau).nonzero().squeeze(1)
+    if first < classes and len(short):
+        chosen[short] = _intra(probs[short], tau, first=classes)
+    return chosen
 
 
 def _quantile(values: Tensor, q: float) -> Tensor:
-    """Linear-interpolated quantile of each column; torch.quantile refuses more than 16 million values."""
-    ordered = values.sort(dim=0).values
-    position = q * (len(ordered) - 1)
+    """Linear-interpolated quantile of each row of (R, N); torch.quantile refuses more than 16 million values."""
+    values = values.contiguous()
+    position = q * (values.shape[1] - 1)
     low = int(position)
-    return torch.lerp(ordered[low], ordered[min(low + 1, len(ordered) - 1)], position - low)
+    below = values.kthvalue(low + 1, dim=1).values
+    above = values.kthvalue(min(low + 2, values.shape[1]), dim=1).values
+    return torch.lerp(below, above, position - low)

@@ -1,86 +1,333 @@
-"""From result.json files to a table."""
+"""From results to tables: for the terminal and GitHub, LaTeX, CSV, and the HTML page."""
 
 from __future__ import annotations
 
-import json
+import csv
+import io
+import re
 import shutil
 import sys
-from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean
+from typing import Any, Literal
 
-NEEDED = ("trainer", "dataset", "config", "backbone", "split_family", "template", "seed", "heads", "headline",
-          "pseudo_labels")  # fmt: skip
+from air_plugin.errors import UserError, unknown
+from air_plugin.results import (
+    Cell,
+    Collection,
+    Difference,
+    Method,
+    accuracies,
+    collect,
+    interval,
+    paired_difference,
+    summary,
+)
 
-
-def read_results(output: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Every whole result below a folder, each with its `path`, and what is wrong with the others."""
-    results, faults = [], []
-    for path in sorted(output.rglob("result.json")):
-        try:
-            result = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            faults.append(f"{path} cannot be read: {error}")
-            continue
-        fault = _fault(result)
-        if fault:
-            faults.append(f"{path} is no result of ours: {fault}")
-        else:
-            results.append({**result, "path": path})
-    return results, faults
+Form = Literal["github", "latex", "csv", "html"]
 
 
-def _fault(result: Any) -> str | None:
-    """Why the content of a result.json cannot be reported; None where it can."""
-    if not isinstance(result, dict):
-        return "it is no mapping"
-    missing = [key for key in NEEDED if key not in result]
-    if missing:
-        return f"it has no {missing[0]}"
+def report(
+    output: Path,
+    *,
+    only: str | None = None,
+    rows: Mapping[Cell, str] | None = None,
+    datasets: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    backbone: str | None = None,
+    split_family: str | None = None,
+    baseline: str | None = None,
+    form: Form = "github",
+    out: Path | None = None,
+    ci95: bool = False,
+    details: bool = True,
+) -> int:
+    """Report a folder of results; returns the exit code. What was left out goes to stderr, a line each.
+
+    Tables go to standard output, the page to report.html in `output`, unless `out` names a file. In the form github on
+    standard output, the galleries are placed, too.
+
+    Args:
+        output: the scripts' OUTPUT.
+        only: a data set's folder in it; None is all.
+        rows, datasets, methods, backbone, split_family: what to show; see `air_plugin.results.collect`.
+        baseline: title of a row that the others are compared with; it is shown even where `methods` leaves it out.
+        form: of the table.
+        out: a file to write, whole or not at all.
+        ci95: give half of the 95 % interval over seeds instead of the standard deviation.
+        details: every head, the pseudo-labels and every seed, too; the page has them anyway.
+
+    Raises:
+        UserError: nothing to report, results that cannot be compared, an unknown name, a file that cannot be written.
+    """
+    wanted = [*methods, *([baseline] if methods and baseline and baseline not in methods else [])]
+    collection = collect(
+        output / only if only else output, datasets=datasets, methods=wanted, backbone=backbone,
+        split_family=split_family, rows=rows,
+    )  # fmt: skip
+    reference = _named(collection, baseline) if baseline else None
+    if form == "html":
+        from air_plugin.page import write_page
+
+        _warn(collection.faults)
+        target = out or output / "report.html"
+        _written(target, lambda: write_page(collection, target, baseline=reference, ci95=ci95))
+        print(f"page: {target}")
+        return 0
+    view = View(collection, reference, ci95=ci95)
+    text = {"github": as_github, "latex": as_latex, "csv": as_csv}[form](view, details=details)
+    _warn([*collection.faults, *view.faults])
+    if out:
+        from air_plugin.images import write_atomically
+
+        _written(out, lambda: write_atomically(out, text.encode("utf-8")))
+        return 0
+    print(text, end="")
+    if form == "github":
+        shown = [run for method in collection.methods for runs in method.runs.values() for run in runs.values()]
+        for path in place_gallery(sorted(shown, key=lambda run: run["path"]), output):
+            print(f"gallery: {path}")
+    return 0
+
+
+def _named(collection: Collection, title: str) -> Method:
+    for method in collection.methods:
+        if method.title == title:
+            return method
+    raise unknown("baseline", title, [method.title for method in collection.methods])
+
+
+def _warn(faults: Iterable[str]) -> None:
+    for fault in dict.fromkeys(faults):
+        print(f"warning: {fault}", file=sys.stderr)
+
+
+def _written(path: Path, write: Callable[[], Any]) -> None:
     try:
-        numbers = [result["seed"], *(head["accuracy"] for head in result["heads"].values())]
-        labels = result["pseudo_labels"]["accuracy"]
-    except (AttributeError, KeyError, TypeError):
-        return "its heads or pseudo_labels hold no accuracy"
-    if not all(isinstance(value, (int, float)) for value in [*numbers, 0 if labels is None else labels]):
-        return "its seed or an accuracy is no number"
-    return None if result["headline"] in result["heads"] else f"it has no head {result['headline']}"
+        write()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; name another file with --out") from error
 
 
-def table(results: list[dict[str, Any]], *, tablefmt: str = "github") -> str:
-    """A row a trainer and config: mean and standard deviation over seeds, in percent, of every head's test accuracy."""
+# What stands in the tables
+
+
+@dataclass
+class View:
+    """A collection, and how to look at it.
+
+    differences: (trainer, config, data set) -> difference to the baseline, where there is one.
+    faults: why there is none elsewhere, a line each.
+    """
+
+    collection: Collection
+    baseline: Method | None = None
+    ci95: bool = False
+    differences: dict[tuple[str, str, str], Difference] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for method in self.collection.methods:
+            for dataset in self.collection.datasets:
+                if self.baseline is None or method is self.baseline or dataset not in method.runs:
+                    continue
+                found = paired_difference(method, self.baseline, dataset, reasons=self.faults)
+                if found:
+                    self.differences[method.trainer, method.config, dataset] = found
+
+    def spread(self, values: Sequence[float]) -> tuple[float | None, float | None]:
+        """Mean and spread over seeds; None where there are too few for it."""
+        if not values:
+            return None, None
+        average, deviation = summary(values)
+        return average, interval(values) if self.ci95 else deviation
+
+    def mean(self, method: Method) -> float | None:
+        """Mean over data sets of the means over seeds; None where the method lacks a data set."""
+        values = [accuracies(method, dataset) for dataset in self.collection.datasets]
+        return mean(mean(v) for v in values) if all(values) else None
+
+    def difference(self, method: Method, dataset: str) -> Difference | None:
+        return self.differences.get((method.trainer, method.config, dataset))
+
+
+def notes(view: View, *, details: bool) -> list[str]:
+    """What one has to know to read the tables."""
+    collection = view.collection
+    spread = "half of the 95 % interval over seeds (Student's t)" if view.ci95 else "the standard deviation over seeds"
+    lines = [
+        f'{name}: backbone {collection.backbone}, split family {collection.split_family}, template "{template}"'
+        for name, template in collection.templates.items()
+    ]
+    lines.append(f"Test accuracy of the headline head in percent; +- is {spread}, and is left out for a single seed.")
+    lines.append("Headline head: the one that the config names beforehand (AIR.HEADLINE); text for methods without it.")
+    if len(collection.datasets) > 1:
+        lines.append("mean: of the data sets' means, for methods that have all; seeds: by data set where they differ.")
+    if view.baseline:
+        lines.append(
+            f"Difference to {view.baseline.title}: in points over common seeds, with the 95 % bootstrap interval over "
+            "test images (images are resampled, seeds are not)."
+        )
+    if details:
+        lines.append(
+            "Pseudo-labels: percent right (likeliest candidate) of the selected training images, in the last round."
+        )
+    return lines
+
+
+Table = tuple[list[str], list[list[str]]]  # headers, rows
+
+
+def main_table(view: View) -> Table:
+    """A row a method: accuracy on every data set, their mean, number of seeds, differences to the baseline."""
+    datasets = view.collection.datasets
+    several = len(datasets) > 1
+    headers = ["method", *datasets, *(["mean"] if several else []), "seeds"]
+    if view.baseline:
+        headers += [f"difference to {view.baseline.title}{f', {d}' if several else ''}" for d in datasets]
+    rows = []
+    for method in view.collection.methods:
+        counts = [str(len(method.runs.get(dataset, {}))) for dataset in datasets]
+        row = [method.title, *(_spread(view, accuracies(method, dataset)) for dataset in datasets)]
+        row += [_figure(view.mean(method))] if several else []
+        row += [counts[0] if len(set(counts)) == 1 else "/".join(counts)]
+        row += [_change(view.difference(method, dataset)) for dataset in datasets] if view.baseline else []
+        rows.append(row)
+    return headers, rows
+
+
+def details_table(view: View, dataset: str) -> Table:
+    """A row a method: which head is the headline, every head, the pseudo-labels, and every seed."""
+    rows = []
+    for method in view.collection.methods:
+        runs = sorted(method.runs.get(dataset, {}).items())
+        if not runs:
+            continue
+        rows.append([
+            method.title, _headline(method, dataset),
+            *(_spread(view, accuracies(method, dataset, head=head)) for head in ("text", "fused")),
+            _spread(view, _label_accuracies(method, dataset)),
+            ", ".join(f"{seed}: {run['heads'][run['headline']]['accuracy']:.1f}" for seed, run in runs),
+        ])  # fmt: skip
+    return ["method", "headline head", "text head", "fused head", "pseudo-labels", "every seed"], rows
+
+
+def _headline(method: Method, dataset: str) -> str:
+    return "/".join(sorted({run["headline"] for run in method.runs.get(dataset, {}).values()}))
+
+
+def _label_accuracies(method: Method, dataset: str) -> list[float]:
+    figures = [run["pseudo_labels"]["accuracy"] for run in method.runs.get(dataset, {}).values()]
+    return [value for value in figures if value is not None]
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _spread(view: View, values: Sequence[float]) -> str:
+    average, spread = view.spread(values)
+    return _figure(average) if spread is None else f"{average:.1f} +- {spread:.1f}"
+
+
+def _change(difference: Difference | None) -> str:
+    return f"{difference.points:+.1f} [{difference.low:.1f}, {difference.high:.1f}]" if difference else ""
+
+
+def _tables(view: View, *, details: bool) -> list[tuple[str, Table]]:
+    """The main table, and by data set the details, each with its heading."""
+    more = [(f"{name}, every head and seed", details_table(view, name)) for name in view.collection.datasets]
+    return [("", main_table(view)), *(more if details else [])]
+
+
+# Forms
+
+
+def as_github(view: View, *, details: bool) -> str:
+    """Markdown that reads as text, too."""
     from tabulate import tabulate
 
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
-    for result in results:
-        groups[result["dataset"], result["trainer"], result["config"]].append(result)
-    order = {"ZeroshotCLIP": 0, "CPL": 1}
-    rows = []
-    for key in sorted(groups, key=lambda key: (key[0], order.get(key[1], 9), key)):
-        (dataset, trainer, config), group = key, groups[key]
-        labels = [r["pseudo_labels"]["accuracy"] for r in group if r["pseudo_labels"]["accuracy"] is not None]
-        rows.append([
-            dataset, f"{trainer} ({config})", group[0]["headline"],
-            _spread([r["heads"][r["headline"]]["accuracy"] for r in group]),
-            *(_spread([r["heads"][h]["accuracy"] for r in group if h in r["heads"]]) for h in ("text", "fused")),
-            _spread(labels), " ".join(str(s) for s in sorted(r["seed"] for r in group)),
-        ])  # fmt: skip
-    headers = ["data set", "method (config)", "headline", "accuracy", "text head", "fused head", "pseudo-labels",
-               "seeds"]  # fmt: skip
-    settings = sorted({(r["dataset"], r["backbone"], r["split_family"], r["template"]) for r in results})
-    notes = [f"{d}: backbone {b}, split family {s}, template \"{t}\"" for d, b, s, t in settings]
-    return "\n".join([*notes, "", tabulate(rows, headers=headers, tablefmt=tablefmt, disable_numparse=True)])
+    parts = ["\n".join(notes(view, details=details))]
+    for heading, (headers, rows) in _tables(view, details=details):
+        escaped = [[cell.replace("|", "\\|") for cell in row] for row in [headers, *rows]]
+        text = tabulate(escaped[1:], headers=escaped[0], tablefmt="github", disable_numparse=True)
+        parts += [heading, text] if heading else [text]
+    return "\n\n".join(parts) + "\n"
 
 
-def _spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    return f"{mean(values):.1f} +- {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+def as_latex(view: View, *, details: bool) -> str:
+    """Tabulars for booktabs; the notes are comments."""
+    from tabulate import tabulate
+
+    parts = ["\n".join(f"% {line}" for line in notes(view, details=details))]
+    for heading, (headers, rows) in _tables(view, details=details):
+        text = tabulate(rows, headers=headers, tablefmt="latex_booktabs", disable_numparse=True)
+        # Whole cells behind the first that are figures; tabulate has escaped every & of a title.
+        text = re.sub(r"(?<!\\)& ([+-]?\d[\d., +\[\]-]*?) *(?=&|\\\\)", _as_math, text)
+        text = re.sub(r"(?m)^( *)([\[*])", r"\1{}\2", text)  # behind a line's end they would be its options
+        parts.append(f"% {heading}\n{text}" if heading else text)
+    return "\n\n".join(parts) + "\n"
 
 
-def place_gallery(results: list[dict[str, Any]], output: Path) -> list[Path]:
-    """Copy the first gallery of each data set to `<output>/<dataset folder>/gallery.png`."""
+def _as_math(cell: re.Match[str]) -> str:
+    return f"& ${cell[1].replace('+-', chr(92) + 'pm')}$ "
+
+
+def as_csv(view: View, *, details: bool) -> str:
+    """One table, numbers in columns of their own; the notes stand before it, behind `#`."""
+    text = io.StringIO()
+    text.writelines(f"# {line}\n" for line in notes(view, details=details))
+    rows = [_csv_row(view, method, details=details) for method in view.collection.methods]
+    # Quotes around all that is no number: readers that know comments take a # inside of quotes for text.
+    writer = csv.DictWriter(text, list(rows[0]), quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _csv_row(view: View, method: Method, *, details: bool) -> dict[str, Any]:
+    """Column -> value; every method has the same columns."""
+    datasets, kind = view.collection.datasets, "ci95" if view.ci95 else "std"
+    row: dict[str, Any] = {"method": method.title, "trainer": method.trainer, "config": method.config}
+
+    def add(name: str, values: Sequence[float]) -> None:
+        average, spread = view.spread(values)
+        row[f"{name} mean"], row[f"{name} {kind}"] = _rounded(average), _rounded(spread)
+
+    for dataset in datasets:
+        add(dataset, accuracies(method, dataset))
+        row[f"{dataset} seeds"] = len(method.runs.get(dataset, {}))
+    if len(datasets) > 1:
+        row["mean"] = _rounded(view.mean(method))
+    for dataset in datasets if view.baseline else []:
+        found = view.difference(method, dataset)
+        for key in ("points", "low", "high"):
+            row[f"{dataset} difference {key}"] = _rounded(getattr(found, key)) if found else None
+    for dataset in datasets if details else []:
+        row[f"{dataset} headline head"] = _headline(method, dataset)
+        for head in ("text", "fused"):
+            add(f"{dataset} {head} head", accuracies(method, dataset, head=head))
+        add(f"{dataset} pseudo-labels", _label_accuracies(method, dataset))
+        for seed in sorted({seed for other in view.collection.methods for seed in other.runs.get(dataset, {})}):
+            run = method.runs.get(dataset, {}).get(seed)
+            row[f"{dataset} seed {seed}"] = _rounded(run["heads"][run["headline"]]["accuracy"]) if run else None
+    return row
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+# Pictures
+
+
+def place_gallery(results: Iterable[Mapping[str, Any]], output: Path) -> list[Path]:
+    """Copy the first gallery of each data set to `<output>/<dataset folder>/gallery.png`; returns these.
+
+    What cannot be copied is told on stderr.
+    """
     placed: dict[Path, Path] = {}
     for result in results:
         source = result["path"].parent / "gallery.png"
@@ -88,25 +335,10 @@ def place_gallery(results: list[dict[str, Any]], output: Path) -> list[Path]:
         target = output / relative[0] / "gallery.png"
         if len(relative) == 5 and source.is_file() and target not in placed:
             placed[target] = source
-    for target, source in placed.items():
-        shutil.copyfile(source, target)
+    for target, source in list(placed.items()):
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            _warn([f"cannot copy {source} to {target}: {error.strerror or error}"])
+            del placed[target]
     return list(placed)
-
-
-def report(output: Path, *, only: str | None = None) -> int:
-    """Print the table of a folder of results and place its galleries; returns the exit code.
-
-    Args:
-        output: the scripts' OUTPUT.
-        only: a data set's folder in it; None is all.
-    """
-    results, faults = read_results(output / only if only else output)
-    for fault in faults:
-        print(f"warning: {fault}")
-    if not results:
-        print(f"error: no results in {output}", file=sys.stderr)
-        return 2
-    print(table(results))
-    for path in place_gallery(results, output):
-        print(f"gallery: {path}")
-    return 0

@@ -1,4 +1,4 @@
-"""Runs of one or more trainers on a data set, one a seed, then the table. The scripts/*/main.sh call it.
+"""Runs of one or more trainers on a data set, one a seed, then the table. All scripts call it.
 
 Environment: DATA (default ./data), OUTPUT (default ./output), SEEDS (default "1 2 3").
 """
@@ -6,9 +6,11 @@ Environment: DATA (default ./data), OUTPUT (default ./output), SEEDS (default "1
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,17 +19,36 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 from air_plugin.errors import UserError, exit_code, unknown  # noqa: E402
 
+# What CoOp's own script takes after DATASET and CONFIG: CTP NCTX SHOTS CSC.
+COOP = ("TRAINER.PROMPT.CLASS_TOKEN_POSITION", "TRAINER.PROMPT.N_CTX", "DATASET.NUM_SHOTS", "TRAINER.PROMPT.CSC")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is run for every seed: a trainer with its options. An untitled row is called by its trainer and config."""
+
+    trainer: str
+    options: list[str]
+    title: str = ""
+
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trainers", required=True, help="comma-separated; the last one is what CONFIG belongs to")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--trainers", help="comma-separated; the last one is what CONFIG belongs to")
+    what.add_argument("--plan", help="name of a file in configs/plans: many rows, one table")
+    parser.add_argument("--coop-arguments", action="store_true", help="CTP NCTX SHOTS CSC follow CONFIG, as in CoOp")
     parser.add_argument("dataset", metavar="DATASET", help="name of a file in configs/datasets")
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="name of a file in configs/trainers/<trainer>")
     parser.add_argument("options", metavar="KEY VALUE", nargs=argparse.REMAINDER)
     args = parser.parse_args()
-    args.trainers = args.trainers.split(",")
     if args.config and re.fullmatch(r"[A-Z_]+(\.[A-Z_0-9]+)*", args.config):  # a KEY: no config was named
         args.config, args.options = None, [args.config, *args.options]
+    if args.coop_arguments:
+        values, args.options = args.options[: len(COOP)], args.options[len(COOP) :]
+        if len(values) < len(COOP):
+            raise UserError("give DATASET CONFIG CTP NCTX SHOTS CSC; for instance: digits mini end 16 4 False")
+        args.options = [*(part for pair in zip(COOP, values, strict=True) for part in pair), *args.options]
     return args
 
 
@@ -48,6 +69,25 @@ def without_air(options: list[str]) -> list[str]:
     """Options less those that only AiR reads, so that a control is not run again for each of their values."""
     pairs = zip(options[::2], options[1::2], strict=False)
     return [part for key, value in pairs if not key.startswith("AIR.") for part in (key, value)]
+
+
+def rows_of(trainers: str, options: list[str]) -> list[Row]:
+    """The rows of a method's main.sh: the controls, then the method itself."""
+    *controls, main = trainers.split(",")
+    return [*(Row(trainer, without_air(options)) for trainer in controls), Row(main, options)]
+
+
+def plan_of(name: str, options: list[str]) -> tuple[list[Row], str | None]:
+    """The rows of a plan and the title of its baseline; the rows' own options come after those of the command line."""
+    import yaml
+
+    plan = yaml.safe_load(config_file("plans", name, "plan").read_text())
+    rows = []
+    for row in plan["rows"]:
+        given = options if row["trainer"].endswith("AiR") else without_air(options)
+        own = [str(part) for pair in row.get("options", {}).items() for part in pair]
+        rows.append(Row(row["trainer"], [*given, *own], row["title"]))
+    return rows, plan.get("baseline")
 
 
 def data_root() -> Path:
@@ -71,24 +111,46 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"options are pairs of KEY VALUE; '{args.options[-1]}' has no partner")
     dataset_file = config_file("datasets", args.dataset, "data set")
     config = args.config or default_config(dataset_file)
-    config_file(f"trainers/{args.trainers[-1]}", config, "config")
+    rows, baseline = plan_of(args.plan, args.options) if args.plan else (rows_of(args.trainers, args.options), None)
+    config_file(f"trainers/{rows[-1].trainer}", config, "config")
     root, output = data_root(), Path(os.environ.get("OUTPUT", ROOT / "output"))
-    for trainer in args.trainers:
-        path = ROOT / "configs" / "trainers" / trainer / f"{config}.yaml"
-        options = args.options if trainer == args.trainers[-1] else without_air(args.options)
-        for seed in seeds() if path.is_file() else []:
-            folder = output / args.dataset / trainer / train.label(config, options) / f"seed{seed}"
-            print(f"== {args.dataset} / {trainer} / {config} / seed {seed}", flush=True)
+    from air_plugin.report import report
+
+    done: dict[tuple[str, str], str] = {}
+    for row in rows:
+        path = ROOT / "configs" / "trainers" / row.trainer / f"{config}.yaml"
+        if not path.is_file():
+            continue
+        label = train.label(str(path), str(dataset_file), row.options)
+        for seed in seeds():
+            folder = output / args.dataset / row.trainer / label / f"seed{seed}"
+            print(f"== {args.dataset} / {row.title or row.trainer} / {label} / seed {seed}", flush=True)
             code = train.main([
-                "--root", str(root), "--seed", seed, "--trainer", trainer, "--config-file", str(path),
+                "--root", str(root), "--seed", seed, "--trainer", row.trainer, "--config-file", str(path),
                 "--dataset-config-file", str(dataset_file), "--output-dir", str(folder),
-                "AIR.CACHE", str(output / "cache"), *options,
+                "AIR.CACHE", str(output / "cache"), *row.options,
             ])  # fmt: skip
             if code:
                 return code
-    from air_plugin.report import report
+        done.setdefault((row.trainer, label), row.title)
+    if not args.plan:
+        return report(output, only=args.dataset)
+    remember_titles(output / args.dataset / "methods.json", done)
+    return report(output, only=args.dataset, baseline=baseline, rows=done)
 
-    return report(output, only=args.dataset)
+
+def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:
+    """Let `air report` know the titles of a plan's rows; those of an earlier plan stay as they are."""
+    from air_plugin.images import write_atomically
+
+    try:
+        known = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        known = []
+    cells = {(row["trainer"], row["config"]) for row in known}
+    new = [{"trainer": trainer, "config": config, "title": title}
+           for (trainer, config), title in titles.items() if (trainer, config) not in cells]  # fmt: skip
+    write_atomically(path, json.dumps([*known, *new], indent=1).encode())
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from air_plugin.transduction import transclip
 from dassl.data.transforms import build_transform
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -13,17 +15,17 @@ from dassl.utils import load_checkpoint
 from torch import Tensor, nn
 
 from air_plugin.backbone import load_backbone
-from air_plugin.config import require_template
+from air_plugin.config import require_range, require_template
 from air_plugin.errors import UserError
-from air_plugin.features import FeatureBatches, FeatureTable, extract_features, stable_seed
-from air_plugin.metrics import head_metrics
-from air_plugin.prompts import PromptedCLIP, PromptLearner, fill
+from air_plugin.features import FeatureBatches, FeatureTable, extract_features, member_seed, stable_seed
+from air_plugin.metrics import head_metrics, said
+from air_plugin.prompts import PromptedCLIP, PromptEnsemble, PromptLearner, fill
 from air_plugin.provenance import Stages
 from air_plugin.store import Store
 
 
 class PromptTrainer(TrainerX):
-    """Trains prompts on a feature table. A method overrides `training_set` and `losses`; see trainers/cpl.py."""
+    """Trains prompts on a feature table. A method overrides `training_set` and `losses`; see trainers/coop.py."""
 
     headline: str = "text"
 
@@ -32,14 +34,16 @@ class PromptTrainer(TrainerX):
         if cfg.TRAINER.PROMPT.CLASS_TOKEN_POSITION not in ("end", "middle", "front"):
             raise UserError(f"TRAINER.PROMPT.CLASS_TOKEN_POSITION is '{cfg.TRAINER.PROMPT.CLASS_TOKEN_POSITION}'; "
                             "it must be end, middle or front")
-        if cfg.TRAINER.PROMPT.VIEWS < 1:
-            raise UserError(f"TRAINER.PROMPT.VIEWS is {cfg.TRAINER.PROMPT.VIEWS}; it must be at least 1")
+        require_range("OPTIM.MAX_EPOCH", cfg.OPTIM.MAX_EPOCH, 1, float("inf"))
+        for key in ("VIEWS", "ENSEMBLE", "ROUNDS"):
+            require_range(f"TRAINER.PROMPT.{key}", cfg.TRAINER.PROMPT[key], 1, float("inf"))
 
     def build_model(self) -> None:
         self.seed = max(self.cfg.SEED, 0)
         self.stages = Stages()
         self.store = Store(self.cfg.AIR.CACHE or Path(self.cfg.OUTPUT_DIR) / "cache")
         self.results: dict[str, dict[str, Any]] = {}
+        self.predictions: dict[str, Any] = {}
         self.classnames: list[str] = list(self.dm.dataset.classnames)
         with self.stages.stage("backbone"):
             self.backbone = load_backbone(
@@ -53,13 +57,6 @@ class PromptTrainer(TrainerX):
         """Prompts first: what is wrong with their settings shows before hours of generation."""
         self.build_prompts()
         self.prepare()
-        index, targets = self.training_set()
-        if not len(index):
-            raise UserError("no image was selected for training; loosen the selection (TRAINER.CPL.ALPHA, BETA)")
-        self.train_loader_x = FeatureBatches(
-            self.table, index, targets, batch_size=self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=self.seed,
-            epoch=lambda: self.epoch,
-        )  # fmt: skip
 
     def prepare(self) -> None:
         """The unlabelled images, their features and their zero-shot probabilities."""
@@ -89,43 +86,64 @@ class PromptTrainer(TrainerX):
     def build_prompts(self) -> None:
         """Make the prompts and their optimiser."""
         prompt = self.cfg.TRAINER.PROMPT
-        learner = PromptLearner(
-            self.backbone,
-            self.classnames,
-            n_ctx=prompt.N_CTX,
-            ctx_init=prompt.CTX_INIT,
-            class_specific=prompt.CSC,
-            position=prompt.CLASS_TOKEN_POSITION,
-            generator=torch.Generator().manual_seed(stable_seed("context", self.seed)),
-        )
+        members = [
+            PromptLearner(
+                self.backbone,
+                self.classnames,
+                n_ctx=prompt.N_CTX,
+                ctx_init=prompt.CTX_INIT,
+                class_specific=prompt.CSC,
+                position=prompt.CLASS_TOKEN_POSITION,
+                generator=torch.Generator().manual_seed(stable_seed("context", self.seed, *member_seed(member))),
+            )
+            for member in range(prompt.ENSEMBLE)
+        ]
+        learner = PromptEnsemble(members) if len(members) > 1 else members[0]
         self.model = PromptedCLIP(self.backbone, learner)
-        self.optim = build_optimizer(learner, self.cfg.OPTIM)
+        self.initial = {name: value.clone() for name, value in learner.state_dict().items()}
+        self.register_model("prompt_learner", learner, *self.new_optimiser())
+
+    def new_optimiser(self) -> tuple[Any, Any]:
+        """The prompts' optimiser and schedule, at the first step."""
+        self.optim = build_optimizer(self.model.prompt_learner, self.cfg.OPTIM)
         try:
             self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
         except TypeError as error:  # Dassl 0.6.3 passes `verbose`, which torch no longer takes
             raise UserError(
                 "this Dassl's warm-up does not work with this torch; set OPTIM.WARMUP_EPOCH -1, or use an older torch"
             ) from error
-        self.register_model("prompt_learner", learner, self.optim, self.sched)
+        return self.optim, self.sched
 
-    def pseudo_probs(self) -> Tensor:
-        """(N, C) class probabilities of the unlabelled images, rows sum to 1: what pseudo-labels are made of."""
-        return self.zero_shot_probs
+    def before_train(self) -> None:
+        super().before_train()
+        if self.get_model_names():
+            self.train_on(*self.training_set())
 
-    def training_set(self) -> tuple[Tensor, Tensor]:
-        """(S,) indices into the feature table and S targets for `losses`."""
+    def train_on(self, index: Tensor, targets: dict[str, Tensor]) -> None:
+        """Let the epochs that follow run over (S,) images of the feature table, each with its rows of the targets."""
+        if not len(index):
+            raise UserError("no image was selected for training; loosen the selection (TRAINER.CPL.ALPHA, BETA)")
+        self.train_loader_x = FeatureBatches(
+            self.table, index, targets, batch_size=self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=self.seed,
+            epoch=lambda: self.epoch, members=self.cfg.TRAINER.PROMPT.ENSEMBLE,
+        )  # fmt: skip
+
+    def training_set(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """(S,) indices into the feature table, and by name S rows of what `losses` finds in its batch."""
         raise NotImplementedError
 
     def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
-        """Named losses of a batch, their weights in; `text` are the (C, D) features of the prompts."""
+        """Named losses of a batch, their weights in; `text` are the prompts' features, for `self.model.logits`."""
         raise NotImplementedError
 
     def forward_backward(self, batch: dict[str, Tensor]) -> dict[str, float]:
         losses = self.losses(batch, self.model.text_features())
         self.model_zero_grad()
-        self.model_backward(sum(losses.values()))
+        # A loss is the mean over the members of an ensemble; times their number, each has the gradient of its own loss.
+        self.model_backward(sum(losses.values()) * self.cfg.TRAINER.PROMPT.ENSEMBLE)
         if self.cfg.TRAINER.PROMPT.CLIP_GRAD > 0:
-            nn.utils.clip_grad_norm_(self.model.prompt_learner.parameters(), self.cfg.TRAINER.PROMPT.CLIP_GRAD)
+            for context in self.model.prompt_learner.parameters():  # one a member
+                nn.utils.clip_grad_norm_([context], self.cfg.TRAINER.PROMPT.CLIP_GRAD)
         self.model_update()
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
@@ -171,6 +189,8 @@ class PromptTrainer(TrainerX):
         table = self.features([item.impath for item in data], name=f"features of {split}")
         labels = torch.tensor([item.label for item in data], device=self.device)
         heads = self.head_probs(table.plain)
+        if self.cfg.TRAINER.TRANSCLIP.ENABLED:
+            heads = {name: transclip(table.plain, probs) for name, probs in heads.items()}
         for name in sorted(heads, key=lambda head: head == self.headline):
             print(f"Evaluate the {name} head on the *{split}* set")
             self.evaluator.reset()
@@ -179,11 +199,21 @@ class PromptTrainer(TrainerX):
             self.results[name] = head_metrics(heads[name], labels, self.classnames)
         for key, value in printed.items():
             self.write_scalar(f"{split}/{key}", value, self.epoch)
+        self.predictions = {
+            "split": split, "root": os.path.abspath(os.path.expanduser(self.cfg.DATASET.ROOT)),
+            "images": [item.impath for item in data],
+            "labels": labels.tolist(), "classnames": self.classnames,
+            "heads": {name: said(probs) for name, probs in heads.items()},
+        }  # fmt: skip
+        self.diagnose(table.plain, labels)
         return self.results[self.headline]["accuracy"]
 
-    def pseudo_label_summary(self) -> dict[str, Any]:
-        """Figures about the pseudo-labels; computed after training."""
-        return {"selected": 0, "coverage": 0.0, "accuracy": None}
+    def diagnose(self, features: Tensor, labels: Tensor) -> None:
+        """A place for figures that need the (N, D) test features and (N,) labels; they choose nothing."""
+
+    def figures(self) -> dict[str, Any]:
+        """More that belongs into result.json."""
+        return {"pseudo_labels": {"selected": 0, "coverage": 0.0, "accuracy": None}, "rounds": []}
 
     def hidden_labels(self) -> Tensor | None:
         """(N,) true classes of the unlabelled images, for figures after training only; None where nobody has them."""

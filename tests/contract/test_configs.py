@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 DATASETS = sorted((CONFIGS / "datasets").glob("*.yaml"))
 TRAINERS = sorted((CONFIGS / "trainers").glob("*/*.yaml"))
+PLANS = sorted((CONFIGS / "plans").glob("*.yaml"))
 
 
 def label(path: Path) -> str:
@@ -46,16 +47,20 @@ def comment(path: Path) -> list[str]:
     return lines
 
 
+def plan(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONFIGS / "plans" / f"{name}.yaml").read_text())
+
+
 def trainers_of(script: str) -> list[str]:
-    """The trainers that a script runs."""
-    (names,) = re.findall(r"--trainers (\S+)", (ROOT / script).read_text())
-    return names.split(",")
+    """The trainers that a script runs; of a method's own script, the one that CONFIG belongs to."""
+    ((kind, names),) = re.findall(r"--(trainers|plan) (\S+)", (ROOT / script).read_text())
+    return names.split(",")[-1:] if kind == "trainers" else [row["trainer"] for row in plan(names)["rows"]]
 
 
 def test_there_are_configs():
-    assert DATASETS and TRAINERS
+    assert DATASETS and TRAINERS and PLANS
     assert {path.suffix for path in CONFIGS.rglob("*") if path.is_file()} == {".yaml"}
-    assert sorted([*DATASETS, *TRAINERS]) == sorted(CONFIGS.rglob("*.yaml"))  # none lies elsewhere
+    assert sorted([*DATASETS, *TRAINERS, *PLANS]) == sorted(CONFIGS.rglob("*.yaml"))  # none lies elsewhere
 
 
 @pytest.mark.parametrize("path", [*DATASETS, *TRAINERS], ids=label)
@@ -66,8 +71,8 @@ def test_the_first_lines_name_the_command(path: Path):
     if path in DATASETS:
         assert dataset == path.stem and (ROOT / script).is_file()
     else:
-        assert config == [path.stem]
-        assert trainers_of(script)[-1] == path.parent.name
+        assert config[0] == path.stem
+        assert path.parent.name in trainers_of(script)
 
 
 @pytest.mark.parametrize("path", TRAINERS, ids=label)
@@ -84,6 +89,22 @@ def test_configs_merge_and_their_settings_are_valid(dataset: Path, trainer: Path
     assert settings.prompt == (cfg.AIR.PROMPT or cfg.DATASET.TEMPLATE)
     assert cfg.TRAINER.NAME == ""  # the command names the trainer, so that one file may serve several
     assert flatten(cfg) != flatten(default())
+
+
+@pytest.mark.parametrize("path", PLANS, ids=label)
+def test_a_plan_names_its_command_and_its_rows_are_valid(path: Path):
+    from air_plugin.config import merge_options
+
+    (script,) = [line.split("bash ")[1].split()[0] for line in comment(path) if "bash " in line]
+    assert f"--plan {path.stem} " in (ROOT / script).read_text()
+    rows, titles = plan(path.stem)["rows"], [row["title"] for row in plan(path.stem)["rows"]]
+    assert len(set(titles)) == len(titles)
+    assert plan(path.stem).get("baseline", titles[0]) in titles
+    for row in rows:
+        assert set(row) <= {"title", "trainer", "options"}
+        cfg = merged(DATASETS[0], CONFIGS / "trainers" / row["trainer"] / "mini.yaml")
+        merge_options(cfg, [str(part) for pair in row.get("options", {}).items() for part in pair])
+        AirSettings.from_cfg(cfg)
 
 
 @pytest.mark.parametrize("path", DATASETS, ids=label)

@@ -44,7 +44,7 @@ def test_main_script_runs_every_seed_prints_the_table_and_skips_what_is_complete
 def test_bad_names_and_places(tmp_path: Path) -> None:
     for args, environment, named in (
         (("digit",), {}, "digits"),
-        (("digits", "mini_no_lor"), {}, "mini_no_lora"),
+        (("digits", "minni"), {}, "mini"),
         (("digits",), {"DATA": str(tmp_path / "missing")}, "missing"),
         (("digits",), {"SEEDS": "one"}, "SEEDS"),
     ):

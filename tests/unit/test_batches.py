@@ -11,7 +11,7 @@ TABLE = FeatureTable(torch.arange(10 * 4 * 2, dtype=torch.float32).reshape(10, 4
 
 def batches(size: int, *, count: int = 10, seed: int = 1, epoch: int = 0) -> list[dict[str, torch.Tensor]]:
     index = torch.arange(count)
-    made = FeatureBatches(TABLE, index, index.clone(), batch_size=size, seed=seed, epoch=lambda: epoch)
+    made = FeatureBatches(TABLE, index, {"target": index.clone()}, batch_size=size, seed=seed, epoch=lambda: epoch)
     found = list(made)
     assert len(found) == len(made)
     return found
@@ -41,3 +41,16 @@ def test_an_epoch_depends_on_seed_and_epoch_alone() -> None:
     assert order(seed=1, epoch=3) == order(seed=1, epoch=3)
     assert order(seed=1, epoch=3) != order(seed=1, epoch=4)
     assert order(seed=1, epoch=3) != order(seed=2, epoch=3)
+
+
+def test_the_members_of_an_ensemble_have_orders_of_their_own_and_the_first_the_usual_one() -> None:
+    index = torch.arange(10)
+    targets = {"target": index.clone(), "weights": 2.0 * index}
+    made = FeatureBatches(TABLE, index, targets, batch_size=5, seed=1, epoch=lambda: 0, members=3)
+    found = list(made)
+    assert len(found) == len(made) == 2 and len(found[0]["img"]) == 15
+    assert all(torch.equal(batch["weights"], 2.0 * batch["target"]) for batch in found)
+    orders = [torch.cat([batch["target"][5 * m : 5 * m + 5] for batch in found]).tolist() for m in range(3)]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert orders[0] == torch.cat([batch["target"] for batch in batches(5)]).tolist()
+    assert orders[0] != orders[1] != orders[2] != orders[0]

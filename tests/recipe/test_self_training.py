@@ -1,0 +1,255 @@
+"""CoOp, UPL, CPL and AiR over both: rounds, ensembles, losses, and what may not change any of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import arguments, figures, weights
+from safetensors.torch import load_file
+
+import train
+from trainers.self_training import SelfTraining
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One store for all runs of this file."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def run(trainer: str, data: Path, output: Path, cache: str, *options: str) -> Path:
+    assert train.main(arguments(trainer, data, output, "AIR.CACHE", cache, *options)) == 0
+    return output
+
+
+def result(output: Path) -> dict[str, Any]:
+    return json.loads((output / "result.json").read_text())
+
+
+ITERATIVE = ["TRAINER.PROMPT.ROUNDS", "3", "OPTIM.MAX_EPOCH", "2", "TRAIN.CHECKPOINT_FREQ", "1"]
+LABELERS = {
+    "UPL": [],
+    "CPL": [],
+    "AiR": [],
+    "AiR over UPL": ["TRAINER.AIR.LABELER", "UPL"],
+}
+
+
+@pytest.mark.parametrize("name", LABELERS)
+def test_rounds_grow_and_are_counted_one_by_one(name: str, data: Path, cache: str, tmp_path: Path) -> None:
+    output = run(name.split()[0], data, tmp_path / "run", cache, *ITERATIVE, *LABELERS[name])
+    rounds = result(output)["rounds"]
+    assert len(rounds) == 3 and rounds[-1] == result(output)["pseudo_labels"]
+    for number, summary in enumerate(rounds, start=1):
+        saved = load_file(output / "rounds" / f"{number}.safetensors")
+        share = math.ceil(number / 3 * 1000 / 10)
+        assert summary["selected"] == len(saved["index"]) and 0 < summary["accuracy"] <= 100
+        likeliest = torch.bincount(saved["probs"].argmax(dim=1), minlength=10)
+        assert int(likeliest.max()) <= share
+        if "UPL" in name:
+            assert torch.equal(saved["mask"].sum(dim=1), torch.ones(len(saved["mask"])))
+            assert torch.equal(saved["mask"].float().argmax(dim=1), saved["probs"].argmax(dim=1))
+    assert rounds[0]["selected"] < rounds[2]["selected"]
+    assert len(list((output / "prompt_learner").glob("model.pth.tar-*"))) == 6
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("epoch", [2, 3, 5])
+def test_a_kill_in_any_round_changes_nothing(
+    epoch: int, data: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*ITERATIVE[:4], "TRAIN.CHECKPOINT_FREQ", "0" if epoch == 3 else "1"]
+    whole = run("CPL", data, tmp_path / "whole", cache, *options)
+    run_epoch = SelfTraining.run_epoch
+
+    def until(self: SelfTraining) -> None:
+        if self.epoch == epoch:
+            raise Killed
+        run_epoch(self)
+
+    arguments_ = arguments("CPL", data, tmp_path / "cut", "AIR.CACHE", cache, *options)
+    with monkeypatch.context() as patch:
+        patch.setattr(SelfTraining, "run_epoch", until)
+        with pytest.raises(Killed):
+            train.main(arguments_)
+    assert not (tmp_path / "cut" / "result.json").exists()
+    begun: list[int] = []
+
+    def watched(self: SelfTraining) -> None:
+        begun.append(self.epoch)
+        run_epoch(self)
+
+    monkeypatch.setattr(SelfTraining, "run_epoch", watched)
+    assert train.main(arguments_) == 0
+    assert begun[0] == (2 if epoch == 3 else epoch)  # without checkpoints inside a round: from the round's beginning
+    first, second = weights(whole), weights(tmp_path / "cut")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert figures(whole) == figures(tmp_path / "cut")
+
+
+def test_a_lost_round_is_named(
+    data: Path, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = run("CPL", data, tmp_path / "run", cache, *ITERATIVE)
+    (output / "result.json").unlink()
+    broken = output / "rounds" / "2.safetensors"
+    broken.write_bytes(broken.read_bytes()[:50])
+    assert train.main(arguments("CPL", data, output, "AIR.CACHE", cache, *ITERATIVE)) == 2
+    error = capsys.readouterr().err
+    assert "2.safetensors" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", ["cc", "rc", "lw", "cav"])
+def test_every_loss_of_cpl_trains_and_each_in_its_own_way(form: str, data: Path, cache: str, tmp_path: Path) -> None:
+    options = ["TRAINER.CPL.ALPHA", "0.95", "TRAINER.CPL.BETA", "0.5"]  # candidate sets of several classes
+    other = "cc" if form != "cc" else "rc"
+    outputs = [run("CPL", data, tmp_path / name, cache, *options, "TRAINER.CPL.LOSS", name) for name in (form, other)]
+    assert result(outputs[0])["pseudo_labels"]["candidates"] > 1.2
+    assert not torch.equal(weights(outputs[0])["ctx"], weights(outputs[1])["ctx"])
+
+
+def test_lagging_weights_survive_a_resume(
+    data: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["TRAINER.CPL.LOSS", "rc", "TRAINER.CPL.ALPHA", "0.95", "TRAINER.CPL.BETA", "0.5"]
+    whole = run("CPL", data, tmp_path / "whole", cache, *options)
+    run_epoch = SelfTraining.run_epoch
+
+    def until(self: SelfTraining) -> None:
+        if self.epoch == 2:
+            raise Killed
+        run_epoch(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SelfTraining, "run_epoch", until)
+        with pytest.raises(Killed):
+            train.main(arguments("CPL", data, tmp_path / "cut", "AIR.CACHE", cache, *options))
+    cut = run("CPL", data, tmp_path / "cut", cache, *options)
+    assert torch.equal(weights(whole)["ctx"], weights(cut)["ctx"])
+
+
+def test_gamma_is_another_way_to_say_beta(data: Path, cache: str, tmp_path: Path) -> None:
+    with_beta = run("CPL", data, tmp_path / "beta", cache, "TRAINER.CPL.BETA", "0.85")
+    with_gamma = run("CPL", data, tmp_path / "gamma", cache, "TRAINER.CPL.GAMMA", "1.5")  # 10 (1 - 0.85)
+    assert torch.equal(weights(with_beta)["ctx"], weights(with_gamma)["ctx"])
+
+
+def test_an_ensemble_averages_prompts_of_several_seeds(data: Path, cache: str, tmp_path: Path) -> None:
+    ensemble = run("UPL", data, tmp_path / "three", cache, "TRAINER.PROMPT.ENSEMBLE", "3")
+    single = run("UPL", data, tmp_path / "one", cache)
+    contexts = [weights(ensemble)[f"members.{member}.ctx"] for member in range(3)]
+    assert torch.allclose(contexts[0], weights(single)["ctx"], atol=1e-4)  # the first member is the single prompt
+    assert not torch.allclose(contexts[0], contexts[1], atol=1e-4)
+
+
+def permute_training_labels(folder: Path) -> None:
+    items = json.loads((folder / "split.json").read_text())
+    labels = [item[1:] for item in items["train"]]
+    items["train"] = [[item[0], *label] for item, label in zip(items["train"], labels[::-1], strict=True)]
+    (folder / "split.json").write_text(json.dumps(items))
+
+
+BLIND = {
+    "UPL": ("UPL", []),
+    "UPL, ensemble": ("UPL", ["TRAINER.PROMPT.ENSEMBLE", "2"]),
+    "CPL, iterative": ("CPL", ITERATIVE),
+    "AiR over UPL, iterative": ("AiR", [*ITERATIVE, "TRAINER.AIR.LABELER", "UPL"]),
+    "AiR, real prototypes": ("AiR", ["AIR.SOURCE", "real"]),
+    "CPL, rc": ("CPL", ["TRAINER.CPL.LOSS", "rc"]),
+}
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_hidden_labels_change_no_bit_of_the_weights(name: str, cache: str, tmp_path: Path) -> None:
+    from datasets.digits import write_digits
+
+    trainer, options = BLIND[name]
+    blind = tmp_path / "data"
+    write_digits(blind / "digits")
+    first = run(trainer, blind, tmp_path / "true", cache, *options)
+    permute_training_labels(blind / "digits")
+    second = run(trainer, blind, tmp_path / "permuted", cache, *options)
+    left, right = weights(first), weights(second)
+    assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+    assert result(first)["heads"] == result(second)["heads"]
+    assert result(first)["pseudo_labels"]["accuracy"] != result(second)["pseudo_labels"]["accuracy"]
+
+
+def test_coop_uses_labels_and_no_more_shots_than_it_was_given(cache: str, tmp_path: Path) -> None:
+    from datasets.digits import write_digits
+
+    data = tmp_path / "data"
+    write_digits(data / "digits")
+    shots = ["DATASET.NUM_SHOTS", "4"]
+    true = run("CoOp", data, tmp_path / "true", cache, *shots, "OPTIM.MAX_EPOCH", "20")
+    permute_training_labels(data / "digits")
+    wrong = run("CoOp", data, tmp_path / "wrong", cache, *shots, "OPTIM.MAX_EPOCH", "20")
+    assert result(true)["heads"]["text"]["accuracy"] > result(wrong)["heads"]["text"]["accuracy"] + 10
+    assert result(true)["pseudo_labels"]["selected"] == 0
+
+
+def test_controls_without_training(data: Path, cache: str, tmp_path: Path) -> None:
+    plain = result(run("ZeroshotCLIP", data, tmp_path / "plain", cache))
+    refined = result(run("ZeroshotCLIP", data, tmp_path / "refined", cache, "TRAINER.TRANSCLIP.ENABLED", "True"))
+    fused = result(run("ZeroshotAiR", data, tmp_path / "fused", cache))
+    both = result(run("ZeroshotAiR", data, tmp_path / "both", cache, "TRAINER.TRANSCLIP.ENABLED", "True"))
+    assert fused["headline"] == "fused" and plain["headline"] == "text"
+    assert fused["heads"]["text"] == plain["heads"]["text"]
+    assert both["heads"]["text"] == refined["heads"]["text"] != plain["heads"]["text"]
+    assert both["heads"]["fused"] != fused["heads"]["fused"]
+    assert dict(map(tuple, fused["by_lambda"]))[0.0] == pytest.approx(plain["heads"]["text"]["accuracy"])
+    assert dict(map(tuple, fused["by_lambda"]))[2.0] == pytest.approx(fused["heads"]["fused"]["accuracy"])
+    assert not (tmp_path / "fused" / "prompt_learner").exists()
+
+
+def test_real_prototypes_need_no_generator(data: Path, tmp_path: Path) -> None:
+    output = run("AiR", data, tmp_path / "real", str(tmp_path / "cache"), "AIR.SOURCE", "real")
+    assert not (tmp_path / "cache" / "images").exists() and not (tmp_path / "cache" / "lora").exists()
+    assert (output / "gallery.png").is_file()
+    assert "generation" not in [stage["name"] for stage in result(output)["stages"]]
+
+
+def test_predictions_agree_with_the_result(data: Path, cache: str, tmp_path: Path) -> None:
+    output = run("AiR", data, tmp_path / "run", cache)
+    said = json.loads((output / "predictions.json").read_text())
+    assert len(said["images"]) == len(said["labels"]) == 797
+    assert all((Path(said["root"]) / image).is_file() for image in said["images"])
+    for name, head in result(output)["heads"].items():
+        right = [p == t for p, t in zip(said["heads"][name]["predicted"], said["labels"], strict=True)]
+        assert 100 * sum(right) / len(right) == pytest.approx(head["accuracy"])
+        assert all(0 <= value <= 1 for value in said["heads"][name]["confidence"])
+
+
+BAD = {
+    "labeler": (["TRAINER.AIR.LABELER", "FPL"], "TRAINER.AIR.LABELER"),
+    "loss": (["TRAINER.CPL.LOSS", "dd"], "TRAINER.CPL.LOSS"),
+    "source": (["AIR.SOURCE", "web"], "AIR.SOURCE"),
+    "rounds": (["TRAINER.PROMPT.ROUNDS", "0"], "TRAINER.PROMPT.ROUNDS"),
+    "ensemble": (["TRAINER.PROMPT.ENSEMBLE", "0"], "TRAINER.PROMPT.ENSEMBLE"),
+    "gamma": (["TRAINER.CPL.GAMMA", "-1"], "TRAINER.CPL.GAMMA"),
+    "ensemble with lagging weights": (["TRAINER.PROMPT.ENSEMBLE", "2", "TRAINER.CPL.LOSS", "rc"], "TRAINER.CPL.LOSS"),
+    "epochs": (["OPTIM.MAX_EPOCH", "0"], "OPTIM.MAX_EPOCH"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_settings_are_one_line_and_exit_code_2(
+    name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, named = BAD[name]
+    assert train.main([*arguments("AiR", data, tmp_path / "run"), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and named in error and error.count("\n") == 1

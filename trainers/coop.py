@@ -1,0 +1,28 @@
+"""CoOp: context optimisation with a few labelled images a class (Zhou et al., IJCV 2022, arXiv 2109.01134)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from dassl.engine import TRAINER_REGISTRY
+from torch import Tensor
+
+from trainers.prompt_trainer import PromptTrainer
+
+
+@TRAINER_REGISTRY.register()
+class CoOp(PromptTrainer):
+    """Prompts that are trained on labels; DATASET.NUM_SHOTS images a class, all of them where it is below 1."""
+
+    def prepare(self) -> None:
+        items = sorted(self.dm.dataset.train_x, key=lambda item: item.impath)
+        self.labels = torch.tensor([item.label for item in items], device=self.device)
+        self.table = self.features(
+            [item.impath for item in items], name="features of train", views=self.cfg.TRAINER.PROMPT.VIEWS
+        )
+
+    def training_set(self) -> tuple[Tensor, dict[str, Tensor]]:
+        return torch.arange(len(self.labels), device=self.device), {"target": self.labels}
+
+    def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(self.model.logits(batch["img"], text), batch["target"])}

@@ -1,0 +1,134 @@
+"""What unsupervised prompt trainers share: rounds of labelling the unlabelled images and training on these labels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from air_plugin.config import require_choice, require_range
+from air_plugin.errors import UserError
+from air_plugin.losses import CandidateForm, candidate_weights, partial_label_loss
+from air_plugin.metrics import pseudo_label_metrics
+from air_plugin.pseudo_labels import Candidates, candidate_sets, hard_labels
+from air_plugin.store import load_tensors, save_tensors
+from trainers.prompt_trainer import PromptTrainer
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round was trained on: S selected images with their candidates, and (S, C) probabilities behind them."""
+
+    index: Tensor
+    mask: Tensor
+    probs: Tensor
+
+
+class SelfTraining(PromptTrainer):
+    """Pseudo-labels, and prompts trained on them.
+
+    The first round is labelled by the template, a later one by the prompts of the round before. Every round begins with
+    fresh prompts. With more than one round, round r of R takes the r/R * N/C surest images of each class, the schedule
+    of GRIP (Menghini et al., NeurIPS 2023, arXiv 2306.01669).
+    """
+
+    labeler: str
+
+    def check_cfg(self, cfg: Any) -> None:
+        super().check_cfg(cfg)
+        cpl = cfg.TRAINER.CPL
+        for key in ("ALPHA", "BETA"):
+            require_range(f"TRAINER.CPL.{key}", cpl[key], 0, 1)
+        for key, value in (("CPL", cpl.PER_CLASS), ("UPL", cfg.TRAINER.UPL.PER_CLASS)):
+            require_range(f"TRAINER.{key}.PER_CLASS", value, 1, math.inf)
+        for key in ("GAMMA", "LEVERAGE"):
+            require_range(f"TRAINER.CPL.{key}", cpl[key], 0, math.inf)
+        require_choice("TRAINER.CPL.LOSS", cpl.LOSS, CandidateForm)
+        if cpl.LOSS != "cc" and cfg.TRAINER.PROMPT.ENSEMBLE > 1:
+            raise UserError(f"TRAINER.CPL.LOSS is {cpl.LOSS}; with TRAINER.PROMPT.ENSEMBLE above 1 it must be cc")
+
+    def build_training(self) -> None:
+        super().build_training()
+        self.rounds: list[Round] = []
+        self.max_epoch = self.cfg.TRAINER.PROMPT.ROUNDS * self.cfg.OPTIM.MAX_EPOCH
+
+    def pseudo_probs(self) -> Tensor:
+        """(N, C) class probabilities of the unlabelled images, rows sum to 1: what pseudo-labels are made of."""
+        return self.model(self.table.plain).softmax(dim=1) if self.rounds else self.zero_shot_probs
+
+    def select(self, probs: Tensor) -> Candidates:
+        """Pseudo-labels of the round that begins, from (N, C) probabilities."""
+        count, classes = probs.shape
+        rounds = self.cfg.TRAINER.PROMPT.ROUNDS
+        share = math.ceil((len(self.rounds) + 1) / rounds * count / classes) if rounds > 1 else None
+        if self.labeler == "UPL":
+            return hard_labels(probs, share or self.cfg.TRAINER.UPL.PER_CLASS)
+        cpl = self.cfg.TRAINER.CPL
+        beta = max(0.0, 1 - cpl.GAMMA / classes) if cpl.GAMMA else cpl.BETA  # gamma = C (1 - beta)
+        return candidate_sets(probs, alpha=cpl.ALPHA, beta=beta, per_class=share or cpl.PER_CLASS)
+
+    def training_set(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of a resumed run's round, else of the first one."""
+        for number in range(math.ceil(self.start_epoch / self.cfg.OPTIM.MAX_EPOCH)):
+            saved = load_tensors(self._file(number))
+            if saved is None:
+                raise UserError(f"{self._file(number)} is missing or damaged; remove {self.output_dir} and run again")
+            self.rounds.append(Round(**{name: tensor.to(self.device) for name, tensor in saved.items()}))
+        return self._targets() if self.rounds else self.begin_round()
+
+    @torch.no_grad()
+    def begin_round(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Label the images with the model as it is, then put the prompts back to their beginning."""
+        probs = self.pseudo_probs()
+        chosen = self.select(probs)
+        self._warn_of_empty(chosen)
+        saved = {"index": chosen.index, "mask": chosen.mask, "probs": probs[chosen.index]}
+        save_tensors(self._file(len(self.rounds)), saved)
+        self.rounds.append(Round(**saved))
+        self.model.prompt_learner.load_state_dict(self.initial)
+        self._optims["prompt_learner"], self._scheds["prompt_learner"] = self.new_optimiser()
+        return self._targets()
+
+    def _warn_of_empty(self, chosen: Candidates) -> None:
+        empty = [name for name, any_ in zip(self.classnames, chosen.mask.any(dim=0).tolist(), strict=True) if not any_]
+        if empty:
+            print(f"warning: no pseudo-label for {len(empty)} of {len(self.classnames)} classes: {', '.join(empty)}")
+
+    def _targets(self) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.rounds[-1].index, {"target": self.rounds[-1].mask}
+
+    def _file(self, number: int) -> Path:
+        return Path(self.output_dir) / "rounds" / f"{number + 1}.safetensors"
+
+    @torch.no_grad()
+    def before_epoch(self) -> None:
+        super().before_epoch()
+        begins = self.epoch % self.cfg.OPTIM.MAX_EPOCH == 0
+        if begins and self.epoch // self.cfg.OPTIM.MAX_EPOCH == len(self.rounds):
+            self.train_on(*self.begin_round())
+        if self.cfg.TRAINER.CPL.LOSS != "cc" and self.labeler == "CPL":
+            index, mask = self.rounds[-1].index, self.rounds[-1].mask
+            logits = None if begins else self.model(self.table.plain[index])
+            weights = candidate_weights(logits, mask, form=self.cfg.TRAINER.CPL.LOSS)
+            self.train_loader_x.targets["weights"] = weights
+
+    def after_epoch(self) -> None:
+        super().after_epoch()
+        if (self.epoch + 1) % self.cfg.OPTIM.MAX_EPOCH == 0 and self.epoch + 1 < self.max_epoch:
+            self.save_model(self.epoch, self.output_dir)  # a kill costs one round at the most
+
+    def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
+        cpl = self.cfg.TRAINER.CPL
+        logits = self.model.logits(batch["img"], text)
+        form = cpl.LOSS if self.labeler == "CPL" else "cc"  # of one candidate: cross entropy
+        loss = partial_label_loss(logits, batch["target"], batch.get("weights"), form=form, leverage=cpl.LEVERAGE)
+        return {"loss_r": loss}
+
+    def figures(self) -> dict[str, Any]:
+        labels, total = self.hidden_labels(), len(self.table)
+        rounds = [pseudo_label_metrics(r.index, r.mask, r.probs, total=total, labels=labels) for r in self.rounds]
+        return {"pseudo_labels": rounds[-1], "rounds": rounds}
