@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,13 @@ def make_result(cfg: Any, trainer: Any, config: str) -> dict[str, Any]:
     }
 
 
+def put_log_aside(folder: Path) -> None:
+    """Rename an interrupted run's log as Dassl names second logs, so that log.txt is the finished run's."""
+    log = folder / "log.txt"
+    if log.is_file():
+        log.rename(log.with_name(time.strftime("log.txt-%Y-%m-%d-%H-%M-%S", time.localtime(log.stat().st_mtime))))
+
+
 def run(args: argparse.Namespace) -> int:
     """One run, from the config to result.json; returns the exit code."""
     cfg = setup_config(args)
@@ -191,6 +199,8 @@ def run(args: argparse.Namespace) -> int:
     from air_plugin.images import write_atomically
 
     cfg.freeze()
+    if not args.eval_only:
+        put_log_aside(folder)
     setup_logger(cfg.OUTPUT_DIR)
     trainer = build(cfg)
     if args.eval_only:

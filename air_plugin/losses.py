@@ -15,8 +15,8 @@ def candidate_weights(logits: Tensor | None, mask: Tensor, *, form: CandidateFor
     """Weights of the classes in `partial_label_loss`, from the model at the start of an epoch; they carry no gradient.
 
     cc: True for the candidates; nothing is weighed.
-    rc: the probabilities of the candidates, normalised (risk-consistent: Feng et al., NeurIPS 2020, arXiv 2007.08929; the
-        same update as PRODEN's, Lv et al., ICML 2020, arXiv 2002.08053).
+    rc: the probabilities of the candidates, normalised (risk-consistent: Feng et al., NeurIPS 2020, arXiv 2007.08929;
+        the same update as PRODEN's, Lv et al., ICML 2020, arXiv 2002.08053).
     lw: the probabilities, normalised among the candidates and, apart from that, among the other classes (leveraged
         weighted: Wen et al., ICML 2021, arXiv 2106.05731).
     cav: 1 for the candidate of the largest class activation value |f - 1| f, f being its logit; ties go to the lower
@@ -29,8 +29,8 @@ def candidate_weights(logits: Tensor | None, mask: Tensor, *, form: CandidateFor
         form: cc, rc, lw or cav.
 
     Returns:
-        (B, C), at least 0. The candidates' sum to 1 in every row (rc, lw, cav). The other classes' are 0, but sum to 1 in lw
-        where there are any.
+        (B, C), at least 0. The candidates' sum to 1 in every row (rc, lw, cav). The other classes' are 0; in lw they
+        sum to 1 where there are any.
     """
     if form == "cc":
         return mask.to(torch.get_default_dtype() if logits is None else logits.dtype)
@@ -86,8 +86,8 @@ def partial_label_loss(
 def _log_complement(log_probs: Tensor) -> Tensor:
     """log(1 - p) of every class of (B, C) log p, exact and with a finite gradient also where p is 1 in floating point.
 
-    1 - p_c is the others' sum. It is taken from 1 as long as p_c is at most a half; only the largest class of a row can be
-    above, and its others are summed by themselves.
+    1 - p_c is the others' sum. Where p_c is at most a half it is computed as such; only the largest class of a row can
+    have more, and its others are summed by themselves.
     """
     top = log_probs.argmax(dim=1, keepdim=True)
     others = log_probs.scatter(1, top, float("-inf")).logsumexp(dim=1, keepdim=True)

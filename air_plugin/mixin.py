@@ -72,6 +72,8 @@ class AuxiliaryMixin(_Host):
     def diagnose(self, features: Tensor, labels: Tensor) -> None:
         """Accuracy of the fused head for other lambdas; looked at afterwards, nothing is chosen by it."""
         super().diagnose(features, labels)
+        if self.cfg.TRAINER.TRANSCLIP.ENABLED:
+            return  # its fused head is another one
         text, auxiliary = super().head_probs(features)["text"], self.auxiliary.classifier.probs(features)
         self.by_lambda = [
             (weight, 100.0 * float((fuse(text, auxiliary, weight=weight).argmax(dim=1) == labels).float().mean()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -324,7 +325,7 @@ def _embedded(path: Path, *, longest: int, lossless: bool) -> tuple[str, int, in
     Raises:
         UnreadableImage: the file is missing or no whole image.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # false, too, for a name that no file can have
         raise UnreadableImage(f"{path} is missing")
     image = load_rgb(path)
     lossless = lossless and max(image.size) <= longest
@@ -341,7 +342,7 @@ def _galleries(view: View) -> list[dict[str, Any]]:
     for method in view.methods:
         for seed, run in sorted(method.runs[view.dataset].items())[:1]:
             path = Path(run["path"]).parent / "gallery.png"
-            if not path.is_file():
+            if not os.path.isfile(path):
                 continue
             entry = {"titles": [], "seed": seed}
             try:

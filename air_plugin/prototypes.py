@@ -40,8 +40,8 @@ def real_prototypes(probs: Tensor, images_per_class: int) -> Tensor:
         images_per_class: M, at least 1; cut to N.
 
     Returns:
-        (C, M) image indices. Of class c, the images that are predicted as c come first, by falling probability of c; where
-        there are fewer than M of them, other images follow in the same order. Ties go to the lower index.
+        (C, M) image indices. Of class c, the images that are predicted as c come first, by falling probability of c;
+        where there are fewer than M of them, other images follow in the same order. Ties go to the lower index.
     """
     count, classes = probs.shape
     size = min(images_per_class, count)

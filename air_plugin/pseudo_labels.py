@@ -131,7 +131,7 @@ def _at_least(values: Tensor, smallest: Tensor, *, count: Tensor | int) -> Tenso
 def _intra(probs: Tensor, tau: Tensor, *, first: int = 32) -> Tensor:
     """(N, C) bool: the smallest set of top classes whose sum reaches tau.
 
-    Most images need few classes: only the `first` largest are sorted, and all of them in the rows where those fall short.
+    Most images need few classes: only the `first` largest are sorted, and all of them where those fall short.
     """
     classes = probs.shape[1]
     ordered = probs.topk(min(first, classes), dim=1).values

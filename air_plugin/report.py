@@ -100,7 +100,7 @@ def _named(collection: Collection, title: str) -> Method:
 
 
 def _warn(faults: Iterable[str]) -> None:
-    for fault in dict.fromkeys(faults):
+    for fault in faults:
         print(f"warning: {fault}", file=sys.stderr)
 
 
@@ -233,7 +233,11 @@ def _spread(view: View, values: Sequence[float]) -> str:
 
 
 def _change(difference: Difference | None) -> str:
-    return f"{difference.points:+.1f} [{difference.low:.1f}, {difference.high:.1f}]" if difference else ""
+    if difference is None:
+        return ""
+    # Plus 0.0: what rounds to nothing has no minus.
+    points, low, high = (round(value, 1) + 0.0 for value in (difference.points, difference.low, difference.high))
+    return f"{points:+.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _tables(view: View, *, details: bool) -> list[tuple[str, Table]]:

@@ -31,16 +31,16 @@ def transclip(
 
         - sum_i z_i . log N(f_i; mu, S) - 1/2 sum_ij w_ij z_i . z_j + sum_i (z_i . log z_i - lambda z_i . log y_i)
 
-    with y the initial predictions and w_ij = max(0, f_i . f_j) for the nearest neighbours j of i. The blocks have closed
-    forms: z_i = softmax(log N(f_i) + lambda log y_i + sum_j w_ij z_j), from the former z; mu_k the mean of the features
-    weighted by z_k; S the mean squared distance to the means, weighted by z.
+    with y the initial predictions and w_ij = max(0, f_i . f_j) for the nearest neighbours j of i. The blocks have
+    closed forms: z_i = softmax(log N(f_i) + lambda log y_i + sum_j w_ij z_j), from the former z; mu_k the mean of the
+    features weighted by z_k; S the mean squared distance to the means, weighted by z.
 
-    The paper's: a mixture with a shared diagonal covariance, a Laplacian term and a KL term to the text's predictions,
-    block-wise updates of z (all images at once), mu and S; lambda = 1 and 3 neighbours. Restated without the text at
-    hand, and to be checked against it: the factors of the terms, the 8 surest images of each class that its mean begins
-    with, S = 1/D at first, 10 rounds of 5 updates of z. Ours: w is neither symmetric nor has it a diagonal, so the paper's
-    proof of descent does not cover it; the number of rounds is fixed; a class without mass keeps its mean; a variance is
-    at least a millionth of the mean one; all but the search for neighbours is in float64.
+    The paper's: a mixture with a shared diagonal covariance, a Laplacian term and a KL term to the text's predictions;
+    block-wise updates of z (all images at once), mu and S; lambda = 1 and 3 neighbours. Restated without the paper's
+    text at hand, and still to be compared with it: the factors of the terms, the 8 surest images of each class that its
+    mean begins with, S = 1/D at first, 10 rounds of 5 updates of z. Ours: w is neither symmetric nor has it a diagonal,
+    so the paper's proof of descent does not cover it; the number of rounds is fixed; a class without mass keeps its
+    mean; a variance is at least a millionth of the mean one; all but the search for neighbours is in float64.
 
     Args:
         features: (N, D), unit rows.

@@ -1,15 +1,22 @@
 """Runs of one or more trainers on a data set, one a seed, then the table. All scripts call it.
 
-Environment: DATA (default ./data), OUTPUT (default ./output), SEEDS (default "1 2 3").
+Environment: DATA (default ./data), OUTPUT (default ./output), SEEDS (default "1 2 3"), JOBS (runs at once; default: 1,
+or as many as there are cores where the config gives every run its number of threads).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +113,60 @@ def seeds() -> list[str]:
     return found
 
 
+def jobs(threads: int) -> int:
+    """How many runs go on at once: JOBS; else cores / AIR.THREADS, 4 at the most, or 1 where no threads are set."""
+    wanted = os.environ.get("JOBS", "")
+    if wanted and not (wanted.isdigit() and int(wanted) > 0):
+        raise UserError(f"JOBS is '{wanted}'; it must be a whole number, at least 1")
+    if wanted:
+        return int(wanted)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, max(1, cores // threads)) if threads > 0 else 1
+
+
+def work(line: list[str], *, quiet: bool) -> int:
+    """One run in this process; returns its exit code."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if quiet else sys.stdout):
+        return train.main(line)
+
+
+def end_with_parent() -> None:
+    """Let a worker end at once when the script is killed, lest it writes to what the next script takes up."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_all(lines: dict[str, list[str]], *, at_once: int) -> int:
+    """Runs by name, with train.py's command line; returns the exit code of the first one that failed, else 0."""
+    if at_once == 1:
+        for name, line in lines.items():
+            print(f"== {name}", flush=True)
+            code = work(line, quiet=False)
+            if code:
+                return code
+        return 0
+    print(f"{len(lines)} runs, {at_once} at a time; each writes its log.txt", flush=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(at_once, mp_context=context, initializer=end_with_parent) as pool:
+        waiting = {pool.submit(work, line, quiet=True): name for name, line in lines.items()}
+        try:
+            for number, future in enumerate(as_completed(waiting), start=1):
+                print(f"== {waiting[future]} ({number} of {len(lines)})", flush=True)
+                if future.result():
+                    return future.result()
+        except BrokenProcessPool:
+            raise UserError("a run was killed, perhaps for want of memory; run again with JOBS=1") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
     if len(args.options) % 2:
         raise UserError(f"options are pairs of KEY VALUE; '{args.options[-1]}' has no partner")
@@ -113,30 +174,39 @@ def run(args: argparse.Namespace) -> int:
     config = args.config or default_config(dataset_file)
     rows, baseline = plan_of(args.plan, args.options) if args.plan else (rows_of(args.trainers, args.options), None)
     config_file(f"trainers/{rows[-1].trainer}", config, "config")
-    root, output = data_root(), Path(os.environ.get("OUTPUT", ROOT / "output"))
-    from air_plugin.report import report
-
-    done: dict[tuple[str, str], str] = {}
+    root, output = data_root(), Path(os.environ.get("OUTPUT", ROOT / "output")).absolute()
+    titles: dict[tuple[str, str], str] = {}
+    lines: dict[str, list[str]] = {}
     for row in rows:
         path = ROOT / "configs" / "trainers" / row.trainer / f"{config}.yaml"
         if not path.is_file():
             continue
+        options = ["AIR.CACHE", str(output / "cache"), *row.options]
+        files = ["--config-file", str(path), "--dataset-config-file", str(dataset_file)]
         label = train.label(str(path), str(dataset_file), row.options)
+        if (row.trainer, label) in titles:
+            continue
+        titles[row.trainer, label] = row.title
+        threads = train.setup_config(train.parse([*files, *options])).AIR.THREADS
         for seed in seeds():
             folder = output / args.dataset / row.trainer / label / f"seed{seed}"
-            print(f"== {args.dataset} / {row.title or row.trainer} / {label} / seed {seed}", flush=True)
-            code = train.main([
-                "--root", str(root), "--seed", seed, "--trainer", row.trainer, "--config-file", str(path),
-                "--dataset-config-file", str(dataset_file), "--output-dir", str(folder),
-                "AIR.CACHE", str(output / "cache"), *row.options,
-            ])  # fmt: skip
-            if code:
-                return code
-        done.setdefault((row.trainer, label), row.title)
+            lines[f"{args.dataset} / {row.title or row.trainer} / {label} / seed {seed}"] = [
+                "--root", str(root), "--seed", seed, "--trainer", row.trainer, *files,
+                "--output-dir", str(folder), *options,
+            ]  # fmt: skip
+    code = run_all(lines, at_once=min(jobs(threads), len(lines)))
+    if code:
+        return code
+    from air_plugin.report import report
+
     if not args.plan:
-        return report(output, only=args.dataset)
-    remember_titles(output / args.dataset / "methods.json", done)
-    return report(output, only=args.dataset, baseline=baseline, rows=done)
+        try:
+            return report(output, only=args.dataset)
+        except UserError as error:  # earlier runs there have another backbone, split or template
+            print(f"warning: {error}", file=sys.stderr)
+            return report(output, only=args.dataset, rows=titles)
+    remember_titles(output / args.dataset / "methods.json", titles)
+    return report(output, only=args.dataset, baseline=baseline, rows=titles)
 
 
 def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:

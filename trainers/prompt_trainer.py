@@ -154,6 +154,8 @@ class PromptTrainer(TrainerX):
             super().train()
 
     def resume_model_if_exist(self, directory: str) -> int:
+        if not self.get_model_names():
+            return 0  # upstream fails where nothing is trained
         try:
             return super().resume_model_if_exist(directory)
         except (RuntimeError, FileNotFoundError) as error:

@@ -26,7 +26,7 @@ def test_main_script_runs_every_seed_prints_the_table_and_skips_what_is_complete
     first = bash("scripts/air/main.sh", "digits", *SHORT, **places)
     assert first.returncode == 0, first.stderr
     for method in ("ZeroshotCLIP", "CPL", "AiR"):
-        assert f"| digits     | {method} (mini+" in first.stdout
+        assert f"| {method} (mini+" in first.stdout
     results = sorted((tmp_path / "out" / "digits").glob("*/*/seed*/result.json"))
     assert len(results) == 6  # zero-shot, CPL and AiR, two seeds each
     assert (tmp_path / "out" / "digits" / "gallery.png").is_file()
@@ -34,11 +34,57 @@ def test_main_script_runs_every_seed_prints_the_table_and_skips_what_is_complete
     assert set(prototypes) == {1, 2}
     assert len(list((tmp_path / "out" / "cache" / "lora").glob("*/entry.json"))) == 2  # one a seed
 
+    written = {path: path.stat().st_mtime_ns for path in results}
     second = bash("scripts/air/main.sh", "digits", *SHORT, **places)
     assert second.returncode == 0
-    assert second.stdout.count("complete, nothing to do") == 6
+    assert {p: p.stat().st_mtime_ns for p in results} == written
     table = first.stdout[first.stdout.index("digits: backbone") :]
     assert second.stdout.endswith(table)
+
+
+def test_the_ablation_is_one_table_of_titled_rows_whatever_the_number_of_jobs(tmp_path: Path) -> None:
+    places = {"DATA": str(tmp_path), "SEEDS": "1 2"}
+    tables = []
+    for jobs in ("1", "2"):
+        output = tmp_path / f"out{jobs}"
+        done = bash("scripts/air/ablation.sh", "digits", *SHORT, **places, OUTPUT=str(output), JOBS=jobs)
+        assert done.returncode == 0, done.stderr
+        tables.append(done.stdout[done.stdout.index("digits: backbone") :].replace(str(output), ""))
+        named = json.loads((output / "digits" / "methods.json").read_text())
+        assert [row["title"] for row in named][:2] == ["CPL", "+ auxiliary classifier, without LoRA"]
+    assert tables[0] == tables[1]
+    assert "difference to CPL" in tables[0]
+    assert tables[0].count("| + both, LoRA: AiR") == 2  # in the table and in its details
+
+
+def test_a_run_that_fails_ends_the_others_with_its_line(tmp_path: Path) -> None:
+    from datasets.digits import write_digits
+
+    write_digits(tmp_path / "digits")
+    (tmp_path / "digits" / "images" / "0007.png").write_bytes(b"no picture")
+    for jobs in ("1", "2"):
+        places = {"DATA": str(tmp_path), "OUTPUT": str(tmp_path / jobs), "SEEDS": "1 2", "JOBS": jobs}
+        done = bash("scripts/cpl/main.sh", "digits", *SHORT, **places)
+        assert done.returncode == 2 and "0007.png" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_coops_six_arguments(tmp_path: Path) -> None:
+    places = {"DATA": str(tmp_path), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1"}
+    done = bash("scripts/coop/main.sh", "digits", "mini", "middle", "4", "2", "True", "OPTIM.MAX_EPOCH", "2", **places)
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "out").glob("digits/CoOp/*/seed1/result.json")
+    settings = json.loads(path.read_text())["provenance"]["settings"]
+    assert settings["TRAINER.PROMPT.CLASS_TOKEN_POSITION"] == "middle" and settings["TRAINER.PROMPT.CSC"] is True
+    assert settings["TRAINER.PROMPT.N_CTX"] == 4 and settings["DATASET.NUM_SHOTS"] == 2
+    few = bash("scripts/coop/main.sh", "digits", "mini", "middle", "4", **places)
+    assert few.returncode == 2 and "SHOTS" in few.stderr and few.stderr.count("\n") == 1
+
+
+def test_options_that_change_nothing_are_the_same_run(tmp_path: Path) -> None:
+    places = {"DATA": str(tmp_path), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1"}
+    for options in ([], ["TRAINER.CPL.ALPHA", "0.60"], ["TRAINER.CPL.LOSS", "cc"]):
+        assert bash("scripts/cpl/main.sh", "digits", *SHORT, *options, **places).returncode == 0
+    assert len(list((tmp_path / "out").glob("digits/CPL/*"))) == 1
 
 
 def test_bad_names_and_places(tmp_path: Path) -> None:
@@ -47,6 +93,7 @@ def test_bad_names_and_places(tmp_path: Path) -> None:
         (("digits", "minni"), {}, "mini"),
         (("digits",), {"DATA": str(tmp_path / "missing")}, "missing"),
         (("digits",), {"SEEDS": "one"}, "SEEDS"),
+        (("digits",), {"JOBS": "0"}, "JOBS"),
     ):
         done = bash("scripts/air/main.sh", *args, **{"OUTPUT": str(tmp_path), "DATA": str(tmp_path), **environment})
         assert done.returncode == 2

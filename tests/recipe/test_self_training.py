@@ -212,7 +212,17 @@ def test_controls_without_training(data: Path, cache: str, tmp_path: Path) -> No
     assert both["heads"]["fused"] != fused["heads"]["fused"]
     assert dict(map(tuple, fused["by_lambda"]))[0.0] == pytest.approx(plain["heads"]["text"]["accuracy"])
     assert dict(map(tuple, fused["by_lambda"]))[2.0] == pytest.approx(fused["heads"]["fused"]["accuracy"])
+    assert both["by_lambda"] is None  # would be of another head
     assert not (tmp_path / "fused" / "prompt_learner").exists()
+
+
+def test_fewer_images_a_class_are_taken_from_more(data: Path, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    run("ZeroshotAiR", data, tmp_path / "four", cache, "AIR.M", "4")
+    fewer = result(run("ZeroshotAiR", data, tmp_path / "three", cache, "AIR.M", "3"))
+    assert {stage["name"]: stage["cached"] for stage in fewer["stages"]}["generation"] is True
+    alone = result(run("ZeroshotAiR", data, tmp_path / "alone", str(tmp_path / "other"), "AIR.M", "3"))
+    assert fewer["heads"] == alone["heads"]
 
 
 def test_real_prototypes_need_no_generator(data: Path, tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def test_importing_the_library_imports_nothing_heavy():
 
 
 def test_importing_its_modules_leaves_the_model_libraries_out():
-    modules = ["auxiliary", "backbone", "config", "features", "mixin", "prompts", "report", "store", "diffusion.lora"]
+    modules = ["auxiliary", "backbone", "config", "features", "mixin", "prompts", "report", "results", "store",
+               "diffusion.lora"]  # fmt: skip
     imports = ", ".join(f"air_plugin.{name}" for name in modules)
     heavy = [name for name in HEAVY if name != "torch"]
     done = python(f"import sys, {imports}; print([name for name in {heavy} if name in sys.modules])")
@@ -71,6 +72,14 @@ def test_options_may_follow_the_flags():
         assert args.options == ["AIR.M", "60", "AIR.LORA.LR", "1e-3"]
     args = parse(["lora", "pictures", "--classes", "names.txt", "--seed", "3", "--store", "here"])
     assert (args.seed, args.store, args.options) == (3, Path("here"), [])
+
+
+def test_report_takes_several_rows_and_columns():
+    args = parse(["report", "output", "--dataset", "a", "b", "--dataset", "c", "--method", "CoOp, 4 shots", "--ci95"])
+    assert (args.output, args.ci95) == (Path("output"), True)
+    assert (args.dataset, args.method) == (["a", "b", "c"], ["CoOp, 4 shots"])
+    args = parse(["report", "output"])
+    assert (args.dataset, args.method, args.format, args.out, args.details) == ([], [], "github", None, False)
 
 
 def test_the_module_itself_runs_and_fails_in_one_line(tmp_path: Path):
@@ -214,6 +223,8 @@ def test_a_fault_of_ours_is_not_hidden(
     [
         (["lora", "pictures", "--classes", "c", "--sed", "3", "--what"], "--what"),
         (["report", "output", "AIR.M", "3"], "AIR.M"),
+        (["report", "output", "--format", "pdf"], "pdf"),
+        (["report", "--dataset", "digits"], "OUTPUT"),
         (["lora", "pictures"], "--classes"),
         (["lorra", "pictures"], "lorra"),
         ([], "COMMAND"),

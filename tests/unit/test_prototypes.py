@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from air_plugin.prototypes import AuxiliaryClassifier, gather_prototypes, select_prototypes
+from air_plugin.prototypes import AuxiliaryClassifier, gather_prototypes, real_prototypes, select_prototypes
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -61,6 +61,47 @@ def test_permuting_classes_permutes_the_selection():
 def test_k_out_of_range_is_an_error(k: int):
     with pytest.raises(ValueError, match=r"1\.\.9"):
         select_prototypes(unit(4, 9, 16), k)
+
+
+def real_reference(probs: Tensor, images_per_class: int) -> list[list[int]]:
+    rows = probs.tolist()
+    chosen = []
+    for c in range(len(rows[0])):
+        predicted = [i for i, row in enumerate(rows) if row.index(max(row)) == c]
+        others = [i for i in range(len(rows)) if i not in predicted]
+        in_order = [sorted(group, key=lambda i: (-rows[i][c], i)) for group in (predicted, others)]
+        chosen.append((in_order[0] + in_order[1])[:images_per_class])
+    return chosen
+
+
+@pytest.mark.parametrize("images_per_class", [1, 4, 15, 40, 99])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_real_prototypes_equal_a_loop(images_per_class: int, dtype: torch.dtype):
+    rng = torch.Generator().manual_seed(0)
+    probs = (2 * torch.randn(40, 5, generator=rng, dtype=dtype) + torch.tensor([2.0, 1, 0, 0, -9])).softmax(dim=1)
+    assert len(probs.argmax(dim=1).unique()) == 4  # nobody is predicted as the last class
+    chosen = real_prototypes(probs, images_per_class)
+    assert chosen.tolist() == real_reference(probs, images_per_class)
+    assert chosen.shape == (5, min(images_per_class, 40))
+
+
+def test_real_prototypes_with_ties_equal_a_loop():
+    probs = torch.randint(4, (50, 3), generator=torch.Generator().manual_seed(1)) / 4
+    for images_per_class in (1, 5, 20, 49):
+        assert real_prototypes(probs, images_per_class).tolist() == real_reference(probs, images_per_class)
+
+
+def test_a_predicted_image_comes_before_a_more_probable_one():
+    probs = torch.tensor([[0.36, 0.32, 0.32], [0.45, 0.55, 0.0], [0.9, 0.1, 0.0]])
+    assert real_prototypes(probs, 3)[0].tolist() == [2, 0, 1]
+
+
+def test_real_prototypes_move_with_classes_and_images():
+    probs = torch.randn(40, 5, generator=torch.Generator().manual_seed(2)).softmax(dim=1)
+    classes, images = torch.tensor([4, 2, 0, 1, 3]), torch.randperm(40, generator=torch.Generator().manual_seed(3))
+    plain = real_prototypes(probs, 7)
+    assert torch.equal(real_prototypes(probs[:, classes], 7), plain[classes])
+    assert torch.equal(images[real_prototypes(probs[images], 7)], plain)
 
 
 def test_gather_takes_the_chosen_features():

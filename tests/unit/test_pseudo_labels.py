@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from air_plugin.pseudo_labels import candidate_sets, fuse, top_k_per_class
+from air_plugin.pseudo_labels import candidate_sets, fuse, hard_labels, largest, top_k_per_class
 
 
 def random_probs(images: int, classes: int, *, seed: int = 0) -> Tensor:
@@ -105,6 +105,34 @@ def test_top_k_of_equal_classes_predicts_the_first():
     assert top_k_per_class(torch.full((4, 3), 1 / 3), 2).tolist() == [0, 1]
 
 
+# hard_labels
+
+
+@pytest.mark.parametrize("per_class", [1, 3, 1000])
+@pytest.mark.parametrize(("images", "classes"), [(60, 5), (3, 8), (1, 1)])
+def test_hard_labels_equal_a_loop(images: int, classes: int, per_class: int):
+    probs = random_probs(images, classes)
+    rows = probs.tolist()
+    expected = {i: {rows[i].index(max(rows[i]))} for i in top_k_reference(rows, per_class)}
+    assert as_sets(hard_labels(probs, per_class)) == expected
+
+
+def test_hard_label_of_equal_classes_is_the_first():
+    labels = hard_labels(torch.tensor([[0.2, 0.4, 0.4], [0.3, 0.35, 0.35]]), 1)
+    assert as_sets(labels) == {0: {1}} and labels.mask.dtype == torch.bool
+
+
+# largest
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 12])
+def test_largest_with_ties_equals_a_loop(k: int):
+    scores = torch.randint(4, (30, 12), generator=torch.Generator().manual_seed(5)).double()
+    expected = [sorted(range(12), key=lambda c, row=row: (-row[c], c))[:k] for row in scores.tolist()]
+    assert largest(scores, k).tolist() == expected
+    assert largest(scores.T.contiguous().T, k).tolist() == expected
+
+
 # candidate_sets
 
 
@@ -127,6 +155,21 @@ def test_candidates_with_ties_equal_a_loop():
             for per_class in (1, 2, 8):
                 expected = candidates_reference(probs, alpha=alpha, beta=beta, per_class=per_class)
                 assert as_sets(candidate_sets(probs, alpha=alpha, beta=beta, per_class=per_class)) == expected
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.98])
+def test_many_classes_with_ties_equal_a_loop(alpha: float, beta: float):
+    # Rows from peaked to flat, so that the sets reach from one class to almost all; float32, exact in steps of 1/256.
+    rng = torch.Generator().manual_seed(6)
+    probs = torch.zeros(120, 80)
+    for i, row in enumerate(probs):
+        draws = torch.randint(1 + (i * 80) // 120, (256,), generator=rng)
+        row += torch.bincount(draws, minlength=80) / 256
+    expected = candidates_reference(probs, alpha=alpha, beta=beta, per_class=5)
+    assert as_sets(candidate_sets(probs, alpha=alpha, beta=beta, per_class=5)) == expected
+    if alpha == 1 and beta < 0.9:
+        assert max(len(classes) for classes in expected.values()) > 32  # more than are sorted at first
 
 
 def test_the_smallest_set_that_reaches_the_threshold():

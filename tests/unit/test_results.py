@@ -157,7 +157,7 @@ def test_loops_and_dead_links_end(tmp_path: Path):
     assert [r["path"] for r in results] == [path]
     assert len(faults) == 2 and all(str(link) in fault for link, fault in zip(bad, faults, strict=True))
     (tmp_path / "self").symlink_to("self")
-    with pytest.raises(UserError, match="no results in .*self"):
+    with pytest.raises(UserError, match=r"no results in .*self"):
         collect(tmp_path / "self")
     (tmp_path / "link").symlink_to("out")
     assert titles(tmp_path / "link") == ["AiR (mini)"]
@@ -175,7 +175,7 @@ def test_an_unfinished_run_is_named(tmp_path: Path):
 def test_nothing_to_report_is_an_error_that_says_why(tmp_path: Path):
     with pytest.raises(UserError, match=f"^no results in {re.escape(str(tmp_path))}$"):
         collect(tmp_path)
-    with pytest.raises(UserError, match="no results in .*nowhere; there is no such folder"):
+    with pytest.raises(UserError, match=r"no results in .*nowhere; there is no such folder"):
         collect(tmp_path / "nowhere")
     path = write(tmp_path, "5", "digits")
     with pytest.raises(UserError, match=f"no results in {re.escape(str(tmp_path))}; .*{re.escape(str(path))}"):
@@ -273,6 +273,15 @@ def test_methods_json_names_and_orders_rows(tmp_path: Path):
         assert collect(folder).faults == []
 
 
+def test_the_first_data_set_with_a_title_gives_it(tmp_path: Path):
+    for dataset in ("digits", "letters"):
+        write(tmp_path, result(dataset=dataset))
+        entry = {"trainer": "AiR", "config": "mini", "title": f"ours on {dataset}"}
+        (tmp_path / dataset / "methods.json").write_text(json.dumps([entry]))
+    assert titles(tmp_path) == ["ours on digits"]
+    assert titles(tmp_path, datasets=["letters"]) == ["ours on letters"]
+
+
 @pytest.mark.parametrize("text", ["", "[", "{}", "[1]", '[{"trainer": "AiR"}]', "[" * 100_000, "\x00",
                                   '[{"trainer": "AiR", "config": "mini", "title": "two\\nlines"}]'])  # fmt: skip
 def test_a_damaged_methods_json_costs_only_the_names(tmp_path: Path, text: str):
@@ -312,7 +321,7 @@ def test_filters_choose_and_unknown_names_have_near_matches(tmp_path: Path):
     assert titles(tmp_path, methods=["AiR (mini)"]) == ["AiR (mini)"]
     for options, said in [
         ({"datasets": ["digit"]}, "unknown data set 'digit'; did you mean digits?"),
-        ({"methods": ["AiR (min)"]}, "unknown method 'AiR (min)'; did you mean AiR (mini)?"),
+        ({"methods": ["AiR (min)"]}, "unknown method 'AiR (min)'; did you mean AiR (mini) or CPL (mini)?"),
         ({"backbone": "ViT-B/32"}, "unknown backbone 'ViT-B/32'; known: mini"),
         ({"split_family": "zho"}, "unknown split family 'zho'; did you mean zhou?"),
     ]:
@@ -355,7 +364,7 @@ def test_two_results_that_claim_the_same_run_are_both_left_out(tmp_path: Path):
     assert list(collection.methods[0].runs["digits"]) == [2]
     assert len(collection.faults) == 1 and str(first) in collection.faults[0] and str(copy) in collection.faults[0]
     (tmp_path / "digits/AiR/mini/seed2/result.json").unlink()
-    with pytest.raises(UserError, match="no results in .*claim to be seed 1"):
+    with pytest.raises(UserError, match=r"no results in .*claim to be seed 1"):
         collect(tmp_path)
 
 
@@ -420,14 +429,17 @@ def test_difference_against_a_plain_bootstrap(tmp_path: Path):
     method, baseline = pair(tmp_path, 120)
     found = paired_difference(method, baseline, "digits", resamples=4000)
     assert found is not None and found.seeds == [1, 2, 3] and found.images == 120
-    assert found.points == pytest.approx(np.mean(accuracies(method, "digits")) - np.mean(accuracies(baseline, "digits")))
+    ours, theirs = (np.mean(accuracies(m, "digits")) for m in (method, baseline))
+    assert found.points == pytest.approx(ours - theirs)
+
+    def hit(method: Method, seed: int, image: int) -> bool:
+        return predictions_of(method.runs["digits"][seed]["path"])["heads"]["text"]["predicted"][image] == 0
+
     differences = []
     for image in range(120):
         total = 0.0
         for seed in (1, 2, 3):
-            ours = predictions_of(method.runs["digits"][seed]["path"])["heads"]["text"]["predicted"]
-            theirs = predictions_of(baseline.runs["digits"][seed]["path"])["heads"]["text"]["predicted"]
-            total += (ours[image] == 0) - (theirs[image] == 0)
+            total += hit(method, seed, image) - hit(baseline, seed, image)
         differences.append(total / 3)
     rng, means = random.Random(1), []
     for _ in range(4000):
@@ -455,9 +467,9 @@ def test_interval_of_many_images_is_the_normal_one(tmp_path: Path):
 
 def test_difference_is_reproducible_and_turns_its_sign(tmp_path: Path):
     method, baseline = pair(tmp_path, 50)
-    found, again = (paired_difference(method, baseline, "digits") for _ in range(2))
-    turned = paired_difference(baseline, method, "digits")
-    assert found == again != paired_difference(method, baseline, "digits", seed=1)
+    found, again = (paired_difference(method, baseline, "digits", resamples=200) for _ in range(2))
+    turned = paired_difference(baseline, method, "digits", resamples=200)
+    assert found == again != paired_difference(method, baseline, "digits", resamples=200, seed=1)
     assert found is not None and turned is not None
     assert turned.points == pytest.approx(-found.points)
     assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))

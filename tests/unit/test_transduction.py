@@ -102,7 +102,8 @@ def test_refined_predictions_equal_a_loop(options: dict):
     for seed in range(3):
         features, probs = random_case(seed=seed)
         refined = transclip(features, probs, **options)
-        assert torch.allclose(refined, torch.tensor(transclip_reference(features, probs, **options)).double(), atol=1e-6)
+        expected = torch.tensor(transclip_reference(features, probs, **options), dtype=torch.float64)
+        assert torch.allclose(refined, expected, atol=1e-8)
         assert (refined - probs).abs().max() > 0.1  # else this compares the input with itself
 
 
