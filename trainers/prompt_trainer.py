@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from air_plugin.transduction import transclip
 from dassl.data.transforms import build_transform
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -22,6 +21,7 @@ from air_plugin.metrics import head_metrics, said
 from air_plugin.prompts import PromptedCLIP, PromptEnsemble, PromptLearner, fill
 from air_plugin.provenance import Stages
 from air_plugin.store import Store
+from air_plugin.transduction import transclip
 
 
 class PromptTrainer(TrainerX):

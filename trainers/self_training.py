@@ -21,11 +21,14 @@ from trainers.prompt_trainer import PromptTrainer
 
 @dataclass(frozen=True)
 class Round:
-    """What one round was trained on: S selected images with their candidates, and (S, C) probabilities behind them."""
+    """What one round was trained on.
+
+    index: (S,) selected images. mask: (S, C) bool, their candidates. likeliest: (S,) the surest candidate of each.
+    """
 
     index: Tensor
     mask: Tensor
-    probs: Tensor
+    likeliest: Tensor
 
 
 class SelfTraining(PromptTrainer):
@@ -50,6 +53,11 @@ class SelfTraining(PromptTrainer):
         require_choice("TRAINER.CPL.LOSS", cpl.LOSS, CandidateForm)
         if cpl.LOSS != "cc" and cfg.TRAINER.PROMPT.ENSEMBLE > 1:
             raise UserError(f"TRAINER.CPL.LOSS is {cpl.LOSS}; with TRAINER.PROMPT.ENSEMBLE above 1 it must be cc")
+
+    @property
+    def form(self) -> CandidateForm:
+        """Of the loss. Of one candidate an image, which is what UPL selects, cc is plain cross entropy."""
+        return self.cfg.TRAINER.CPL.LOSS if self.labeler == "CPL" else "cc"
 
     def build_training(self) -> None:
         super().build_training()
@@ -86,7 +94,8 @@ class SelfTraining(PromptTrainer):
         probs = self.pseudo_probs()
         chosen = self.select(probs)
         self._warn_of_empty(chosen)
-        saved = {"index": chosen.index, "mask": chosen.mask, "probs": probs[chosen.index]}
+        likeliest = probs[chosen.index].masked_fill(~chosen.mask, -1).argmax(dim=1)
+        saved = {"index": chosen.index, "mask": chosen.mask, "likeliest": likeliest}
         save_tensors(self._file(len(self.rounds)), saved)
         self.rounds.append(Round(**saved))
         self.model.prompt_learner.load_state_dict(self.initial)
@@ -110,11 +119,10 @@ class SelfTraining(PromptTrainer):
         begins = self.epoch % self.cfg.OPTIM.MAX_EPOCH == 0
         if begins and self.epoch // self.cfg.OPTIM.MAX_EPOCH == len(self.rounds):
             self.train_on(*self.begin_round())
-        if self.cfg.TRAINER.CPL.LOSS != "cc" and self.labeler == "CPL":
+        if self.form != "cc":
             index, mask = self.rounds[-1].index, self.rounds[-1].mask
             logits = None if begins else self.model(self.table.plain[index])
-            weights = candidate_weights(logits, mask, form=self.cfg.TRAINER.CPL.LOSS)
-            self.train_loader_x.targets["weights"] = weights
+            self.train_loader_x.targets["weights"] = candidate_weights(logits, mask, form=self.form)
 
     def after_epoch(self) -> None:
         super().after_epoch()
@@ -122,13 +130,11 @@ class SelfTraining(PromptTrainer):
             self.save_model(self.epoch, self.output_dir)  # a kill costs one round at the most
 
     def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
-        cpl = self.cfg.TRAINER.CPL
-        logits = self.model.logits(batch["img"], text)
-        form = cpl.LOSS if self.labeler == "CPL" else "cc"  # of one candidate: cross entropy
-        loss = partial_label_loss(logits, batch["target"], batch.get("weights"), form=form, leverage=cpl.LEVERAGE)
-        return {"loss_r": loss}
+        logits, leverage = self.model.logits(batch["img"], text), self.cfg.TRAINER.CPL.LEVERAGE
+        mask, weights = batch["target"], batch.get("weights")
+        return {"loss_r": partial_label_loss(logits, mask, weights, form=self.form, leverage=leverage)}
 
     def figures(self) -> dict[str, Any]:
         labels, total = self.hidden_labels(), len(self.table)
-        rounds = [pseudo_label_metrics(r.index, r.mask, r.probs, total=total, labels=labels) for r in self.rounds]
+        rounds = [pseudo_label_metrics(r.index, r.mask, r.likeliest, total=total, labels=labels) for r in self.rounds]
         return {"pseudo_labels": rounds[-1], "rounds": rounds}
