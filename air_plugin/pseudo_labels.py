@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+BLOCK = 2**23  # values that are copied at a time
+
 
 def fuse(text_probs: Tensor, aux_probs: Tensor, *, weight: float) -> Tensor:
     """Add the auxiliary classifier's opinion to the text classifier's: p* = p + lambda p^ (AiR, PLG).
@@ -94,7 +96,8 @@ def candidate_sets(probs: Tensor, *, alpha: float, beta: float, per_class: int, 
     """
     confidence, label = probs.max(dim=1)
     tau = _quantile(confidence[None], alpha)
-    columns = torch.cat([_quantile(part.T, beta) for part in probs.split(64, dim=1)])
+    block = max(1, BLOCK // len(probs))  # columns whose copies are held together
+    columns = torch.cat([_quantile(part.T, beta) for part in probs.split(block, dim=1)])
     mask = torch.cat([_intra(rows, tau) & (rows >= columns) for rows in probs.split(chunk)])
     kept = mask.any(dim=1).nonzero().squeeze(1)
     index = kept[_top_k(confidence[kept], label[kept], per_class, classes=probs.shape[1])]

@@ -206,7 +206,9 @@ def run(args: argparse.Namespace) -> int:
             print(f"warning: {error}", file=sys.stderr)
             return report(output, only=args.dataset, rows=titles)
     remember_titles(output / args.dataset / "methods.json", titles)
-    return report(output, only=args.dataset, baseline=baseline, rows=titles)
+    code = report(output, only=args.dataset, baseline=baseline, rows=titles)
+    page = output / args.dataset / f"{args.plan}.html"
+    return code or report(output, only=args.dataset, baseline=baseline, rows=titles, form="html", out=page)
 
 
 def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from air_plugin import pseudo_labels
 from air_plugin.pseudo_labels import candidate_sets, fuse, hard_labels, largest, top_k_per_class
 
 
@@ -225,7 +226,9 @@ def test_the_chunk_size_changes_nothing(chunk: int):
     assert torch.equal(chunked.index, plain.index) and torch.equal(chunked.mask, plain.mask)
 
 
-def test_more_classes_than_fit_one_block_of_columns():
+@pytest.mark.parametrize("block", [1, 90 * 64, 90 * 150])
+def test_more_classes_than_fit_one_block_of_columns(block: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pseudo_labels, "BLOCK", block)
     probs = random_probs(90, 150)
     expected = candidates_reference(probs, alpha=0.7, beta=0.95, per_class=2)
     assert as_sets(candidate_sets(probs, alpha=0.7, beta=0.95, per_class=2)) == expected
