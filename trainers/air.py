@@ -9,7 +9,6 @@ from dassl.engine import TRAINER_REGISTRY
 from air_plugin.config import Labeler, require_choice
 from air_plugin.mixin import AuxiliaryMixin
 from trainers.self_training import SelfTraining
-from trainers.zsclip import ZeroshotCLIP
 
 
 @TRAINER_REGISTRY.register()
@@ -20,11 +19,3 @@ class AiR(AuxiliaryMixin, SelfTraining):
         super().check_cfg(cfg)
         require_choice("TRAINER.AIR.LABELER", cfg.TRAINER.AIR.LABELER, Labeler)
         self.labeler = cfg.TRAINER.AIR.LABELER
-
-
-@TRAINER_REGISTRY.register()
-class ZeroshotAiR(AuxiliaryMixin, ZeroshotCLIP):
-    """The template head fused with the auxiliary classifier; no prompt is trained."""
-
-    def build_training(self) -> None:
-        self.prepare()

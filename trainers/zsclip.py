@@ -1,10 +1,11 @@
-"""Zero-shot CLIP: the template text head, nothing trained."""
+"""Nothing trained: zero-shot CLIP, alone and with the auxiliary classifier beside it."""
 
 from __future__ import annotations
 
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
+from air_plugin.mixin import AuxiliaryMixin
 from trainers.prompt_trainer import PromptTrainer
 
 
@@ -21,3 +22,11 @@ class ZeroshotCLIP(PromptTrainer):
 
     def head_probs(self, features: Tensor) -> dict[str, Tensor]:
         return {"text": self.backbone.text_probs(features, self.template_features)}
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotAiR(AuxiliaryMixin, ZeroshotCLIP):
+    """The template head fused with the auxiliary classifier (AiR, PLG, without prompt training)."""
+
+    def build_training(self) -> None:
+        self.prepare()

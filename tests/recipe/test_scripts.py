@@ -50,6 +50,7 @@ def test_the_ablation_is_one_table_of_titled_rows_whatever_the_number_of_jobs(tm
         done = bash("scripts/air/ablation.sh", "digits", *SHORT, **places, OUTPUT=str(output), JOBS=jobs)
         assert done.returncode == 0, done.stderr
         tables.append(done.stdout[done.stdout.index("digits: backbone") :].replace(str(output), ""))
+        assert "+ both, LoRA: AiR" in (output / "digits" / "ablation.html").read_text()
         named = json.loads((output / "digits" / "methods.json").read_text())
         assert [row["title"] for row in named][:2] == ["CPL", "+ auxiliary classifier, without LoRA"]
     assert tables[0] == tables[1]
