@@ -128,7 +128,8 @@ def test_self_training(name: str, rounds: int, run: Any) -> None:
         chosen, candidates = select(probs, k)
         made = trainer.rounds[number]
         made_sets = [set(row.nonzero().flatten().tolist()) for row in made.mask]
-        expected, found = dict(zip(chosen, candidates, strict=True)), dict(zip(made.index.tolist(), made_sets, strict=True))
+        expected = dict(zip(chosen, candidates, strict=True))
+        found = dict(zip(made.index.tolist(), made_sets, strict=True))
         differing = [i for i in expected.keys() | found.keys() if expected.get(i) != found.get(i)]
         # A later round is labelled by probabilities that rounding may have moved across a threshold.
         assert len(differing) <= (3 if number else 0)
