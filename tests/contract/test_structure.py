@@ -238,6 +238,7 @@ def test_shell_scripts_are_whole_thin_and_helpful(path: str):
 
 @pytest.mark.parametrize(
     "command", [["train.py"], ["scripts/run.py"], ["-m", "air_plugin.cli"], ["-m", "air_plugin.cli", "prototypes"],
+                ["-m", "air_plugin.cli", "report"], ["-m", "benchmarks.selection"], ["-m", "benchmarks.prompt_step"],
                 ["-m", "air_plugin.mini.training"]],
 )  # fmt: skip
 def test_help_works(command: list[str]):
