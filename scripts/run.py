@@ -180,6 +180,7 @@ def run(args: argparse.Namespace) -> int:
     for row in rows:
         path = ROOT / "configs" / "trainers" / row.trainer / f"{config}.yaml"
         if not path.is_file():
+            print(f"left out: {row.title or row.trainer}, which has no {path.relative_to(ROOT)}")
             continue
         options = ["AIR.CACHE", str(output / "cache"), *row.options]
         files = ["--config-file", str(path), "--dataset-config-file", str(dataset_file)]
@@ -206,6 +207,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"warning: {error}", file=sys.stderr)
             return report(output, only=args.dataset, rows=titles)
     remember_titles(output / args.dataset / "methods.json", titles)
+    baseline = baseline if baseline in titles.values() else None
     code = report(output, only=args.dataset, baseline=baseline, rows=titles)
     page = output / args.dataset / f"{args.plan}.html"
     return code or report(output, only=args.dataset, baseline=baseline, rows=titles, form="html", out=page)
@@ -217,9 +219,9 @@ def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:
 
     try:
         known = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        known = []
-    cells = {(row["trainer"], row["config"]) for row in known}
+        cells = {(row["trainer"], row["config"]) for row in known}
+    except (FileNotFoundError, ValueError, TypeError, KeyError):  # none yet, or not ours
+        known, cells = [], set()
     new = [{"trainer": trainer, "config": config, "title": title}
            for (trainer, config), title in titles.items() if (trainer, config) not in cells]  # fmt: skip
     write_atomically(path, json.dumps([*known, *new], indent=1).encode())
