@@ -18,7 +18,10 @@ sys.path.append(str(ROOT / "compat"))  # last: an installed Dassl wins, the stan
 from air_plugin.errors import UserError, exit_code, unknown  # noqa: E402
 
 TRAINERS = ("zsclip", "coop", "upl", "cpl", "air")
-DATASETS = ("digits",)
+DATASETS = (
+    "digits", "eurosat", "resisc45", "oxford_flowers", "dtd", "cub", "fgvc_aircraft", "caltech101", "oxford_pets",
+    "stanford_cars", "food101", "sun397", "ucf101", "imagenet", "folder",
+)  # fmt: skip
 # What may differ between two runs of the same settings.
 WHERE = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT", "AIR.CACHE")
 
@@ -32,7 +35,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--source-domains", nargs="+")
     parser.add_argument("--target-domains", nargs="+")
     parser.add_argument("--transforms", nargs="+", help="names of training transforms (INPUT.TRANSFORMS)")
-    parser.add_argument("--config-file", default="", help="trainer's YAML")
+    parser.add_argument("--config-file", action="append", default=[], help="trainer's YAML; more may follow, each with "
+                        "its own --config-file, and are merged in that order")
     parser.add_argument("--dataset-config-file", default="", help="data set's YAML")
     parser.add_argument("--trainer", default="", help="registered name, for instance AiR")
     parser.add_argument("--backbone", default="", help="MODEL.BACKBONE.NAME")
@@ -41,6 +45,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model-dir", default="", help="folder of a run, for --eval-only")
     parser.add_argument("--load-epoch", type=int, help="epoch to load, 1-based")
     parser.add_argument("--no-train", action="store_true")
+    parser.add_argument("--offline", action="store_true", help="never use the network; the same as AIR_OFFLINE=1")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options")
     args = parser.parse_args(argv)
     args.opts = args.opts[1:] if args.opts[:1] == ["--"] else args.opts
@@ -48,14 +53,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def setup_config(args: argparse.Namespace) -> Any:
-    """Defaults, then the data set's file, the trainer's file, the flags and the options, as Dassl's clients do."""
+    """Defaults, then the data set's file, the trainer's files, the flags and the options, as Dassl's clients do."""
     from dassl.config import get_cfg_default
 
     from air_plugin.config import add_air_config, merge_file, merge_options
 
     cfg = get_cfg_default()
     add_air_config(cfg)
-    for path in (args.dataset_config_file, args.config_file):
+    for path in (args.dataset_config_file, *args.config_file):
         if path:
             merge_file(cfg, path)
     flags = {
@@ -73,14 +78,23 @@ def setup_config(args: argparse.Namespace) -> Any:
     if args.seed >= 0:
         cfg.SEED = args.seed
     merge_options(cfg, args.opts)
+    if cfg.DATASET.NAME == "Folder" and cfg.DATASET.ROOT and "DATASET.TEMPLATE" not in args.opts[::2]:
+        from datasets.folder import template_of
+
+        cfg.DATASET.TEMPLATE = template_of(cfg.DATASET.ROOT) or cfg.DATASET.TEMPLATE
     return cfg
 
 
 def resolved(cfg: Any) -> dict[str, Any]:
-    """A config as plain values by full key, without where things lie."""
+    """A config as plain values by full key, without where things lie; of a person's folder, a mark of its contents."""
     from air_plugin.config import flatten
 
-    return {key: value for key, value in flatten(cfg).items() if key not in WHERE}
+    settings = {key: value for key, value in flatten(cfg).items() if key not in WHERE}
+    if cfg.DATASET.NAME == "Folder" and cfg.DATASET.ROOT:  # everybody's has the same name
+        from datasets.folder import contents
+
+        settings["DATASET.CONTENTS"] = contents(cfg.DATASET.ROOT)
+    return settings
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -101,7 +115,10 @@ def claim(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     differing = sorted(key for key in plain.keys() | known.keys() if plain.get(key) != known.get(key))
     if differing:
         change = ", ".join(f"{key} {known.get(key)!r} -> {plain.get(key)!r}" for key in differing[:3])
-        raise UserError(f"{folder} holds a run of other settings ({change}); remove it or choose another --output-dir")
+        raise UserError(
+            f"{folder} holds a run of other settings ({change}); remove it or choose another --output-dir "
+            "(scripts: OUTPUT)"
+        )
     try:
         return json.loads((folder / "result.json").read_text())
     except (FileNotFoundError, ValueError):
@@ -136,16 +153,22 @@ def build(cfg: Any) -> Any:
     return build_trainer(cfg)
 
 
-def label(config_file: str, dataset_config_file: str, options: list[str]) -> str:
-    """A config's name: its file's, and what the command line changes in it (but not where things lie)."""
+def label(config_files: list[str], dataset_config_file: str, options: list[str]) -> str:
+    """A config's name: its files' and what the command line changes in them (but not where things lie).
+
+    A trainer's default.yaml is not named where another file is: vit_b32, vit_b32+sdxl.
+    """
     from air_plugin.config import flatten, merge_options
 
-    cfg = setup_config(parse(["--config-file", config_file, "--dataset-config-file", dataset_config_file]))
+    files = [part for file in config_files for part in ("--config-file", file)]
+    cfg = setup_config(parse([*files, "--dataset-config-file", dataset_config_file]))
     before = flatten(cfg)
     merge_options(cfg, options)
     changed = {key: value for key, value in flatten(cfg).items() if value != before[key] and key not in WHERE}
     texts = dict(zip(options[::2], options[1::2], strict=True))
-    name = "+".join([Path(config_file).stem, *(f"{key}={text}" for key, text in texts.items() if key in changed)])
+    parts = [Path(file).stem for file in config_files]
+    parts = [part for part in parts if part != "default"] or parts
+    name = "+".join([*parts, *(f"{key}={text}" for key, text in texts.items() if key in changed)])
     name = re.sub(r"[^\w.=,+-]+", "_", name)
     return name if len(name) <= 100 else f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
@@ -169,7 +192,7 @@ def make_result(cfg: Any, trainer: Any, config: str) -> dict[str, Any]:
         "dataset": getattr(trainer.dm.dataset, "dataset_dir", cfg.DATASET.NAME),
         "config": config,
         "backbone": cfg.MODEL.BACKBONE.NAME,
-        "split_family": cfg.DATASET.SPLIT_FAMILY,
+        "split_family": getattr(trainer.dm.dataset, "split_family", cfg.DATASET.SPLIT_FAMILY),
         "template": cfg.DATASET.TEMPLATE,
         "seed": cfg.SEED,
         "heads": trainer.results,
@@ -189,6 +212,10 @@ def put_log_aside(folder: Path) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """One run, from the config to result.json; returns the exit code."""
+    from air_plugin.backbone import go_offline, is_offline
+
+    if args.offline or is_offline():
+        go_offline()  # before any library asks the hub
     cfg = setup_config(args)
     folder = Path(cfg.OUTPUT_DIR)
     if not args.eval_only and claim(folder, resolved(cfg)):

@@ -13,7 +13,7 @@ from air_plugin.backbone import Backbone
 from air_plugin.config import AirSettings
 from air_plugin.diffusion.generate import GenerationReport, generate, plan_jobs
 from air_plugin.diffusion.lora import adapter_loaded, choose_captions, train_lora
-from air_plugin.diffusion.pipeline import Generator, load_generator
+from air_plugin.diffusion.pipeline import Generator, load_generator, require_size
 from air_plugin.features import extract_features
 from air_plugin.images import digest_files, write_atomically
 from air_plugin.prototypes import AuxiliaryClassifier, gather_prototypes, real_prototypes, select_prototypes
@@ -60,7 +60,7 @@ def build_auxiliary(
         stages: takes the times of generator, lora, generation and prototypes.
     """
     with stages.stage("generator"):
-        generator = load_generator(settings.generator, precision=settings.precision, device=backbone.device)
+        generator = load_generator(settings.generator, device=backbone.device, **settings.loading)
     adapter = None
     if settings.lora.enabled:
         with stages.stage("lora") as stage:
@@ -117,6 +117,7 @@ def adapt(
     store: Store,
 ) -> Adapter:
     """Train (or take) the adapter on the unlabelled images with pseudo-labels as captions."""
+    require_size(generator.pipeline, settings.size)
     index, captions = choose_captions(probs, classnames, settings.prompt, settings.lora)
     folder, key, cached = train_lora(
         generator,
@@ -140,10 +141,11 @@ def draw(
 ) -> GenerationReport:
     """Draw (or take) the images, first image of every class first."""
     pipeline = generator.pipeline
+    require_size(pipeline, settings.size)
     source = {
         "generator": generator.fingerprint,
         "lora": adapter.key if adapter else None,
-        "dtype": str(pipeline.unet.dtype),
+        **generator.drawing,
     }
     jobs = plan_jobs(
         classnames,
@@ -158,7 +160,8 @@ def draw(
     # The folder is shared by every M and class list; the images' own keys say what is in it.
     common = {"recipe": 1, **source, "prompt": settings.prompt, "seed": settings.seed, "steps": settings.steps,
               "guidance": settings.guidance, "size": settings.size}  # fmt: skip
-    with store.open("images", common) as entry, adapter_loaded(pipeline, adapter.folder if adapter else None):
+    folder = adapter.folder if adapter else None
+    with store.open("images", common) as entry, adapter_loaded(pipeline, folder, accelerator=generator.accelerator):
         return generate(pipeline, jobs, entry.path, batch_size=settings.batch)
 
 

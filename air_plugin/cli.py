@@ -101,7 +101,7 @@ def run_stage(args: argparse.Namespace) -> int:
     paths = [str(path) for path in find_images(args.images)]
     store, device = Store(args.store), pick_device(args.device)
     backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, precision=cfg.TRAINER.PROMPT.PREC, device=device)
-    generator = load_generator(settings.generator, precision=settings.precision, device=device)
+    generator = load_generator(settings.generator, device=device, **settings.loading)
     adapter = None
     if settings.lora.enabled:
         table, _ = extract_features(backbone, paths, store=store)

@@ -17,6 +17,7 @@ AuxiliaryForm = Literal["softmax", "raw"]
 Head = Literal["text", "fused"]
 Labeler = Literal["CPL", "UPL"]
 Source = Literal["synthetic", "real"]
+Sampler = Literal["dpm", "ddim", "euler", "lcm", "own"]
 
 
 def add_air_config(cfg: Any) -> None:
@@ -24,7 +25,8 @@ def add_air_config(cfg: Any) -> None:
     from yacs.config import CfgNode
 
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # CoOp's own data sets read it
-    cfg.DATASET.SPLIT_FAMILY = "zhou"
+    cfg.DATASET.SPLIT_FAMILY = "zhou"  # or elevater: the data set's own train and test lists
+    cfg.DATASET.WORDING = "coop"  # of the class names; grip: GRIP's and CPL's, where a data set has both
     cfg.DATASET.TEMPLATE = "a photo of a {}."
     cfg.DATASET.DEFAULT_CONFIG = ""  # the trainer config that the scripts use where none is named
 
@@ -71,12 +73,18 @@ def add_air_config(cfg: Any) -> None:
     cfg.AIR.GENERATION_PER_SEED = False
     cfg.AIR.GENERATION_SEED = 0  # where one set of images serves all seeds
 
-    cfg.AIR.GENERATOR = "mini"
+    cfg.AIR.GENERATOR = "mini"  # or OWNER/MODEL on the hub, or a folder in diffusers' layout
+    cfg.AIR.REVISION = ""  # commit of the hub's files; empty is the newest
+    cfg.AIR.VARIANT = ""  # of the weight files, for instance fp16: unet/diffusion_pytorch_model.fp16.safetensors
+    cfg.AIR.SCHEDULER = "dpm"  # of the drawing; own: the one that the generator comes with
+    cfg.AIR.LCM_LORA = ""  # adapter of a few-step model, in use while drawing: OWNER/MODEL on the hub, folder or file
+    cfg.AIR.LCM_LORA_REVISION = ""
+    cfg.AIR.SAFETY_CHECKER = False  # use the generator's own one, if it has one; what it blackens is drawn again
     cfg.AIR.PRECISION = "fp32"
     cfg.AIR.PROMPT = ""  # empty: the data set's template
     cfg.AIR.STEPS = 20
     cfg.AIR.GUIDANCE = 7.5
-    cfg.AIR.SIZE = 256
+    cfg.AIR.SIZE = 256  # side in pixels, for training and drawing; most backbones see 224
     cfg.AIR.BATCH = 16
 
     cfg.AIR.LORA = CfgNode()
@@ -130,6 +138,12 @@ class AirSettings:
     scale: float
     seed: int
     generator: str
+    revision: str
+    variant: str
+    scheduler: Sampler
+    lcm_lora: str
+    lcm_lora_revision: str
+    safety_checker: bool
     precision: str
     prompt: str
     steps: int
@@ -152,11 +166,20 @@ class AirSettings:
         _require(self.guidance >= 0, "AIR.GUIDANCE", self.guidance, "at least 0")
         for key, value in (("STEPS", self.steps), ("SIZE", self.size), ("BATCH", self.batch)):
             _require(value >= 1, f"AIR.{key}", value, "at least 1")
+        if self.scheduler == "lcm":
+            _require(self.steps <= 50, "AIR.STEPS", self.steps, "at most 50 where AIR.SCHEDULER is lcm")
         require_template("AIR.PROMPT", self.prompt)
         require_choice("AIR.HEADLINE", self.headline, Head)
         require_choice("AIR.LS", self.loss, LossForm)
         require_choice("AIR.SOURCE", self.source, Source)
         require_choice("AIR.AUX_FORM", self.form, AuxiliaryForm)
+        require_choice("AIR.SCHEDULER", self.scheduler, Sampler)
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """How the generator is loaded: load_generator's arguments after the name."""
+        keys = ("revision", "variant", "scheduler", "lcm_lora", "lcm_lora_revision", "safety_checker", "precision")
+        return {key: getattr(self, key) for key in keys}
 
     @classmethod
     def from_cfg(cls, cfg: Any) -> AirSettings:
@@ -179,6 +202,12 @@ class AirSettings:
             scale=air.AUX_SCALE,
             seed=max(cfg.SEED, 0) if air.GENERATION_PER_SEED else air.GENERATION_SEED,
             generator=air.GENERATOR,
+            revision=air.REVISION,
+            variant=air.VARIANT,
+            scheduler=air.SCHEDULER,
+            lcm_lora=air.LCM_LORA,
+            lcm_lora_revision=air.LCM_LORA_REVISION,
+            safety_checker=air.SAFETY_CHECKER,
             precision=air.PRECISION,
             prompt=air.PROMPT or cfg.DATASET.TEMPLATE,
             steps=air.STEPS,
@@ -216,7 +245,7 @@ def require_template(key: str, value: str) -> None:
 def merge_file(
     cfg: Any, path: str | Path, *, sections: Sequence[str] | None = None, _above: tuple[Path, ...] = ()
 ) -> None:
-    """Merge a YAML file into a config. Its key `_BASE_` names a file, relative to it, that is merged first.
+    """Merge a YAML file into a config. Its key `_BASE_` names a file, relative to it, or a list of such, merged first.
 
     Args:
         cfg: a yacs CfgNode.
@@ -239,11 +268,11 @@ def merge_file(
     if not isinstance(tree, dict):
         raise UserError(f"config file {path} is no mapping of keys to values")
     base = tree.pop("_BASE_", None)
-    if base:
+    for name in base if isinstance(base, list) else [base] if base else []:
         above = (*_above, Path(path).resolve())
-        below = (Path(path).parent / str(base)).resolve()
+        below = (Path(path).parent / str(name)).resolve()
         if below in above:
-            raise UserError(f"config file {path}: its _BASE_ {base} leads back to it")
+            raise UserError(f"config file {path}: its _BASE_ {name} leads back to it")
         merge_file(cfg, below, sections=sections, _above=above)
     if sections is not None:
         tree = {key: value for key, value in tree.items() if key in sections}

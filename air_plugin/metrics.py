@@ -9,18 +9,20 @@ import numpy as np
 from torch import Tensor
 
 
-def head_metrics(scores: Tensor, labels: Tensor, classnames: Sequence[str]) -> dict[str, Any]:
+def head_metrics(scores: Tensor, labels: Tensor | None, classnames: Sequence[str]) -> dict[str, Any]:
     """What a head's scores are worth.
 
     Args:
         scores: (N, C); the largest is the prediction.
-        labels: (N,) true classes.
+        labels: (N,) true classes, or None where nobody has them.
         classnames: C names.
 
     Returns:
         accuracy, macro_f1 (over the classes that occur among the labels, as Dassl computes it), and per_class: the
-        accuracy of each class that occurs. All in percent.
+        accuracy of each class that occurs. All in percent; None, None and {} without labels.
     """
+    if labels is None:
+        return {"accuracy": None, "macro_f1": None, "per_class": {}}
     from sklearn.metrics import f1_score
 
     predicted, true = scores.argmax(dim=1).cpu().numpy(), labels.cpu().numpy()

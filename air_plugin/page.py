@@ -12,7 +12,7 @@ import numpy as np
 
 from air_plugin.images import write_atomically
 from air_plugin.page_sections import CLASSES, DIFFERENT, MISTAKES, View, cell, sections
-from air_plugin.results import Collection, Method, accuracies, interval, paired_difference, summary
+from air_plugin.results import Collection, Method, accuracies, interval, is_unknown, paired_difference, summary
 
 Spread = Callable[[Sequence[float]], tuple[float, float | None]]
 
@@ -73,10 +73,11 @@ def _table(collection: Collection, baseline: Method | None, spread: Spread, faul
         cells = [spread(v) if v else None for v in values]
         if len(datasets) > 1:
             cells.append((float(np.mean([np.mean(v) for v in values])), None) if all(values) else None)
-        counts = [str(len(v)) for v in values]
+        counts = [str(len(method.runs.get(dataset, {}))) for dataset in datasets]
         is_baseline = baseline is not None and cell(method) == cell(baseline)
         rows.append({
             "method": method, "cells": cells, "is_baseline": is_baseline,
+            "unknown": [*(is_unknown(method, dataset) for dataset in datasets), False],  # the mean has no mark
             "seeds": counts[0] if len(set(counts)) == 1 else "/".join(counts),
             "differences": [
                 paired_difference(method, baseline, dataset, reasons=faults)

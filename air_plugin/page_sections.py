@@ -19,7 +19,7 @@ import numpy as np
 from air_plugin.charts import COLOURS, GLYPHS, Line, Panel, bar_chart, line_chart
 from air_plugin.errors import UserError
 from air_plugin.images import UnreadableImage, digest, load_rgb
-from air_plugin.results import Cell, Method, Predictions, accuracies, load_predictions
+from air_plugin.results import Cell, Method, Predictions, accuracies, is_unknown, load_predictions
 
 CLASSES = 40  # above: a chart of the classes that differ most, and pairs instead of matrices
 DIFFERENT, PAIRS, MISTAKES = 20, 15, 12
@@ -86,7 +86,8 @@ def sections(view: View) -> dict[str, Any]:
     """Everything below a data set's heading; a part is empty where there is nothing to show."""
     said = {cell(method): _predictions(view, method) for method in view.methods}
     return {
-        "name": view.dataset, "classes": _classes(view), "confusion": _confusion(view, said),
+        "name": view.dataset, "unknown": all(is_unknown(method, view.dataset) for method in view.methods),
+        "classes": _classes(view), "confusion": _confusion(view, said),
         "labels": _pseudo_labels(view), "drawn": _by_drawn(view), "weight": _by_weight(view),
         "galleries": _galleries(view), "mistakes": _mistakes(view, said),
     }  # fmt: skip
@@ -158,7 +159,7 @@ def _predictions(view: View, method: Method) -> dict[int, tuple[Predictions, str
         except UserError as error:
             view.faults.append(str(error))
             continue
-        if said is not None:
+        if said is not None and said.labelled:
             found[seed] = said, run["headline"]
     return found
 
@@ -272,12 +273,14 @@ def _plainness(method: Method) -> tuple[int, str]:
 def _by_drawn(view: View) -> dict[str, Any] | None:
     """Accuracy against M, the number of images drawn a class; K, how many are kept, may go with it."""
     series = _series(view, "AIR.M", "AIR.K")
-    if not series:
+    if not series or not any(accuracies(method, view.dataset) for group in series for _, method in group):
         return None
     coloured, lines = _swept(view, series)
     rows = []
     for value, method in (entry for group in series for entry in group):
         found = accuracies(method, view.dataset)
+        if not found:
+            continue
         kept = _numbers([settings_of(view.runs(method)[0]).get("AIR.K")])
         rows.append((method.title, value, kept[0] if kept else None, view.spread(found), len(found)))
     alt = f"Accuracy on {view.dataset} in percent against M, the number of images drawn a class. A table follows."
@@ -301,7 +304,7 @@ def _by_weight(view: View) -> list[dict[str, Any]]:
         lines = [view.line(colour, curves[cell(method)]) for colour, method in coloured]
         found.append(_weight_chart(view, coloured, lines, of=len(curves), trained=False))
     series = _series(view, "AIR.LAMBDA")
-    if series:
+    if any(accuracies(method, view.dataset) for group in series for _, method in group):
         found.append(_weight_chart(view, *_swept(view, series), of=len(series), trained=True))
     return found
 

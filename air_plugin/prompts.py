@@ -27,6 +27,7 @@ class PromptEncoder(nn.Module):
 
     Takes an open_clip model, or an OpenAI `clip` model as host trainers have it. A causal tower is cut after the
     longest prompt's end-of-text token: what comes later cannot change anything before it, so the result is exact.
+    In SigLIP's tower every token, padding too, sees every other one, and the last position is pooled: it is read whole.
     """
 
     attn_mask: Tensor | None
@@ -34,6 +35,8 @@ class PromptEncoder(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         text = getattr(model, "text", model)
+        if not hasattr(text, "token_embedding") or getattr(text, "cls_emb", None) is not None:
+            raise UserError(f"text towers like {type(text).__name__} of this model are not supported; take CLIP's own")
         self.transformer: Any = text.transformer
         self.ln_final: nn.Module = text.ln_final
         self.token_embedding: nn.Embedding = text.token_embedding
@@ -44,9 +47,11 @@ class PromptEncoder(nn.Module):
         mask = blocks[0].attn_mask if self.sequence_first else text.attn_mask
         self.register_buffer("attn_mask", mask, persistent=False)
         pool = getattr(text, "pool_type", getattr(text, "text_pool_type", "argmax"))
-        self.pools_last = pool == "last"
-        if pool not in ("argmax", "last"):
+        if pool not in ("argmax", "eos", "last"):
             raise UserError(f"text towers that pool by '{pool}' are not supported")
+        self.pools_last = pool == "last"
+        # "argmax": the end of a text is its largest token; "eos": its first one with that id.
+        self.end_token = getattr(text, "eos_id", getattr(text, "text_eos_id", None)) if pool == "eos" else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -55,14 +60,15 @@ class PromptEncoder(nn.Module):
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """(T, L) token ids to (T, D) features, not normalised."""
-        return self(self.token_embedding(tokens), tokens.argmax(dim=1))
+        marks = tokens if self.end_token is None else (tokens == self.end_token).int()
+        return self(self.token_embedding(tokens), marks.argmax(dim=1))
 
     def forward(self, embeddings: Tensor, end: Tensor) -> Tensor:
         """Encode prompts.
 
         Args:
             embeddings: (T, L, W) token embeddings, without positions.
-            end: (T,) position of each prompt's end-of-text token.
+            end: (T,) position of each prompt's end-of-text token; a tower that pools the last token needs none.
 
         Returns:
             (T, D) text features, not normalised.
@@ -129,9 +135,10 @@ class PromptLearner(nn.Module):
         embedding = backbone.prompt_encoder.token_embedding
         device = embedding.weight.device
         names = [name.replace("_", " ") for name in classnames]
+        start = int(backbone.ends(backbone.tokenize([""])))  # tokens before a text: 1 in CLIP, none in SigLIP
         if ctx_init:
-            words = backbone.tokenize([ctx_init.replace("_", " ")])[0]
-            context = embedding(words[1 : int(words.argmax())].to(device)).detach().float()
+            words = backbone.tokenize([ctx_init.replace("_", " ")])
+            context = embedding(words[0, start : int(backbone.ends(words))].to(device)).detach().float()
         else:
             context = torch.empty(n_ctx, embedding.weight.shape[1]).normal_(std=0.02, generator=generator).to(device)
         n_ctx = len(context)
@@ -139,8 +146,8 @@ class PromptLearner(nn.Module):
             context = context.expand(len(names), -1, -1)
         self.ctx = nn.Parameter(context.clone())
 
-        tokens = backbone.tokenize([f"{name}." for name in names])
-        order, end = _arrangement(tokens, n_ctx, position, backbone.context_length, names)
+        before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
+        tokens, order, end = _arrangement(backbone, names, n_ctx=n_ctx, before=before, start=start)
         with torch.no_grad():
             fixed = embedding(tokens.to(device)).detach()
         self.register_buffer("fixed", fixed, persistent=False)  # (C, L, W): start, name, full stop, end, padding
@@ -213,29 +220,41 @@ def _brief(names: Sequence[str]) -> str:
 
 
 def _arrangement(
-    tokens: Tensor, n_ctx: int, position: Position, length: int, names: Sequence[str]
-) -> tuple[Tensor, Tensor]:
-    """Where each token of the prompts comes from: the fixed tokens (0..L-1) or the context (L..L+n-1).
+    backbone: Backbone, names: Sequence[str], *, n_ctx: int, before: int, start: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The fixed tokens of the prompts, and where each token of them comes from: these (0..L-1) or the context (L..).
 
     Args:
-        tokens: (C, L) of "<start> name . <end> 0 0 ...".
+        backbone: whose tokenizer and context length L are used.
+        names: of the C classes.
         n_ctx: number of context tokens n.
-        position: of the class name.
-        length: the model's context length L.
-        names: for the error.
+        before: how many of them stand in front of the name.
+        start: number of tokens before a text.
 
     Returns:
-        (C, L) sources and (C,) positions of the end-of-text tokens.
+        (C, L) token ids, (C, L) sources and (C,) positions of the end-of-text tokens. The context takes the place of
+        padding, so that what a tower finds in its last position stays.
+
+    Raises:
+        UserError: a prompt is longer than the context length.
     """
-    context = list(range(tokens.shape[1], tokens.shape[1] + n_ctx))
-    half = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
-    rows, ends = [], tokens.argmax(dim=1)
-    for name, end in zip(names, ends.tolist(), strict=True):
-        if end + n_ctx >= length:
+    length = backbone.context_length
+    # A word in front, left out again: some tokenizers write a word differently at the beginning of a text.
+    lead = "a " if before else ""
+    first = int(backbone.ends(backbone.tokenize([lead.strip()])))
+    tokens = backbone.tokenize([f"{lead}{name}." for name in names])
+    ends = backbone.ends(tokens).tolist()
+    # The full stop is a token of its own, or none at all: SigLIP's tokenizer drops it.
+    stops = backbone.ends(backbone.tokenize([f"{lead}{name}" for name in names])).tolist()
+    context = range(length, length + n_ctx)
+    rows, positions = [], []
+    for name, stop, end in zip(names, stops, ends, strict=True):
+        stop = min(stop, end)
+        row = [*range(start), *context[:before], *range(first, stop), *context[before:], *range(stop, end + 1)]
+        if len(row) > length:
             raise UserError(
                 f"{n_ctx} context tokens and class name '{name}' are longer than the {length} tokens of the backbone"
             )
-        stop = end - 1  # the full stop
-        row = [0, *context[:half], *range(1, stop), *context[half:], *range(stop, tokens.shape[1])]
-        rows.append(row[:length])
-    return torch.tensor(rows), ends + n_ctx
+        positions.append(len(row) - 1)
+        rows.append([*row, *range(len(row), length)])  # a prompt is at least as long as its fixed tokens
+    return tokens, torch.tensor(rows), torch.tensor(positions)

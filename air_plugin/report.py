@@ -22,11 +22,13 @@ from air_plugin.results import (
     accuracies,
     collect,
     interval,
+    is_unknown,
     paired_difference,
     summary,
 )
 
 Form = Literal["github", "latex", "csv", "html"]
+UNKNOWN = "-"  # there are runs, but no test labels
 
 
 def report(
@@ -161,6 +163,10 @@ def notes(view: View, *, details: bool) -> list[str]:
         f'{name}: backbone {collection.backbone}, split family {collection.split_family}, template "{template}"'
         for name, template in collection.templates.items()
     ]
+    lines += [
+        f'{name}: no test labels, so its accuracy is unknown ("-"); what was predicted is in every predictions.json.'
+        for name in collection.datasets if any(is_unknown(method, name) for method in collection.methods)
+    ]  # fmt: skip
     lines.append(f"Test accuracy of the headline head in percent; +- is {spread}, and is left out for a single seed.")
     lines.append("Headline head: the one that the config names beforehand (AIR.HEADLINE); text for methods without it.")
     if len(collection.datasets) > 1:
@@ -190,7 +196,7 @@ def main_table(view: View) -> Table:
     rows = []
     for method in view.collection.methods:
         counts = [str(len(method.runs.get(dataset, {}))) for dataset in datasets]
-        row = [method.title, *(_spread(view, accuracies(method, dataset)) for dataset in datasets)]
+        row = [method.title, *(_accuracy(view, method, dataset) for dataset in datasets)]
         row += [_figure(view.mean(method))] if several else []
         row += [counts[0] if len(set(counts)) == 1 else "/".join(counts)]
         row += [_change(view.difference(method, dataset)) for dataset in datasets] if view.baseline else []
@@ -207,9 +213,9 @@ def details_table(view: View, dataset: str) -> Table:
             continue
         rows.append([
             method.title, _headline(method, dataset),
-            *(_spread(view, accuracies(method, dataset, head=head)) for head in ("text", "fused")),
+            *(_accuracy(view, method, dataset, head=head) for head in ("text", "fused")),
             _spread(view, _label_accuracies(method, dataset)),
-            ", ".join(f"{seed}: {run['heads'][run['headline']]['accuracy']:.1f}" for seed, run in runs),
+            ", ".join(f"{seed}: {_figure(run['heads'][run['headline']]['accuracy']) or UNKNOWN}" for seed, run in runs),
         ])  # fmt: skip
     return ["method", "headline head", "text head", "fused head", "pseudo-labels", "every seed"], rows
 
@@ -230,6 +236,10 @@ def _figure(value: float | None) -> str:
 def _spread(view: View, values: Sequence[float]) -> str:
     average, spread = view.spread(values)
     return _figure(average) if spread is None else f"{average:.1f} +- {spread:.1f}"
+
+
+def _accuracy(view: View, method: Method, dataset: str, *, head: str | None = None) -> str:
+    return UNKNOWN if is_unknown(method, dataset, head=head) else _spread(view, accuracies(method, dataset, head=head))
 
 
 def _change(difference: Difference | None) -> str:

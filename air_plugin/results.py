@@ -32,7 +32,7 @@ class Predictions:
     """What every head said of every test image (predictions.json).
 
     images: N paths, relative to `root` where they lie below it.
-    labels: (N,) true classes.
+    labels: (N,) true classes; -1 where nobody has them.
     predicted, confidence: head -> (N,) class, and its probability in [0, 1].
     """
 
@@ -42,6 +42,10 @@ class Predictions:
     classnames: list[str]
     predicted: dict[str, np.ndarray]
     confidence: dict[str, np.ndarray]
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self.labels >= 0).all())
 
 
 @dataclass
@@ -176,11 +180,11 @@ def _is_number(value: Any, most: float = LARGE) -> bool:
 
 
 def _is_head(head: Any) -> bool:
-    if not isinstance(head, dict) or not _is_number(head.get("accuracy"), 100):
+    if not isinstance(head, dict) or "accuracy" not in head:
         return False
     by_class = head.get("per_class") or {}
     return (
-        _is_number(head.get("macro_f1", 0), 100)
+        all(head.get(key) is None or _is_number(head[key], 100) for key in ("accuracy", "macro_f1"))  # None: no labels
         and isinstance(by_class, dict)
         and all(_is_number(value, 100) for value in by_class.values())
     )
@@ -218,6 +222,10 @@ def load_predictions(result: dict[str, Any]) -> Predictions | None:
     for head, figures in result["heads"].items():
         if head not in predictions.predicted:
             raise UserError(f"{path} does not fit the result beside it: it has no {head} head")
+        if predictions.labelled == (figures["accuracy"] is None):
+            raise UserError(f"{path} does not fit the result beside it: only one of them knows test labels")
+        if not predictions.labelled:
+            continue
         accuracy = 100.0 * float(np.mean(predictions.predicted[head] == predictions.labels))
         # One image is allowed: two classes may have the same score, and each figure was made from an argmax of its own.
         if abs(accuracy - figures["accuracy"]) > 100.0 / len(predictions.labels) + 1e-6:
@@ -243,7 +251,7 @@ def _as_predictions(data: Any) -> Predictions:
     return Predictions(
         root=Path(root),
         images=images,
-        labels=classes("labels", data["labels"]),
+        labels=np.full(len(images), -1) if data["labels"] is None else classes("labels", data["labels"]),
         classnames=names,
         predicted={name: classes(f"{name} predictions", head["predicted"]) for name, head in heads.items()},
         confidence={name: shares(f"{name} confidences", head["confidence"]) for name, head in heads.items()},
@@ -450,11 +458,18 @@ def _missing_seeds(collection: Collection) -> list[str]:
 def accuracies(method: Method, dataset: str, *, head: str | None = None) -> list[float]:
     """Test accuracy in percent, a seed each, of one head or, by default, of each run's headline head.
 
-    Runs that have no such head are left out.
+    Runs that have no such head, or no test labels, are left out.
     """
     runs = [run for _, run in sorted(method.runs.get(dataset, {}).items())]
-    names = [head or run["headline"] for run in runs]
-    return [run["heads"][name]["accuracy"] for run, name in zip(runs, names, strict=True) if name in run["heads"]]
+    heads = [run["heads"].get(head or run["headline"]) for run in runs]
+    return [found["accuracy"] for found in heads if found and found["accuracy"] is not None]
+
+
+def is_unknown(method: Method, dataset: str, *, head: str | None = None) -> bool:
+    """Whether there are runs with such a head (by default: the headline head), and none of them had test labels."""
+    runs = method.runs.get(dataset, {}).values()
+    heads = [run["heads"].get(head or run["headline"]) for run in runs]
+    return any(heads) and all(found["accuracy"] is None for found in heads if found)
 
 
 def summary(values: Sequence[float]) -> tuple[float, float | None]:
@@ -497,6 +512,8 @@ def paired_difference(
     """
     from scipy.stats import bootstrap
 
+    if is_unknown(method, dataset) or is_unknown(baseline, dataset):
+        return None  # the report says so of the whole data set
     try:
         values, seeds = image_differences(method, baseline, dataset)
     except UserError as error:
@@ -530,6 +547,8 @@ def image_differences(method: Method, baseline: Method, dataset: str) -> tuple[n
             said = load_predictions(run)
             if said is None:
                 raise UserError(f"{run['path'].parent} has no predictions.json")
+            if not said.labelled:
+                raise UserError("there are no test labels")
             if first is None:
                 first, origin, total = said, run["path"].parent, np.zeros(len(said.labels))
             if said.images != first.images or not np.array_equal(said.labels, first.labels):

@@ -1,7 +1,10 @@
 """Runs of one or more trainers on a data set, one a seed, then the table. All scripts call it.
 
+CONFIG is the name of a file in configs/trainers/<trainer>, or a backbone of configs/backbones, by itself or with a
+generator of configs/generators (vit_b32, vit_b32+sdxl); these go on top of the trainer's default.yaml.
+
 Environment: DATA (default ./data), OUTPUT (default ./output), SEEDS (default "1 2 3"), JOBS (runs at once; default: 1,
-or as many as there are cores where the config gives every run its number of threads).
+or as many as there are cores where the config gives every run its number of threads), AIR_OFFLINE (1: no network).
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ def parse() -> argparse.Namespace:
     what.add_argument("--plan", help="name of a file in configs/plans: many rows, one table")
     parser.add_argument("--coop-arguments", action="store_true", help="CTP NCTX SHOTS CSC follow CONFIG, as in CoOp")
     parser.add_argument("dataset", metavar="DATASET", help="name of a file in configs/datasets")
-    parser.add_argument("config", metavar="CONFIG", nargs="?", help="name of a file in configs/trainers/<trainer>")
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="for instance mini, vit_b32 or vit_b32+sdxl")
     parser.add_argument("options", metavar="KEY VALUE", nargs=argparse.REMAINDER)
     args = parser.parse_args()
     if args.config and re.fullmatch(r"[A-Z_]+(\.[A-Z_0-9]+)*", args.config):  # a KEY: no config was named
@@ -64,6 +67,37 @@ def config_file(folder: str, name: str, kind: str) -> Path:
     if not path.is_file():
         raise unknown(kind, name, [file.stem for file in path.parent.glob("*.yaml")])
     return path
+
+
+def draws(trainer: str) -> bool:
+    """Whether a trainer has to do with a generator."""
+    return trainer.endswith("AiR")
+
+
+def compose(trainer: str, config: str) -> list[Path]:
+    """The files that a CONFIG stands for, in the order in which they are merged.
+
+    Raises:
+        UserError: a part of it is unknown, or it names no backbone, or two.
+    """
+    folders = {kind: ROOT / "configs" / kind for kind in (f"trainers/{trainer}", "backbones", "generators")}
+    files = {kind: {path.stem: path for path in folder.glob("*.yaml")} for kind, folder in folders.items()}
+    own = files.pop(f"trainers/{trainer}")
+    default = own.pop("default")
+    if config in own:
+        return [own[config]]
+    parts: dict[str, list[Path]] = {"backbones": [], "generators": []}
+    for name in config.split("+"):
+        kind = next((kind for kind in files if name in files[kind]), None)
+        if kind is None:
+            where = ", ".join(f"configs/{kind}" for kind in folders)
+            known = {*own, *files["backbones"], *files["generators"]}
+            raise unknown(f"config in {where}:", name, known)
+        parts[kind].append(files[kind][name])
+    if len(parts["backbones"]) != 1 or len(parts["generators"]) > 1:
+        raise UserError(f"CONFIG '{config}' must name one backbone and one generator at the most; for instance "
+                        "vit_b32 or vit_b32+sdxl")
+    return [default, *parts["backbones"], *(parts["generators"] if draws(trainer) else [])]
 
 
 def default_config(dataset_file: Path) -> str:
@@ -91,7 +125,7 @@ def plan_of(name: str, options: list[str]) -> tuple[list[Row], str | None]:
     plan = yaml.safe_load(config_file("plans", name, "plan").read_text())
     rows = []
     for row in plan["rows"]:
-        given = options if row["trainer"].endswith("AiR") else without_air(options)
+        given = options if draws(row["trainer"]) else without_air(options)
         own = [str(part) for pair in row.get("options", {}).items() for part in pair]
         rows.append(Row(row["trainer"], [*given, *own], row["title"]))
     return rows, plan.get("baseline")
@@ -173,18 +207,23 @@ def run(args: argparse.Namespace) -> int:
     dataset_file = config_file("datasets", args.dataset, "data set")
     config = args.config or default_config(dataset_file)
     rows, baseline = plan_of(args.plan, args.options) if args.plan else (rows_of(args.trainers, args.options), None)
-    config_file(f"trainers/{rows[-1].trainer}", config, "config")
+    compose(rows[-1].trainer, config)
     root, output = data_root(), Path(os.environ.get("OUTPUT", ROOT / "output")).absolute()
     titles: dict[tuple[str, str], str] = {}
     lines: dict[str, list[str]] = {}
     for row in rows:
-        path = ROOT / "configs" / "trainers" / row.trainer / f"{config}.yaml"
-        if not path.is_file():
-            print(f"left out: {row.title or row.trainer}, which has no {path.relative_to(ROOT)}")
+        try:
+            paths = [str(path) for path in compose(row.trainer, config)]
+        except UserError:  # a file of the main trainer's alone
+            print(f"left out: {row.title or row.trainer}, which has no configs/trainers/{row.trainer}/{config}.yaml")
+            continue
+        if args.plan and args.dataset == "folder" and row.trainer == "CoOp":
+            print(f"left out: {row.title}, which needs training labels")
             continue
         options = ["AIR.CACHE", str(output / "cache"), *row.options]
-        files = ["--config-file", str(path), "--dataset-config-file", str(dataset_file)]
-        label = train.label(str(path), str(dataset_file), row.options)
+        files = [part for path in paths for part in ("--config-file", path)]
+        files += ["--dataset-config-file", str(dataset_file)]
+        label = train.label(paths, str(dataset_file), row.options)
         if (row.trainer, label) in titles:
             continue
         titles[row.trainer, label] = row.title

@@ -183,31 +183,37 @@ class PromptTrainer(TrainerX):
         return self.head_probs(self.backbone.encode_images(input) if input.ndim == 4 else input)[self.headline]
 
     @torch.no_grad()
-    def test(self, split: str | None = None) -> float:
-        """Evaluate every head, the headline head last; returns its accuracy in percent."""
+    def test(self, split: str | None = None) -> float | None:
+        """Evaluate every head, the headline head last; returns its accuracy in percent, None without test labels."""
         self.set_model_mode("eval")
         split = split or self.cfg.TEST.SPLIT
         data = self.dm.dataset.val if split == "val" and self.dm.dataset.val else self.dm.dataset.test
         table = self.features([item.impath for item in data], name=f"features of {split}")
-        labels = torch.tensor([item.label for item in data], device=self.device)
+        known = all(item.label >= 0 for item in data)
+        labels = torch.tensor([item.label for item in data], device=self.device) if known else None
         heads = self.head_probs(table.plain)
         if self.cfg.TRAINER.TRANSCLIP.ENABLED:
             heads = {name: transclip(table.plain, probs) for name, probs in heads.items()}
         for name in sorted(heads, key=lambda head: head == self.headline):
+            self.results[name] = head_metrics(heads[name], labels, self.classnames)
+            if labels is None:
+                print(f"No labels: the accuracy of the {name} head is unknown")
+                continue
             print(f"Evaluate the {name} head on the *{split}* set")
             self.evaluator.reset()
             self.evaluator.process(heads[name], labels)
             printed = self.evaluator.evaluate()
-            self.results[name] = head_metrics(heads[name], labels, self.classnames)
-        for key, value in printed.items():
-            self.write_scalar(f"{split}/{key}", value, self.epoch)
+            if name == self.headline:
+                for key, value in printed.items():
+                    self.write_scalar(f"{split}/{key}", value, self.epoch)
         self.predictions = {
             "split": split, "root": os.path.abspath(os.path.expanduser(self.cfg.DATASET.ROOT)),
             "images": [item.impath for item in data],
-            "labels": labels.tolist(), "classnames": self.classnames,
+            "labels": labels.tolist() if labels is not None else None, "classnames": self.classnames,
             "heads": {name: said(probs) for name, probs in heads.items()},
         }  # fmt: skip
-        self.diagnose(table.plain, labels)
+        if labels is not None:
+            self.diagnose(table.plain, labels)
         return self.results[self.headline]["accuracy"]
 
     def diagnose(self, features: Tensor, labels: Tensor) -> None:

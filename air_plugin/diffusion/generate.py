@@ -91,10 +91,11 @@ def generate(pipeline: Any, jobs: Sequence[ImageJob], folder: Path, *, batch_siz
     """Draw every image that is not there yet.
 
     Jobs are drawn in fixed batches, so that an interrupted run ends with the same files, bit by bit, as an undisturbed
-    one. Uniform and non-finite images are drawn again with the job's next seed.
+    one. Uniform images, among them those that a safety checker blackened, and non-finite ones are drawn again with the
+    job's next seed.
 
     Args:
-        pipeline: a StableDiffusionPipeline, adapter loaded.
+        pipeline: a StableDiffusionPipeline or StableDiffusionXLPipeline, adapters loaded.
         jobs: as planned.
         folder: of the images (`<key>.png`) and of the manifest, a JSON object a line.
         batch_size: images drawn at once; changes them by rounding at the most.
@@ -119,7 +120,10 @@ def generate(pipeline: Any, jobs: Sequence[ImageJob], folder: Path, *, batch_siz
             bar.update(len(batch))
     failed = sum(known[job.key]["attempt"] for job in jobs)
     if failed:
-        print(f"images: {failed} attempts gave uniform or non-finite images and were drawn again with another seed")
+        print(
+            f"images: {failed} attempts gave black (as a safety checker leaves them), uniform or non-finite images; "
+            "each was drawn again with the next seed"
+        )
     return GenerationReport([folder / f"{job.key}.png" for job in jobs], drawn, failed)
 
 
@@ -139,7 +143,7 @@ def _draw(pipeline: Any, batch: Sequence[ImageJob]) -> Iterator[tuple[ImageJob, 
         waiting = failed
     raise UserError(
         f"the generator gave {ATTEMPTS} uniform or non-finite images in a row for '{waiting[0].prompt}'; "
-        "try another AIR.PROMPT, AIR.PRECISION bf16 or fp32, or fewer AIR.LORA.STEPS"
+        "try another AIR.PROMPT, AIR.PRECISION bf16 or fp32, fewer AIR.LORA.STEPS, or AIR.SAFETY_CHECKER False"
     )
 
 

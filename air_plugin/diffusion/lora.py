@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,16 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from air_plugin.config import LoraSettings
-from air_plugin.diffusion.pipeline import Generator, encode_prompts
-from air_plugin.errors import UserError
+from air_plugin.diffusion.pipeline import (
+    ACCELERATOR,
+    WEIGHTS,
+    Conditioning,
+    Generator,
+    attach_accelerator,
+    encode_prompts,
+)
+from air_plugin.errors import UserError, unknown
 from air_plugin.features import stable_seed
 from air_plugin.images import digest_files, load_rgb
 from air_plugin.prompts import fill
 from air_plugin.pseudo_labels import top_k_per_class
 from air_plugin.store import Entry, Store, load_tensors, save_tensors
 
-WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' own name: pipe.load_lora_weights(folder) reads it
 CHECKPOINT = "checkpoint.safetensors"
+ADAPTER = "target"
 
 
 def choose_captions(
@@ -53,7 +61,14 @@ def choose_captions(
 
 
 def denoising_loss(
-    unet: Any, scheduler: Any, latents: Tensor, *, states: Tensor, noise: Tensor, steps: Tensor
+    unet: Any,
+    scheduler: Any,
+    latents: Tensor,
+    *,
+    states: Tensor,
+    noise: Tensor,
+    steps: Tensor,
+    added: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """The ordinary denoising loss of a latent diffusion model (Ho et al. 2020; v-prediction: Salimans and Ho 2022).
 
@@ -64,6 +79,7 @@ def denoising_loss(
         states: (B, L, W) of the text encoder.
         noise: (B, c, h, w) standard normal.
         steps: (B,) time steps.
+        added: what SDXL's U-Net is told besides, see `Conditioning.added`.
 
     Returns:
         The mean squared error of the prediction.
@@ -76,7 +92,11 @@ def denoising_loss(
         target = noise
     else:
         raise UserError(f"the generator predicts '{kind}'; LoRA is known for epsilon and v_prediction")
-    predicted = unet(noisy.to(unet.dtype), steps, encoder_hidden_states=states.to(unet.dtype)).sample
+    if added is not None:
+        added = {name: value.to(unet.dtype) if value.is_floating_point() else value for name, value in added.items()}
+    predicted = unet(
+        noisy.to(unet.dtype), steps, encoder_hidden_states=states.to(unet.dtype), added_cond_kwargs=added
+    ).sample
     return F.mse_loss(predicted.float(), target.float())
 
 
@@ -91,6 +111,10 @@ def train_lora(
     store: Store,
 ) -> tuple[Path, str, bool]:
     """Train an adapter, or take it from the store; continues from its last checkpoint after an interruption.
+
+    The objective is the one that the base model was trained with: its noise and its kind of prediction. That holds for
+    few-step models, too: an LCM's adapter is not attached meanwhile, and SD-Turbo's weights are trained as if they were
+    an ordinary model's.
 
     Every step draws from a generator seeded by (seed, step), so a resumed run equals an undisturbed one.
 
@@ -109,7 +133,7 @@ def train_lora(
     key = {
         "recipe": 1,
         "generator": generator.fingerprint,
-        "dtype": str(generator.pipeline.unet.dtype),
+        **generator.training,
         "images": digest_files(paths),
         "captions": list(captions),
         "rank": settings.rank,
@@ -142,7 +166,7 @@ def _train(
 
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     moments = _encode_images(pipeline, paths, size)
-    states, which = _encode_captions(pipeline, captions)
+    texts, which = _encode_captions(pipeline, captions)
     parameters = _add_adapter(pipeline.unet, settings, seed)
     try:
         optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr)
@@ -151,7 +175,7 @@ def _train(
             for step in range(start, settings.steps):
                 rng = torch.Generator().manual_seed(stable_seed("lora", seed, step))
                 pick = torch.randint(len(paths), (settings.batch,), generator=rng)
-                loss = _loss(pipeline, scheduler, moments[pick], states[which[pick]], rng)
+                loss = _loss(pipeline, scheduler, moments[pick], texts[which[pick]], rng, size=size)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -168,15 +192,19 @@ def _train(
         pipeline.unet.unload_lora()  # delete_adapters would leave its empty layers in the model
 
 
-def _loss(pipeline: Any, scheduler: Any, moments: Tensor, states: Tensor, rng: torch.Generator) -> Tensor:
-    """The denoising loss of a batch: (B, 2c, h, w) moments and (B, L, W) states."""
+def _loss(
+    pipeline: Any, scheduler: Any, moments: Tensor, texts: Conditioning, rng: torch.Generator, *, size: int
+) -> Tensor:
+    """The denoising loss of a batch: (B, 2c, h, w) moments and B texts."""
     latents = _sample(moments, pipeline.vae.config.scaling_factor, rng)
     noise = torch.randn(latents.shape, generator=rng)
     steps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=rng)
     latents, noise, steps = (value.to(pipeline.device) for value in (latents, noise, steps))
     half = pipeline.unet.dtype != torch.float32
     with torch.autocast(pipeline.device.type, dtype=pipeline.unet.dtype, enabled=half):
-        return denoising_loss(pipeline.unet, scheduler, latents, states=states, noise=noise, steps=steps)
+        return denoising_loss(
+            pipeline.unet, scheduler, latents, states=texts.states, noise=noise, steps=steps, added=texts.added(size)
+        )
 
 
 def _save_curve(folder: Path, losses: list[float]) -> list[str]:
@@ -204,11 +232,18 @@ def _encode_images(pipeline: Any, paths: Sequence[str | Path], size: int) -> Ten
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize([0.5] * 3, [0.5] * 3),
     ])  # fmt: skip
-    moments = []
-    for start in range(0, len(paths), 32):
-        pixels = torch.stack([transform(load_rgb(path)) for path in paths[start : start + 32]])
-        pixels = pixels.to(pipeline.device, pipeline.vae.dtype)
-        moments.append(pipeline.vae.encode(pixels).latent_dist.parameters.float().cpu())
+    vae, moments = pipeline.vae, []
+    dtype = vae.dtype
+    if dtype == torch.float16 and vae.config.force_upcast:  # SDXL's overflows; its pipeline decodes in fp32, too
+        vae.to(torch.float32)
+    batch = max(1, min(32, 32 * 256**2 // size**2))  # as many pixels at once, whatever their size
+    try:
+        for start in range(0, len(paths), batch):
+            pixels = torch.stack([transform(load_rgb(path)) for path in paths[start : start + batch]])
+            pixels = pixels.to(pipeline.device, vae.dtype)
+            moments.append(vae.encode(pixels).latent_dist.parameters.float().cpu())
+    finally:
+        vae.to(dtype)
     return torch.cat(moments)
 
 
@@ -219,21 +254,29 @@ def _sample(moments: Tensor, scaling: float, rng: torch.Generator) -> Tensor:
     return (mean + deviation * torch.randn(mean.shape, generator=rng)) * scaling
 
 
-def _encode_captions(pipeline: Any, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """(T, L, W) states of the distinct captions, and (S,) which of them belongs to each image."""
+def _encode_captions(pipeline: Any, captions: Sequence[str]) -> tuple[Conditioning, Tensor]:
+    """The T distinct captions, and (S,) which of them belongs to each image."""
     distinct = sorted(set(captions))
-    states = torch.cat([encode_prompts(pipeline, distinct[i : i + 64]) for i in range(0, len(distinct), 64)])
-    return states, torch.tensor([distinct.index(caption) for caption in captions])
+    parts = [encode_prompts(pipeline, distinct[i : i + 64]) for i in range(0, len(distinct), 64)]
+    pooled = [part.pooled for part in parts if part.pooled is not None]
+    texts = Conditioning(torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None)
+    return texts, torch.tensor([distinct.index(caption) for caption in captions])
+
+
+# What stands before the name by which a layer is the same in every block: "to_q", "ff.net.2", "proj_in", "conv1".
+_WITHIN_BLOCK = re.compile(r"^\.(.*(attn[12]|transformer_blocks\.\d+|attentions\.\d+|resnets\.\d+|samplers\.\d+)\.)?")
 
 
 def _add_adapter(unet: Any, settings: LoraSettings, seed: int) -> dict[str, torch.nn.Parameter]:
     """Attach low-rank adapters; their weights are fp32 whatever the base's type is."""
     from peft import LoraConfig
 
-    layers = [f".{name}" for name, _ in unet.named_modules()]
-    absent = [target for target in settings.targets if not any(name.endswith(f".{target}") for name in layers)]
-    if absent:  # peft complains only where none is there
-        raise UserError(f"AIR.LORA.TARGETS: the generator has no layer called {', '.join(absent)}")
+    layers = [
+        f".{name}" for name, layer in unet.named_modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))
+    ]
+    for target in settings.targets:  # peft complains only where none is there
+        if not any(name.endswith(f".{target}") for name in layers):
+            raise unknown("layer in AIR.LORA.TARGETS", target, {_WITHIN_BLOCK.sub("", name) for name in layers})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed("lora-init", seed))
         unet.add_adapter(LoraConfig(
@@ -259,13 +302,24 @@ def _save_weights(pipeline: Any, folder: Path) -> None:
 
 
 @contextmanager
-def adapter_loaded(pipeline: Any, folder: Path | None) -> Iterator[None]:
-    """Within it the pipeline draws with the adapter in `folder`; None is no adapter."""
-    if folder is None:
+def adapter_loaded(pipeline: Any, folder: Path | None, *, accelerator: Path | None = None) -> Iterator[None]:
+    """Within it the pipeline draws with the adapter in `folder` and with the accelerator, both at full strength.
+
+    Args:
+        pipeline: without adapters; so it is again afterwards.
+        folder: of an adapter that was trained here; None is none.
+        accelerator: file of a few-step model's adapter; None is none.
+    """
+    if folder is None and accelerator is None:
         yield
         return
-    pipeline.unet.load_lora_adapter(folder, weight_name=WEIGHTS, prefix="unet")
     try:
+        if folder is not None:
+            pipeline.unet.load_lora_adapter(folder, weight_name=WEIGHTS, prefix="unet", adapter_name=ADAPTER)
+        if accelerator is not None:
+            attach_accelerator(pipeline, accelerator)
+        if folder is not None and accelerator is not None:
+            pipeline.unet.set_adapters([ADAPTER, ACCELERATOR], weights=[1.0, 1.0])
         yield
     finally:
         pipeline.unet.unload_lora()

@@ -1,74 +1,265 @@
-"""Loading a generator: a diffusers StableDiffusionPipeline, whatever its size."""
+"""Loading a generator: a text-to-image pipeline of diffusers, and what its kinds do differently.
+
+Two kinds of pipeline are known. `StableDiffusionPipeline` is SD 1.5, SD 2.1 and SD-Turbo, whose text towers and kinds
+of prediction their own files state; `StableDiffusionXLPipeline` has two text towers, a pooled text and the image's
+size. Few-step models are one of these with another way of drawing: SD-Turbo by its own scheduler, an LCM by an adapter
+that is attached while drawing.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
-from air_plugin.backbone import DTYPES
+from air_plugin.backbone import DTYPES, is_offline
+from air_plugin.config import Sampler
 from air_plugin.errors import UserError, unknown
+from air_plugin.images import digest_files
 from air_plugin.store import tensor_digest
+
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+LIBRARIES = ("diffusers", "transformers", "stable_diffusion")  # the last: how model_index.json names the safety checker
+SCHEDULERS = {"dpm": "DPMSolverMultistepScheduler", "ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler",
+              "lcm": "LCMScheduler"}  # fmt: skip
+NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
+         "prediction_type")  # fmt: skip
+WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' own name: pipe.load_lora_weights(folder) reads it
+ACCELERATOR = "accelerator"
 
 
 @dataclass
 class Generator:
-    """A pipeline and the checksum of its weights before any adapter."""
+    """A pipeline and the checksum of its weights before any adapter.
+
+    accelerator: file of the adapter that makes it a few-step model. It is attached while drawing only: the adapter of
+        the target images is trained on the model without it (LCM-LoRA, arXiv 2311.05556, adds the two).
+    """
 
     pipeline: Any
     fingerprint: str
+    accelerator: Path | None = None
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What decides an adapter besides weights and data: the type, the noise and the kind of prediction."""
+        config = self.pipeline.scheduler.config
+        return {"dtype": str(self.pipeline.unet.dtype), "noise": {key: str(config.get(key)) for key in NOISE}}
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """What decides an image besides weights, prompt and seed."""
+        scheduler, checker = self.pipeline.scheduler, getattr(self.pipeline, "safety_checker", None)
+        config = {key: str(value) for key, value in scheduler.config.items() if not key.startswith("_")}
+        return {
+            "dtype": str(self.pipeline.unet.dtype),
+            "scheduler": {"class": type(scheduler).__name__, **config},
+            "accelerator": digest_files([self.accelerator]) if self.accelerator else None,
+            "safety_checker": tensor_digest(checker.state_dict()) if checker is not None else None,
+        }
 
 
-def load_generator(name: str, *, precision: str = "fp32", device: str | torch.device = "cpu") -> Generator:
-    """Load a text-to-image pipeline of the Stable Diffusion 1/2 family.
+@dataclass(frozen=True)
+class Conditioning:
+    """What the U-Net hears of T texts.
+
+    states: (T, L, W) of the text towers' tokens, attended to.
+    pooled: (T, P) of SDXL's second tower; None where there is none.
+    """
+
+    states: Tensor
+    pooled: Tensor | None = None
+
+    def __getitem__(self, index: Tensor) -> Conditioning:
+        return Conditioning(self.states[index], None if self.pooled is None else self.pooled[index])
+
+    def added(self, size: int) -> dict[str, Tensor] | None:
+        """What SDXL's U-Net is told besides the states (Podell et al. 2023, section 2.2); None for the others.
+
+        The three pairs of numbers are original size, corner of the crop and target size: those with which the pipeline
+        draws images of `size` pixels, so that an adapter is trained on what it is used for.
+        """
+        if self.pooled is None:
+            return None
+        ids = torch.tensor([[size, size, 0, 0, size, size]], device=self.pooled.device)
+        return {"text_embeds": self.pooled, "time_ids": ids.expand(len(self.pooled), -1)}
+
+
+def load_generator(
+    name: str,
+    *,
+    revision: str = "",
+    variant: str = "",
+    scheduler: Sampler = "dpm",
+    lcm_lora: str = "",
+    lcm_lora_revision: str = "",
+    safety_checker: bool = False,
+    precision: str = "fp32",
+    device: str | torch.device = "cpu",
+) -> Generator:
+    """Load a text-to-image pipeline of the Stable Diffusion 1, 2 or XL family.
 
     Args:
         name: `mini` (the embedded default), a hub name ("stable-diffusion-v1-5/stable-diffusion-v1-5") or a local
-            folder in diffusers' layout. Weights are read from safetensors only.
+            folder in diffusers' layout. Weights are read from safetensors only, and code beside them is not run.
+        revision: commit on the hub; empty is the newest.
+        variant: of the weight files ("fp16"); empty is the plain ones.
+        scheduler: dpm (DPM-Solver++), ddim, euler, lcm, or own, the one that the pipeline's folder names.
+        lcm_lora: adapter of a few-step model, for drawing: a hub name, a folder or a safetensors file; empty is none.
+        lcm_lora_revision: commit of it.
+        safety_checker: use the one that comes with the pipeline.
         precision: fp32, fp16 or bf16.
         device: where it lies.
 
     Raises:
         UserError: it cannot be loaded; the message says why.
     """
-    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
-
     if precision not in DTYPES:
         raise unknown("precision", precision, DTYPES)
-    dtype = DTYPES[precision]
+    if scheduler not in get_args(Sampler):
+        raise unknown("scheduler", scheduler, get_args(Sampler))
     if name == "mini":
         from air_plugin import mini
 
-        pipeline = mini.load_pipeline(dtype)
-    elif "/" not in name and not Path(name).is_dir():
-        raise UserError(f"AIR.GENERATOR is '{name}'; it must be mini, a hub name OWNER/MODEL, or a local folder")
+        pipeline = mini.load_pipeline(DTYPES[precision])
     else:
-        try:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                name, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(f"generator '{name}' cannot be loaded: {str(error).splitlines()[0]}") from error
-        if pipeline.unet.config.addition_embed_type:  # SDXL loads without a word and fails in its first step
-            raise UserError(f"generator '{name}' is not of the Stable Diffusion 1/2 family, others are not supported")
-        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+        pipeline = _load_pipeline(name, revision, variant, safety_checker, DTYPES[precision])
+    if safety_checker and getattr(pipeline, "safety_checker", None) is None:
+        raise UserError(f"AIR.SAFETY_CHECKER is True, but generator '{name}' comes without one")
+    if scheduler != "own":
+        pipeline.scheduler = _make_scheduler(SCHEDULERS[scheduler], pipeline.scheduler)
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.requires_grad_(False).eval()
-    return Generator(pipeline, _fingerprint(pipeline))
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    accelerator = _find_adapter(lcm_lora, lcm_lora_revision) if lcm_lora else None
+    if accelerator:  # now, not after the hours that the adapter of the images takes
+        try:
+            attach_accelerator(pipeline, accelerator)
+        finally:
+            pipeline.unet.unload_lora()
+    return Generator(pipeline, _fingerprint(pipeline), accelerator)
+
+
+def _load_pipeline(name: str, revision: str, variant: str, safety_checker: bool, dtype: torch.dtype) -> Any:
+    import diffusers
+    from safetensors import SafetensorError
+
+    if "/" not in name and not Path(name).is_dir():
+        raise UserError(f"AIR.GENERATOR is '{name}'; it must be mini, a hub name OWNER/MODEL, or a local folder")
+    where = {"revision": revision or None, "local_files_only": is_offline()}
+    try:
+        kind = _kind_of(name, diffusers.DiffusionPipeline.load_config(name, **where))
+        options: dict[str, Any] = {}
+        if kind == "StableDiffusionXLPipeline":
+            options["add_watermarker"] = False  # else images would depend on whether another package is installed
+        elif not safety_checker:
+            options = {"safety_checker": None, "requires_safety_checker": False}
+        return getattr(diffusers, kind).from_pretrained(
+            name, torch_dtype=dtype, use_safetensors=True, variant=variant or None, **where, **options
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        if is_offline() and not Path(name).is_dir():
+            at = f" --revision {revision}" if revision else ""
+            raise UserError(
+                f"generator '{name}' is not whole on this disk and the network is not to be used; "
+                f"fetch it elsewhere with 'hf download {name}{at}', or give a folder as AIR.GENERATOR"
+            ) from error
+        at = f" at AIR.REVISION {revision}" if revision and not Path(name).is_dir() else ""
+        raise UserError(f"generator '{name}'{at} cannot be loaded: {_first_line(error)}") from error
+
+
+def _kind_of(name: str, index: dict[str, Any]) -> str:
+    """The class that model_index.json names; whatever would need code from elsewhere is refused."""
+    kind = index.get("_class_name")
+    if kind not in PIPELINES:
+        raise UserError(f"generator '{name}' is a {kind}; known are {' and '.join(PIPELINES)}")
+    for part, source in index.items():
+        library = source[0] if isinstance(source, (list, tuple)) and source else None
+        if library is not None and library not in LIBRARIES:
+            raise UserError(f"generator '{name}': its {part} needs code of its own ('{library}'), which is not run")
+    return str(kind)
+
+
+def _make_scheduler(kind: str, scheduler: Any) -> Any:
+    """A scheduler of that class with the settings of another one: noise, kind of prediction, spacing of the steps."""
+    import diffusers
+
+    wanted = getattr(diffusers, kind)
+    return scheduler if type(scheduler) is wanted else wanted.from_config(scheduler.config)
+
+
+def _find_adapter(name: str, revision: str) -> Path:
+    """The file of AIR.LCM_LORA, from the hub where it is neither file nor folder."""
+    path = Path(name) / WEIGHTS if Path(name).is_dir() else Path(name)
+    if not path.is_file() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".safetensors":
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = Path(hf_hub_download(name, WEIGHTS, revision=revision or None, local_files_only=is_offline()))
+        except (OSError, ValueError) as error:
+            raise UserError(f"AIR.LCM_LORA '{name}' cannot be fetched: {_first_line(error)}") from error
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise UserError(f"AIR.LCM_LORA is '{name}'; give a hub name, a .safetensors file or a folder with {WEIGHTS}")
+    return path
+
+
+def attach_accelerator(pipeline: Any, path: Path) -> None:
+    """Attach the adapter of a few-step model to the U-Net, under the name "accelerator".
+
+    Raises:
+        UserError: the file is no adapter of this U-Net. diffusers passes over names that it does not know in silence,
+            so the layers are counted.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+        if not all(name.startswith(("lora_unet_", "unet.")) for name in names):
+            raise ValueError("it has weights for more than the U-Net")
+        state, alphas = pipeline.lora_state_dict(
+            str(path.parent), weight_name=path.name, unet_config=pipeline.unet.config
+        )
+        pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=pipeline.unet, adapter_name=ACCELERATOR)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise UserError(f"AIR.LCM_LORA {path} is no adapter of this generator: {_first_line(error)}") from error
+    wanted = sum(bool(re.search(r"lora(_|\.)(down|A)(\.\w+)?\.weight$", name)) for name in names)
+    found = sum(ACCELERATOR in getattr(layer, "lora_A", {}) for layer in pipeline.unet.modules())
+    if not wanted or found != wanted:
+        raise UserError(f"AIR.LCM_LORA {path} is no adapter of this generator: {found} of its {wanted} layers fit")
+
+
+def require_size(pipeline: Any, size: int) -> None:
+    """Raise a UserError where images of this side are no whole number of latents."""
+    factor = pipeline.vae_scale_factor
+    if size % factor:
+        near = max(factor, round(size / factor) * factor)
+        raise UserError(f"AIR.SIZE is {size}; this generator needs a multiple of {factor}, for instance {near}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _fingerprint(pipeline: Any) -> str:
     parts = {"unet": pipeline.unet, "vae": pipeline.vae, "text": pipeline.text_encoder}
+    if getattr(pipeline, "text_encoder_2", None) is not None:
+        parts["text_2"] = pipeline.text_encoder_2
     state = {f"{part}.{name}": value for part, m in parts.items() for name, value in m.state_dict().items()}
     return tensor_digest(state)
 
 
 @torch.no_grad()
-def encode_prompts(pipeline: Any, prompts: list[str]) -> torch.Tensor:
-    """(T, L, W) states of the text encoder that the U-Net attends to."""
-    states, _ = pipeline.encode_prompt(prompts, pipeline.device, 1, do_classifier_free_guidance=False)
-    return states
+def encode_prompts(pipeline: Any, prompts: list[str]) -> Conditioning:
+    """What the U-Net hears of T prompts."""
+    encoded = pipeline.encode_prompt(
+        prompt=prompts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    return Conditioning(encoded[0], encoded[2] if len(encoded) == 4 else None)  # of SDXL: states, no, pooled, no

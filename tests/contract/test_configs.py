@@ -10,11 +10,17 @@ import pytest
 import yaml
 
 from air_plugin.config import AirSettings, add_air_config, flatten, merge_file
+from air_plugin.errors import UserError
+from scripts import run
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 DATASETS = sorted((CONFIGS / "datasets").glob("*.yaml"))
 TRAINERS = sorted((CONFIGS / "trainers").glob("*/*.yaml"))
+DEFAULTS = [path for path in TRAINERS if path.stem == "default"]
+WHOLE = [path for path in TRAINERS if path.stem != "default"]  # with backbone and generator, as `mini`
+BACKBONES = sorted((CONFIGS / "backbones").glob("*.yaml"))
+GENERATORS = sorted((CONFIGS / "generators").glob("*.yaml"))
 PLANS = sorted((CONFIGS / "plans").glob("*.yaml"))
 
 
@@ -58,37 +64,140 @@ def trainers_of(script: str) -> list[str]:
 
 
 def test_there_are_configs():
-    assert DATASETS and TRAINERS and PLANS
+    assert DATASETS and WHOLE and BACKBONES and GENERATORS and PLANS
+    assert {path.parent for path in DEFAULTS} == {path.parent for path in TRAINERS}  # every trainer can be composed
+    assert not {path.stem for path in WHOLE} & {path.stem for path in [*BACKBONES, *GENERATORS]}
+    assert not {path.stem for path in BACKBONES} & {path.stem for path in GENERATORS}
     assert {path.suffix for path in CONFIGS.rglob("*") if path.is_file()} == {".yaml"}
-    assert sorted([*DATASETS, *TRAINERS, *PLANS]) == sorted(CONFIGS.rglob("*.yaml"))  # none lies elsewhere
+    everything = [*DATASETS, *TRAINERS, *BACKBONES, *GENERATORS, *PLANS]
+    assert sorted(everything) == sorted(CONFIGS.rglob("*.yaml"))  # none lies elsewhere
 
 
-@pytest.mark.parametrize("path", [*DATASETS, *TRAINERS], ids=label)
+@pytest.mark.parametrize("path", [*DATASETS, *TRAINERS, *BACKBONES, *GENERATORS], ids=label)
 def test_the_first_lines_name_the_command(path: Path):
     (command,) = [line for line in comment(path) if line.startswith("bash ")]
     _, script, dataset, *config = command.split()
     assert (CONFIGS / "datasets" / f"{dataset}.yaml").is_file()
     if path in DATASETS:
         assert dataset == path.stem and (ROOT / script).is_file()
-    else:
-        assert config[0] == path.stem
+    elif path in TRAINERS:
         assert path.parent.name in trainers_of(script)
+        assert path in run.compose(path.parent.name, config[0])
+    else:
+        assert path in run.compose("AiR", config[0])
+        assert script == "scripts/air/main.sh"
 
 
-@pytest.mark.parametrize("path", TRAINERS, ids=label)
+@pytest.mark.parametrize("path", [*TRAINERS, *BACKBONES, *GENERATORS], ids=label)
 def test_a_trainers_config_states_what_to_expect(path: Path):
     (expected,) = [line for line in comment(path) if line.startswith("expected:")]
     assert expected == "expected: unmeasured" or re.search(r"\d", expected)
 
 
 @pytest.mark.parametrize("dataset", DATASETS, ids=label)
-@pytest.mark.parametrize("trainer", TRAINERS, ids=label)
+@pytest.mark.parametrize("trainer", WHOLE, ids=label)
 def test_configs_merge_and_their_settings_are_valid(dataset: Path, trainer: Path):
     cfg = merged(dataset, trainer)
     settings = AirSettings.from_cfg(cfg)
     assert settings.prompt == (cfg.AIR.PROMPT or cfg.DATASET.TEMPLATE)
     assert cfg.TRAINER.NAME == ""  # the command names the trainer, so that one file may serve several
     assert flatten(cfg) != flatten(default())
+
+
+@pytest.mark.parametrize("dataset", DATASETS, ids=label)
+@pytest.mark.parametrize("trainer", [path.parent.name for path in DEFAULTS])
+def test_every_composition_merges_and_is_valid(dataset: Path, trainer: str):
+    for backbone in BACKBONES:
+        for generator in [None, *GENERATORS]:
+            config = "+".join(path.stem for path in (backbone, generator) if path)
+            files = run.compose(trainer, config)
+            cfg = merged(dataset, *files)
+            settings = AirSettings.from_cfg(cfg)
+            own = yaml.safe_load(backbone.read_text())
+            assert own["MODEL"]["BACKBONE"]["NAME"] == cfg.MODEL.BACKBONE.NAME and cfg.TRAINER.NAME == ""
+            if not trainer.endswith("AiR"):
+                assert files == run.compose(trainer, backbone.stem)  # no generator, no run of its own
+            elif generator:
+                assert settings.generator == merged(generator).AIR.GENERATOR
+            else:
+                assert settings.generator != "mini"
+
+
+@pytest.mark.parametrize("path", [*BACKBONES, *GENERATORS], ids=label)
+def test_parts_keep_to_what_is_theirs(path: Path):
+    """What a part writes wins over the trainer's and the data set's, so no published value may stand there."""
+    written = set(yaml.safe_load(path.read_text()))
+    assert written <= ({"MODEL", "INPUT", "TRAINER"} if path in BACKBONES else {"AIR", "_BASE_"})
+    cfg, before = merged(path), default()
+    changed = {key for key, value in flatten(cfg).items() if value != flatten(before)[key]}
+    backbones = {"MODEL.BACKBONE.NAME", "INPUT.SIZE", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD", "TRAINER.PROMPT.PREC"}
+    assert changed <= backbones if path in BACKBONES else all(key.startswith("AIR.") for key in changed)
+    assert not changed & {"AIR.M", "AIR.K", "AIR.LAMBDA", "AIR.BETA", "AIR.LS", "AIR.HEADLINE"}
+
+
+@pytest.mark.parametrize("path", BACKBONES, ids=label)
+def test_a_backbones_images_are_prepared_as_its_weights_were(path: Path):
+    """Augmented views follow INPUT, plain ones follow the pretrained weights: they must agree."""
+    import open_clip
+
+    from air_plugin.backbone import _resolve
+
+    cfg = merged(path)
+    architecture, tag, _ = _resolve(cfg.MODEL.BACKBONE.NAME)
+    weights = open_clip.get_pretrained_cfg(architecture, tag)
+    assert tuple(cfg.INPUT.PIXEL_MEAN) == tuple(weights["mean"]) and tuple(cfg.INPUT.PIXEL_STD) == tuple(weights["std"])
+    side = open_clip.get_model_config(architecture)["vision_cfg"]["image_size"]
+    assert tuple(cfg.INPUT.SIZE) == (side, side)
+    shared = merged(run.compose("ZeroshotCLIP", path.stem)[0])
+    assert weights["interpolation"] == shared.INPUT.INTERPOLATION
+
+
+@pytest.mark.parametrize("dataset", DATASETS, ids=label)
+def test_a_data_sets_published_values_stay(dataset: Path):
+    """Its CPL quantiles, its template and its name are its own business, whatever is put on top."""
+    alone, cfg = merged(dataset), merged(dataset, *run.compose("AiR", "vit_b32"))
+    for key in ("TRAINER.CPL.ALPHA", "TRAINER.CPL.BETA", "TRAINER.CPL.GAMMA", "DATASET.TEMPLATE", "DATASET.NAME"):
+        assert flatten(cfg)[key] == flatten(alone)[key]
+
+
+def test_order_of_the_parts_does_not_matter():
+    generator = GENERATORS[0].stem
+    assert run.compose("AiR", f"{generator}+vit_b32") == run.compose("AiR", f"vit_b32+{generator}")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("vit_b23", r"configs/trainers/AiR, configs/backbones, configs/generators.*did you mean vit_b32"),
+        ("vit_b32+sd16", r"'sd16'; did you mean .*sd15"),
+        ("default", "unknown config"),
+        ("minni", "did you mean mini"),
+        ("sd15", "must name one backbone"),
+        ("vit_b32+vit_b16", "must name one backbone"),
+        ("vit_b32+sd15+sd21", "one generator at the most"),
+        ("", "unknown config"),
+        ("../datasets/digits", "unknown config"),
+    ],
+)
+def test_bad_compositions_are_errors_for_people(config: str, said: str):
+    with pytest.raises(UserError, match=said) as raised:
+        run.compose("AiR", config)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_runs_label_is_its_parts():
+    import train
+
+    digits = str(CONFIGS / "datasets" / "digits.yaml")
+
+    def named(config: str, *options: str) -> str:
+        return train.label([str(path) for path in run.compose("AiR", config)], digits, list(options))
+
+    assert named("vit_b32") == "vit_b32"
+    assert named("vit_b32+sd21") == "vit_b32+sd21"
+    assert named("mini") == "mini"
+    assert named("vit_b32+sd21", "AIR.M", "60") == "vit_b32+sd21+AIR.M=60"
+    assert train.label([str(CONFIGS / "trainers" / "AiR" / "default.yaml")], digits, []) == "default"
 
 
 @pytest.mark.parametrize("path", PLANS, ids=label)
@@ -118,7 +227,7 @@ def test_a_data_set_names_itself_and_a_config_of_every_trainer(path: Path):
     cfg = merged(path)
     assert cfg.DATASET.NAME in DATASET_REGISTRY.registered_names()
     for folder in {trainer.parent for trainer in TRAINERS}:
-        assert (folder / f"{cfg.DATASET.DEFAULT_CONFIG}.yaml").is_file(), folder.name
+        assert run.compose(folder.name, cfg.DATASET.DEFAULT_CONFIG), folder.name
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent.name for path in TRAINERS}))
@@ -135,7 +244,7 @@ def test_the_folder_is_a_registered_trainer(folder: str):
 @pytest.mark.parametrize("path", TRAINERS, ids=label)
 def test_a_variant_holds_only_its_differences(path: Path):
     base = yaml.safe_load(path.read_text()).get("_BASE_")
-    if base is None or "/" in base:
+    if base is None or "/" in str(base):
         return  # it stands at the beginning, or takes over what another method has; then plain values may be repeated
     before, after = flatten(merged(path.parent / base)), flatten(merged(path))
     changed = {key for key in after if after[key] != before[key]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ from air_plugin import auxiliary as module
 from air_plugin.auxiliary import Auxiliary, build_auxiliary
 from air_plugin.backbone import Backbone
 from air_plugin.config import AirSettings, add_air_config
+from air_plugin.diffusion.pipeline import Generator, load_generator
+from air_plugin.errors import UserError
 from air_plugin.images import load_rgb
 from air_plugin.losses import consistency_loss, synthetic_loss
 from air_plugin.mixin import AuxiliaryMixin
@@ -103,6 +106,46 @@ def test_a_setting_makes_new_what_depends_on_it_and_no_more(build, change: dict,
     build()
     _, stages = build(**change)
     assert (stages["lora"], stages["generation"], stages["prototypes"]) == cached
+
+
+def test_the_generator_is_loaded_as_the_settings_say(
+    tiny_backbone: Backbone, pictures: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    seen: dict[str, Any] = {}
+
+    def load(name: str, **options: Any) -> Generator:
+        seen.update(options, name=name)
+        return make_generator()
+
+    monkeypatch.setattr(module, "load_generator", load)
+    options = {"GENERATOR": "owner/model", "REVISION": "abc", "VARIANT": "fp16", "SCHEDULER": "lcm",
+               "LCM_LORA": "owner/lora", "LCM_LORA_REVISION": "def", "SAFETY_CHECKER": True,
+               "PRECISION": "bf16"}  # fmt: skip
+    build_auxiliary(
+        tiny_backbone, NAMES, pictures, probs=torch.eye(7, 3), settings=air_settings(**options), store=store,
+        stages=Stages(),
+    )  # fmt: skip
+    assert seen.pop("device") == tiny_backbone.device and seen.pop("name") == "owner/model"
+    assert seen == {key.lower(): value for key, value in options.items() if key != "GENERATOR"}
+    assert set(seen) < set(inspect.signature(load_generator).parameters)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_size_that_the_generator_cannot_draw_is_said_before_anything_is_made(build, store: Store, enabled: bool):
+    with pytest.raises(UserError, match=r"AIR\.SIZE is 17"):
+        build(SIZE=17, **{"LORA.ENABLED": enabled})
+    assert not [path for path in store.root.rglob("*") if path.is_file()]
+
+
+def test_another_way_of_drawing_keeps_the_adapter_and_draws_anew(build, monkeypatch: pytest.MonkeyPatch):
+    from diffusers import DDIMScheduler
+
+    first, _ = build()
+    other = make_generator()
+    other.pipeline.scheduler = DDIMScheduler.from_config(other.pipeline.scheduler.config)
+    monkeypatch.setattr(module, "load_generator", lambda *_, **__: other)
+    second, stages = build()
+    assert stages["lora"] and not stages["generation"] and first.images != second.images
 
 
 def test_without_lora_there_is_no_such_stage_and_other_images(build):

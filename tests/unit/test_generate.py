@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_generators import ARCHITECTURES, make_pipeline, save_lcm_lora
 from torch import Tensor
 
 from air_plugin.diffusion import generate as module
 from air_plugin.diffusion.generate import ATTEMPTS, MANIFEST, GenerationReport, ImageJob, generate, is_blank, plan_jobs
-from air_plugin.diffusion.pipeline import Generator
+from air_plugin.diffusion.lora import adapter_loaded
+from air_plugin.diffusion.pipeline import Generator, _make_scheduler
 from air_plugin.errors import UserError
 
 NAMES = ["dog", "annual_crop land", "sea"]
@@ -272,6 +274,52 @@ def test_an_image_that_the_manifest_does_not_know_is_not_trusted(tmp_path: Path)
     assert report.drawn == 6 and pixels(report)[0].std() > 10
 
 
+# Every architecture
+
+
+@pytest.fixture(params=[*ARCHITECTURES, "lcm"])
+def pipeline(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """A pipeline of each kind with the scheduler that it is drawn with."""
+    made = make_pipeline("sd15" if request.param == "lcm" else request.param)
+    kind = {"lcm": "LCMScheduler", "sd_turbo": "EulerDiscreteScheduler"}.get(
+        request.param, "DPMSolverMultistepScheduler"
+    )
+    made.scheduler = _make_scheduler(kind, made.scheduler)
+    lcm = save_lcm_lora(tmp_path / "lcm", made.unet, strength=0.1) if request.param == "lcm" else None
+    with adapter_loaded(made, None, accelerator=lcm and lcm / "pytorch_lora_weights.safetensors"):
+        yield made
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
+def test_every_architecture_draws_an_image_by_its_seed_alone(pipeline: Any, tmp_path: Path, guidance: float):
+    """Alone or with others, the first time or the second, forwards or backwards."""
+    jobs = plan(guidance=guidance)
+    together = pixels(generate(pipeline, jobs, tmp_path / "together", batch_size=6))
+    again = pixels(generate(pipeline, jobs, tmp_path / "again", batch_size=6))
+    alone = pixels(generate(pipeline, jobs[::-1], tmp_path / "alone", batch_size=1))[::-1]
+    assert np.array_equal(together, again)
+    assert np.abs(together - alone).max() <= 1
+    apart = [np.abs(together[i] - together[k]).max() for i in range(6) for k in range(i)]
+    assert min(apart) > 5  # images differ by far more than that
+
+
+def test_every_architecture_draws_what_it_is_told(pipeline: Any, tmp_path: Path):
+    def drawn(name: str, **changes: Any) -> np.ndarray:
+        return pixels(generate(pipeline, plan(["sea"], **changes), tmp_path / name, batch_size=2))
+
+    plain = drawn("plain")
+    for name, change in (("template", {"template": "sea sea {}"}), ("steps", {"steps": 4}), ("seed", {"seed": 1})):
+        assert np.abs(plain - drawn(name, **change)).max() > 0, name
+    assert drawn("size", size=24).shape == (2, 24, 24, 3)
+
+
+def test_an_interrupted_run_of_every_architecture_ends_bit_identical(pipeline: Any, tmp_path: Path):
+    whole = generate(pipeline, plan(), tmp_path / "whole", batch_size=2)
+    generate(pipeline, plan()[:2], tmp_path / "cut", batch_size=2)
+    resumed = generate(pipeline, plan(), tmp_path / "cut", batch_size=2)
+    assert resumed.drawn == 4 and contents(resumed) == contents(whole)
+
+
 # Images that are none
 
 
@@ -331,3 +379,46 @@ def test_a_generator_that_never_gives_an_image_is_an_error_for_people(tmp_path: 
 )
 def test_is_blank(values: np.ndarray, blank: bool):
     assert bool(is_blank(values)) is blank
+
+
+class Checker(torch.nn.Module):
+    """Blackens the images whose turn is in `bad`, as the real one does with what it flags."""
+
+    device, dtype = torch.device("cpu"), torch.float32  # diffusers asks every part
+
+    def __init__(self, bad: set[int]) -> None:
+        super().__init__()
+        self.bad, self.turn = bad, 0
+
+    def forward(self, *, images: Tensor, clip_input: Tensor) -> tuple[Tensor, list[bool]]:
+        flags = [self.turn + row in self.bad for row in range(len(images))]
+        self.turn += len(images)
+        for row, flagged in enumerate(flags):
+            if flagged:
+                images[row] = 0
+        return images, flags
+
+
+def test_what_the_safety_checker_blackens_is_drawn_again_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture):
+    jobs, pipeline = plan(), make_pipeline("sd15", safety_checker=True)
+    plain = pixels(generate(pipeline, jobs, tmp_path / "plain", batch_size=6))
+    assert capsys.readouterr().out == ""
+    pipeline.safety_checker = Checker({1, 4, 6})  # the seventh is the second image's next attempt
+    report = generate(pipeline, jobs, tmp_path / "checked", batch_size=6)
+    assert report.failed == 3
+    said = "images: 3 attempts gave black (as a safety checker leaves them), uniform or non-finite images; each was "
+    assert capsys.readouterr().out == said + "drawn again with the next seed\n"
+    checked = pixels(report)
+    assert np.array_equal(checked[[0, 2, 3, 5]], plain[[0, 2, 3, 5]])
+    for row in (1, 4):
+        assert checked[row].std() > 5 and np.abs(checked[row] - plain[row]).max() > 5
+    lines = [json.loads(line) for line in (tmp_path / "checked" / MANIFEST).read_text().splitlines()]
+    attempts = {line["key"]: line["attempt"] for line in lines}
+    assert [attempts[job.key] for job in jobs] == [0, 2, 0, 0, 1, 0]
+
+
+def test_a_safety_checker_that_lets_nothing_through_is_an_error_for_people(tmp_path: Path):
+    pipeline = make_pipeline("sd15", safety_checker=True)
+    pipeline.safety_checker.concept_embeds_weights.data.fill_(-2.0)  # a threshold below every cosine
+    with pytest.raises(UserError, match=r"AIR\.SAFETY_CHECKER False"):
+        generate(pipeline, plan(), tmp_path, batch_size=6)

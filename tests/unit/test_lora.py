@@ -12,17 +12,19 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from small_generators import make_pipeline, save_lcm_lora, save_pipeline
 from small_models import make_generator
 from torch import Tensor
 
 from air_plugin.config import LoraSettings
 from air_plugin.diffusion import lora as module
 from air_plugin.diffusion.lora import WEIGHTS, adapter_loaded, choose_captions, denoising_loss, train_lora
-from air_plugin.diffusion.pipeline import Generator, _fingerprint, encode_prompts
+from air_plugin.diffusion.pipeline import Generator, _fingerprint, encode_prompts, load_generator
 from air_plugin.errors import UserError
 from air_plugin.images import load_rgb
 from air_plugin.store import Store
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # the default of AIR.LORA.TARGETS
 ALL_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 CAPTIONS = ["a dog", "a cat", "a dog", "a sea", "a cat", "a dog", "a sea"]
 
@@ -58,8 +60,10 @@ class FixedUnet:
     def __init__(self, prediction: Tensor) -> None:
         self.prediction = prediction
 
-    def __call__(self, noisy: Tensor, steps: Tensor, *, encoder_hidden_states: Tensor) -> SimpleNamespace:
-        self.noisy, self.steps, self.states = noisy, steps, encoder_hidden_states
+    def __call__(
+        self, noisy: Tensor, steps: Tensor, *, encoder_hidden_states: Tensor, added_cond_kwargs: dict | None
+    ) -> SimpleNamespace:
+        self.noisy, self.steps, self.states, self.added = noisy, steps, encoder_hidden_states, added_cond_kwargs
         return SimpleNamespace(sample=self.prediction)
 
 
@@ -83,7 +87,20 @@ def test_denoising_loss_by_hand(kind: str):
             target = eps if kind == "epsilon" else math.sqrt(kept) * eps - math.sqrt(1 - kept) * x
             total += (said - target) ** 2
     assert loss.item() == pytest.approx(total / 24, rel=1e-4)
-    assert torch.equal(unet.steps, steps) and torch.equal(unet.states, states)
+    assert torch.equal(unet.steps, steps) and torch.equal(unet.states, states) and unet.added is None
+
+
+def test_what_sdxl_is_told_besides_reaches_the_unet_in_its_type():
+    from diffusers import DDPMScheduler
+
+    unet, zero = FixedUnet(torch.zeros(2, 1, 1, 1)), torch.zeros(2, 1, 1, 1)
+    unet.dtype = torch.bfloat16
+    added = {"text_embeds": torch.randn(2, 3), "time_ids": torch.tensor([[1024, 1000, 0, 3, 1024, 1001]] * 2)}
+    denoising_loss(
+        unet, DDPMScheduler(), zero, states=zero[:, :, 0], noise=zero, steps=torch.tensor([1, 2]), added=added
+    )
+    assert torch.equal(unet.added["text_embeds"], added["text_embeds"].bfloat16())
+    assert unet.added["time_ids"].tolist() == added["time_ids"].tolist()  # bf16 would make 1000 of 1001
 
 
 def test_other_predictions_are_refused():
@@ -154,7 +171,7 @@ def test_every_image_is_trained_with_its_own_caption(
         square = image.crop((left, top, left + side, top + side)).resize((16, 16), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)[None] / 127.5 - 1
         means.append(pipeline.vae.encode(pixels).latent_dist.mean[0] * pipeline.vae.config.scaling_factor)
-    words = {caption: encode_prompts(pipeline, [caption])[0] for caption in CAPTIONS}
+    words = {caption: encode_prompts(pipeline, [caption]).states[0] for caption in CAPTIONS}
 
     def looking(unet: Any, scheduler: Any, latents: Tensor, *, states: Tensor, **others: Any) -> Tensor:
         for latent, state in zip(latents, states, strict=True):
@@ -311,12 +328,23 @@ def test_a_loss_that_is_not_finite_is_an_error_for_people(
     assert _fingerprint(tiny_generator.pipeline) == tiny_generator.fingerprint
 
 
-@pytest.mark.parametrize("targets", [("to_nothing",), ("to_q", "to_nothing")])
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (("nothing",), r"'nothing'; known: .*ff\.net\.2.*to_q"),
+        (("to_q", "nothing"), "'nothing'"),
+        (("to_q", "to_w"), r"'to_w'; did you mean .*to_[kqv]"),
+        (("to_out",), r"'to_out'; did you mean .*to_out\.0"),  # a list of layers, not a layer
+        (("norm1",), "'norm1'"),  # there, but nothing that a low-rank adapter fits
+    ],
+)
 def test_targets_that_are_not_there_are_an_error_for_people(
-    tiny_generator: Generator, pictures: list[str], store: Store, targets: tuple[str, ...]
+    tiny_generator: Generator, pictures: list[str], store: Store, targets: tuple[str, ...], said: str
 ):
-    with pytest.raises(UserError, match=r"AIR\.LORA\.TARGETS.*to_nothing"):
+    with pytest.raises(UserError, match=f"AIR.LORA.TARGETS.*{said}") as raised:
         train(tiny_generator, pictures, store, targets=targets)
+    assert "\n" not in str(raised.value)
+    assert _fingerprint(tiny_generator.pipeline) == tiny_generator.fingerprint
 
 
 def test_an_unreadable_picture_is_named(tiny_generator: Generator, pictures: list[str], store: Store):
@@ -338,3 +366,158 @@ def test_half_precision_trains_an_adapter_in_fp32(pictures: list[str], store: St
 def test_v_prediction_trains(pictures: list[str], store: Store):
     folder, _, _ = train(make_generator(prediction="v_prediction"), pictures, store)
     assert load_file(folder / "losses.safetensors")["loss"].isfinite().all()
+
+
+# Every architecture
+
+
+@pytest.fixture(params=["sd15", "sd21", "sdxl"])  # SD-Turbo is the second one with another scheduler
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def generator_of(architecture: str) -> Generator:
+    pipeline = make_pipeline(architecture)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    return Generator(pipeline, _fingerprint(pipeline))
+
+
+def test_the_default_targets_are_all_attention_layers_of_every_architecture(
+    architecture: str, pictures: list[str], store: Store
+):
+    generator = generator_of(architecture)
+    folder, _, _ = train(generator, pictures, store, steps=1, targets=ATTENTION)
+    names = [name for name, _ in generator.pipeline.unet.named_modules() if name.endswith((".to_q", ".to_k"))]
+    trained = {name.split(".lora_")[0].removeprefix("unet.") for name in load_file(folder / WEIGHTS)}
+    assert len(names) >= 8 and set(names) <= trained and len(trained) == 2 * len(names)
+
+
+def test_steps_on_one_batch_lower_its_loss_and_change_the_adapter_alone(
+    architecture: str, pictures: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """Every step sees the same images, noise and time steps, so that the loss has nothing to fall by but training."""
+    generator = generator_of(architecture)
+    monkeypatch.setattr(module, "stable_seed", lambda *_: 5)
+    folder, _, _ = train(generator, pictures, store, steps=15, lr=0.02)
+    losses = load_file(folder / "losses.safetensors")["loss"]
+    assert losses[-1] < 0.97 * losses[0] and losses[-5:].mean() < losses[:5].mean()
+    assert _fingerprint(generator.pipeline) == generator.fingerprint
+    assert any(value.abs().max() > 0 for name, value in load_file(folder / WEIGHTS).items() if "lora_B" in name)
+
+
+def test_saved_and_loaded_in_plain_diffusers_it_draws_the_same(architecture: str, pictures: list[str], store: Store):
+    generator = generator_of(architecture)
+    folder, _, _ = train(generator, pictures, store)
+    plain = draw(generator.pipeline)
+    with adapter_loaded(generator.pipeline, folder):
+        adapted = draw(generator.pipeline)
+    assert (adapted - plain).abs().max() > 0.01
+    assert torch.equal(draw(generator.pipeline), plain)
+    fresh = make_pipeline(architecture)
+    fresh.load_lora_weights(folder)
+    assert torch.allclose(draw(fresh), adapted, atol=1e-5)
+
+
+def test_every_architecture_goes_on_where_it_was_cut(
+    architecture: str, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, _, _ = train(generator_of(architecture), pictures, Store(tmp_path / "whole"))
+    saved = module._save_checkpoint
+    monkeypatch.setattr(module, "_save_checkpoint", lambda *arguments: saved(*arguments) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(generator_of(architecture), pictures, Store(tmp_path / "cut"))
+    monkeypatch.undo()
+    folder, _, _ = train(generator_of(architecture), pictures, Store(tmp_path / "cut"))
+    for name in (WEIGHTS, "losses.safetensors"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_of_every_architecture(
+    architecture: str, pictures: list[str], store: Store, dtype: torch.dtype
+):
+    generator = generator_of(architecture)
+    generator.pipeline.to(dtype)
+    folder, _, _ = train(generator, pictures, store, steps=2)
+    assert load_file(folder / "losses.safetensors")["loss"].isfinite().all()
+    assert all(value.dtype == torch.float32 for value in load_file(folder / WEIGHTS).values())
+
+
+def test_every_image_of_sdxl_is_trained_with_its_own_pooled_text_and_the_size(
+    pictures: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    generator, seen = generator_of("sdxl"), set()
+    texts = {caption: encode_prompts(generator.pipeline, [caption]) for caption in CAPTIONS}
+
+    def looking(unet: Any, scheduler: Any, latents: Tensor, *, states: Tensor, added: dict, **others: Any) -> Tensor:
+        for row, state in enumerate(states):
+            (caption,) = [name for name, text in texts.items() if torch.allclose(text.states[0], state, atol=1e-5)]
+            assert torch.allclose(added["text_embeds"][row], texts[caption].pooled[0], atol=1e-5)
+            seen.add(caption)
+        assert added["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]] * len(states)
+        return denoising_loss(unet, scheduler, latents, states=states, added=added, **others)
+
+    monkeypatch.setattr(module, "denoising_loss", looking)
+    train(generator, pictures, store)
+    assert seen == set(CAPTIONS)
+
+
+def test_an_autoencoder_that_overflows_in_half_precision_encodes_in_fp32(pictures: list[str]):
+    pipeline = generator_of("sdxl").pipeline.to(torch.float16)
+    rounded = module._encode_images(pipeline, pictures, 16)
+    pipeline.vae.register_to_config(force_upcast=True)
+    moments = module._encode_images(pipeline, pictures, 16)
+    assert pipeline.vae.dtype == torch.float16
+    exact = module._encode_images(generator_of("sdxl").pipeline, pictures, 16)
+    halved = make_pipeline("sdxl")
+    halved.vae.half().float()
+    halved = module._encode_images(halved, pictures, 16)
+    assert torch.allclose(moments, halved, atol=1e-6)
+    assert (rounded - halved).abs().max() > 1e-5 and (moments - exact).abs().max() < 0.01
+
+
+# Few-step models
+
+
+def test_an_lcms_adapter_of_the_images_is_trained_without_it(
+    pictures: list[str], tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    path = str(save_pipeline("sd15", tmp_path / "sd15"))
+    lcm = str(save_lcm_lora(tmp_path / "lcm", make_pipeline("sd15").unet))
+    plain, few = load_generator(path), load_generator(path, lcm_lora=lcm, scheduler="lcm")
+    assert few.drawing != plain.drawing
+    folder, key, _ = train(plain, pictures, store)
+    assert train(few, pictures, store) == (folder, key, True)
+    again, _, _ = train(few, pictures, Store(tmp_path / "other"))
+    assert (again / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+
+
+def test_both_adapters_are_added_while_drawing(pictures: list[str], tmp_path: Path, store: Store):
+    """The reference adds both products to the weights by hand."""
+    generator = generator_of("sd15")
+    plain = draw(generator.pipeline)
+    folder, _, _ = train(generator, pictures, store)
+    lcm = save_lcm_lora(tmp_path / "lcm", generator.pipeline.unet) / WEIGHTS
+    by_hand = make_pipeline("sd15")
+    ours, theirs = load_file(folder / WEIGHTS), load_file(lcm)
+    for name, layer in by_hand.unet.named_modules():
+        key = f"lora_unet_{name.replace('.', '_')}"
+        pairs = []
+        if f"{key}.alpha" in theirs:
+            up, down = theirs[f"{key}.lora_up.weight"], theirs[f"{key}.lora_down.weight"]
+            pairs.append((up, down, theirs[f"{key}.alpha"] / len(down)))
+        if f"unet.{name}.lora_A.weight" in ours:
+            pairs.append((ours[f"unet.{name}.lora_B.weight"], ours[f"unet.{name}.lora_A.weight"], 1.0))
+        for up, down, scale in pairs:
+            layer.weight.data += (scale * up.flatten(1) @ down.flatten(1)).reshape(layer.weight.shape)
+    drawn = {}
+    for name, target, accelerator in (("both", folder, lcm), ("target", folder, None), ("lcm", None, lcm)):
+        with adapter_loaded(generator.pipeline, target, accelerator=accelerator):
+            drawn[name] = draw(generator.pipeline)
+    assert torch.allclose(drawn["both"], draw(by_hand), atol=1e-4)
+    for alone in ("target", "lcm"):
+        assert (drawn["both"] - drawn[alone]).abs().max() > 0.01
+    assert _fingerprint(generator.pipeline) == generator.fingerprint
+    assert torch.equal(draw(generator.pipeline), plain)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_backbones import FAMILIES, clip_of_transformers, own_forward, siglip_of_transformers, small_backbone
 from small_models import make_backbone, make_clip
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -187,6 +188,33 @@ def test_tower_without_a_mask_that_pools_the_last_token():
     assert torch.allclose(PromptEncoder(model).encode_tokens(tokens), model.encode_text(tokens), atol=1e-5)
 
 
+def test_tower_that_pools_the_first_end_token():
+    import open_clip
+
+    vision = open_clip.CLIPVisionCfg(layers=1, width=32, head_width=16, patch_size=8, image_size=16)
+    text = open_clip.CLIPTextCfg(
+        context_length=20, vocab_size=50, width=32, heads=2, layers=1, pool_type="eos", eos_id=4
+    )
+    torch.manual_seed(0)
+    model = open_clip.CustomTextCLIP(24, vision, text).eval()
+    tokens = torch.tensor([[48, 49, 4, 0, 0, 0], [48, 7, 8, 9, 4, 0]])  # the end is not the largest id
+    tokens = nn.functional.pad(tokens, (0, 14))
+    assert torch.allclose(PromptEncoder(model).encode_tokens(tokens), model.encode_text(tokens), atol=1e-5)
+
+
+def test_towers_of_another_kind_are_refused():
+    import open_clip
+
+    vision = open_clip.CLIPVisionCfg(layers=1, width=32, head_width=16, patch_size=8, image_size=16)
+    text = open_clip.CLIPTextCfg(context_length=20, vocab_size=50, width=32, heads=2, layers=1, embed_cls=True)
+    with pytest.raises(UserError, match="not supported"):
+        PromptEncoder(open_clip.CustomTextCLIP(24, vision, text))
+    model = nn.Module()
+    model.text = nn.Linear(2, 2)  # as open_clip's wrapper of transformers' text models: no embeddings of ours
+    with pytest.raises(UserError, match="Linear"):
+        PromptEncoder(model)
+
+
 def test_unknown_pooling_is_refused():
     model = make_clip()
     model.text_pool_type = "first"
@@ -308,3 +336,95 @@ def test_checkpoint_of_another_backbone_is_refused(tiny_backbone: Backbone):
     other = PromptLearner(make_backbone(seed=1), NAMES, n_ctx=4)
     with pytest.raises(UserError, match="another backbone"):
         learner.load_state_dict(other.state_dict())
+
+
+# Every family of backbones, learned prompts against the original architecture's own forward
+
+SHAPES = {"end": "{0} {1} {2}.", "middle": "{0} {2} {1}.", "front": "{2} {0} {1}."}
+KNOWN = ["dog", "annual crop land", "sea_or_lake"]  # classes whose words every small tokenizer has
+
+
+def text_with_context(name: str, n_ctx: int, position: str) -> str:
+    """A prompt with the word "of" where the context goes: the half of it before the name where that is in between."""
+    first, second = ["of"] * (n_ctx // 2), ["of"] * (n_ctx - n_ctx // 2)
+    return SHAPES[position].format(" ".join(first), " ".join(second), name.replace("_", " ")).strip()
+
+
+def own_encoder(model: Any, *, transformers: bool) -> tuple[Any, nn.Module]:
+    """The original's own text encoder and token embedding: open_clip's, or transformers' with the same weights."""
+    text = getattr(model, "text", model)
+    if not transformers:
+        return model.encode_text, text.token_embedding
+    if text is model:
+        other = clip_of_transformers(model)
+    else:
+        tanh = "approximate='tanh'" in repr(text.transformer.resblocks[0].mlp)
+        other = siglip_of_transformers(model, text_act="gelu_pytorch_tanh" if tanh else "gelu")
+    return lambda ids: other.get_text_features(input_ids=ids).pooler_output, other.text_model.embeddings.token_embedding
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+@pytest.mark.parametrize("n_ctx", [1, 5])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_learned_prompts_and_their_gradients_are_the_models_own(family: str, n_ctx: int, position: Any):
+    backbone = small_backbone(family)
+    learner = PromptLearner(
+        backbone, KNOWN, n_ctx=n_ctx, position=position, generator=torch.Generator().manual_seed(0)
+    )
+    ours = backbone.prompt_encoder(*learner())
+    weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad((ours * weights).sum(), learner.ctx)
+    assert gradient.norm(dim=1).min() > 0
+    assert not any(value.requires_grad for value in backbone.model.parameters())
+    for transformers in (False, True):
+        if transformers and family == "resnet":
+            continue  # its text tower is the same as vit's
+        encode, embedding = own_encoder(backbone.model, transformers=transformers)
+        context = learner.ctx.detach().clone().requires_grad_()
+        texts = [text_with_context(name, n_ctx, position) for name in KNOWN]
+        theirs = torch.stack(
+            [own_forward(backbone, context, text, encode=encode, embedding=embedding) for text in texts]
+        )
+        assert torch.allclose(ours, theirs, atol=1e-4)
+        (their_gradient,) = torch.autograd.grad((theirs * weights).sum(), context)
+        assert torch.allclose(gradient, their_gradient, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_words_as_context_give_the_templates_features_in_every_family(family: str):
+    """Gemma's tokens of a word differ at the beginning of a text, and SigLIP drops the full stop."""
+    backbone = small_backbone(family)
+    learner = PromptLearner(backbone, KNOWN, ctx_init="a photo of a")
+    features = normalize(backbone.prompt_encoder(*learner()), dim=1)
+    texts = [f"a photo of a {name.replace('_', ' ')}." for name in KNOWN]
+    assert torch.allclose(features, backbone.encode_texts(texts), atol=1e-6)
+    other = backbone.encode_texts([text.replace("dog", "cat").replace("lake", "land") for text in texts])
+    assert (features - other)[[0, 2]].abs().max() > 1e-3  # the small models tell classes apart
+
+
+@pytest.mark.parametrize("family", ["siglip", "siglip2"])
+def test_siglips_prompts_fill_the_whole_context_and_keep_their_padding(family: str):
+    backbone = small_backbone(family)
+    learner = PromptLearner(backbone, KNOWN, n_ctx=20)
+    embeddings, end = learner()
+    assert embeddings.shape == (3, 24, 32) and end.tolist() == [21, 23, 23]
+    padding = backbone.prompt_encoder.token_embedding.weight[1 if family == "siglip" else 0]
+    assert torch.equal(embeddings[0, 22:], padding.expand(2, -1))
+    with pytest.raises(UserError, match="annual crop land"):
+        PromptLearner(backbone, KNOWN, n_ctx=21)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_learn_in_half_precision(family: str, precision: str):
+    exact, half = small_backbone(family), small_backbone(family, precision)
+    rows = []
+    for backbone in (exact, half):
+        learner = PromptLearner(backbone, KNOWN, n_ctx=4, generator=torch.Generator().manual_seed(0))
+        features = normalize(backbone.prompt_encoder(*learner()).float(), dim=1)
+        features[:, :3].sum().backward()
+        rows.append((features.detach(), learner.ctx.grad))
+    (features, gradient), (half_features, half_gradient) = rows
+    assert learner.ctx.dtype == torch.float32
+    assert torch.allclose(half_features, features, atol=0.03) and not torch.equal(half_features, features)
+    assert torch.cosine_similarity(half_gradient.flatten(), gradient.flatten(), dim=0) > 0.98

@@ -1,0 +1,27 @@
+"""Describable Textures (Cimpoi et al. 2014): 47 classes of 120 images."""
+
+from __future__ import annotations
+
+from dassl.data.datasets import DATASET_REGISTRY
+
+from datasets.base import PARTS, PublishedDataset, Split
+
+
+@DATASET_REGISTRY.register()
+class DescribableTextures(PublishedDataset):
+    """Its own lists are the first of its ten published splits, which ELEVATER takes, too."""
+
+    dataset_dir = "dtd"
+    classes = 47
+    split_file = "split_zhou_DescribableTextures.json"
+    sizes = {"zhou": (2_820, 1_128, 1_692), "elevater": (3_760, 0, 1_880)}
+    covered = True
+    grip = {}
+
+    def own_lists(self) -> Split:
+        labels = {folder: label for label, folder in enumerate(self.class_folders())}
+        return {
+            part: [(path, labels[folder], folder) for (path,) in self.lines(f"labels/{part}1.txt", fields=1)
+                   for folder in [path.partition("/")[0]]]
+            for part in PARTS
+        }  # fmt: skip

@@ -1,0 +1,49 @@
+"""EuroSAT (Helber et al. 2019): land use in Sentinel-2 satellite images, 10 classes."""
+
+from __future__ import annotations
+
+from dassl.data.datasets import DATASET_REGISTRY
+
+from datasets.base import PARTS, Item, PublishedDataset, Split
+
+# Folder: CoOp's wording, GRIP's and CPL's.
+CLASSES = {
+    "AnnualCrop": ("Annual Crop Land", "annual crop land"),
+    "Forest": ("Forest", "forest"),
+    "HerbaceousVegetation": ("Herbaceous Vegetation Land", "brushland or shrubland"),
+    "Highway": ("Highway or Road", "highway or road"),
+    "Industrial": ("Industrial Buildings", "industrial buildings or commercial buildings"),
+    "Pasture": ("Pasture Land", "pasture land"),
+    "PermanentCrop": ("Permanent Crop Land", "permanent crop land"),
+    "Residential": ("Residential Buildings", "residential buildings or homes or apartments"),
+    "River": ("River", "river"),
+    "SeaLake": ("Sea or Lake", "lake or sea"),
+}
+COOP = {folder: coop for folder, (coop, _) in CLASSES.items()}
+NEEDS = " (the split family elevater needs ELEVATER's lists of eurosat_clip: train.txt, val.txt, test.txt)"
+
+
+@DATASET_REGISTRY.register()
+class EuroSAT(PublishedDataset):
+    """Has no lists of its own, so "elevater" needs ELEVATER's: 5,000 images each, drawn by CLIP's authors."""
+
+    dataset_dir = "eurosat"
+    image_dir = "2750"
+    classes = 10
+    split_file = "split_zhou_EuroSAT.json"
+    sizes = {"zhou": (13_500, 5_400, 8_100), "elevater": (10_000, 0, 5_000)}
+    grip = dict(enumerate(grip for _, grip in CLASSES.values()))
+
+    def zhou_split(self) -> Split:
+        return self.divided(self.by_folder(COOP))
+
+    def own_lists(self) -> Split:
+        return {part: [self._item(*row) for row in self.lines(f"{part}.txt", fields=2, why=NEEDS)] for part in PARTS}
+
+    def _item(self, path: str, label: str) -> Item:
+        """From a line such as `2750.zip@2750/Forest/Forest_7.jpg 1`; a file's name begins with its folder's."""
+        file = path.rpartition("/")[2]
+        folder = file.rpartition("_")[0]
+        if int(label) != list(CLASSES).index(folder):
+            raise ValueError(f"label {label} of {file} is not {list(CLASSES).index(folder)}")
+        return f"{folder}/{file}", int(label), COOP[folder]

@@ -1,0 +1,117 @@
+"""A person's own images: classes.txt, train/ and, if they have labels to measure with, test/<class>/."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+
+from air_plugin.classes import match_class, read_class_file
+from air_plugin.errors import UserError, unknown
+from air_plugin.images import SUFFIXES, find_images
+from datasets.base import SplitDataset
+
+CLASSES, TRAIN, TEST = "classes.txt", "train", "test"
+
+
+@DATASET_REGISTRY.register()
+class Folder(SplitDataset):
+    """DATASET.ROOT itself is the data set; nothing is ever written there.
+
+    Training images have no labels. Without test/ the predictions are made for the training images, whose labels are -1
+    for "nobody knows". Names that begin with a dot are left out, as `ls` does.
+    """
+
+    dataset_dir = "folder"
+    split_family = "own"
+
+    def __init__(self, cfg: Any) -> None:
+        root = folder_of(cfg.DATASET.ROOT)
+        names, _ = read_class_file(class_file(root))
+        if cfg.TRAINER.NAME == "CoOp" or cfg.DATASET.NUM_SHOTS >= 1:
+            raise UserError(f"{root / TRAIN} has no labels, and CoOp learns from labels; use UPL, CPL or AiR")
+        if cfg.DATASET.SUBSAMPLE_CLASSES != "all":
+            raise UserError(f"DATASET.SUBSAMPLE_CLASSES must be all: {root / TRAIN} has no labels to choose by")
+        train = [Datum(impath=str(path), label=-1) for path in visible_images(root / TRAIN)]
+        tested = [Datum(impath=str(path), label=label, classname=names[label])
+                  for path, label in labelled_images(root / TEST, names)]  # fmt: skip
+        super().__init__(cfg, names, train=train, val=[], test=tested or train)
+        self.hidden_labels = {}
+
+
+def folder_of(root: str) -> Path:
+    """The person's folder as an absolute path."""
+    return Path(os.path.abspath(os.path.expanduser(root)))
+
+
+def class_file(root: Path) -> Path:
+    """Where the class names stand.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not (root / CLASSES).is_file():
+        raise UserError(
+            f"{root / CLASSES} is missing; DATA must name a folder with {CLASSES} (a class name a line), {TRAIN}/ "
+            f"(images) and, if you have labels, {TEST}/<class>/"
+        )
+    return root / CLASSES
+
+
+def visible_images(folder: Path) -> list[Path]:
+    """Every image below a folder whose path has no name with a leading dot, sorted.
+
+    Raises:
+        UserError: there is none.
+    """
+    paths = [
+        path for path in find_images(folder)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
+    ]  # fmt: skip
+    if not paths:
+        raise UserError(f"no images below {folder}, only hidden files")
+    return paths
+
+
+def labelled_images(folder: Path, classnames: list[str]) -> list[tuple[Path, int]]:
+    """The images of test/<class>/ with their labels; none where there is no such folder.
+
+    Raises:
+        UserError: a folder is called like no class or is empty, or an image lies in none.
+    """
+    if not folder.exists():
+        return []
+    found: list[tuple[Path, int]] = []
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+        if not path.is_dir():
+            if path.suffix.lower() in SUFFIXES:
+                raise UserError(f"{path} lies in no folder of a class; move it to {folder}/<class>/")
+            continue
+        label = match_class(path.name, classnames)
+        if label is None:
+            raise UserError(f"{path} is no class of {CLASSES}: {unknown('class', path.name, classnames)}")
+        found += [(image, label) for image in visible_images(path)]
+    if not found:
+        raise UserError(f"no images below {folder}; it must hold a folder a class. Remove it if you have no labels")
+    return found
+
+
+def template_of(root: str) -> str:
+    """The template line of the person's class names; "" where there is none.
+
+    Raises:
+        UserError: see `read_class_file`.
+    """
+    return read_class_file(class_file(folder_of(root)))[1]
+
+
+def contents(root: str) -> str:
+    """A mark of the names and sizes of everything that a run would read: another one, another data set."""
+    folder = folder_of(root)
+    names, _ = read_class_file(class_file(folder))
+    paths = visible_images(folder / TRAIN) + [path for path, _ in labelled_images(folder / TEST, names)]
+    lines = [*names, *(f"{path.relative_to(folder)} {path.stat().st_size}" for path in paths)]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -1,0 +1,44 @@
+"""Oxford Flowers (Nilsback and Zisserman 2008): 102 classes, 8,189 images."""
+
+from __future__ import annotations
+
+import json
+
+from dassl.data.datasets import DATASET_REGISTRY
+
+from datasets.base import Item, PublishedDataset, Split
+
+
+@DATASET_REGISTRY.register()
+class OxfordFlowers(PublishedDataset):
+    """Class names are in cat_to_name.json; where that is missing, torchvision's list of them serves."""
+
+    dataset_dir = "oxford_flowers"
+    image_dir = "jpg"
+    classes = 102
+    split_file = "split_zhou_OxfordFlowers.json"
+    sizes = {"zhou": (4_093, 1_633, 2_463), "elevater": (2_040, 0, 6_149)}
+    covered = True
+    grip = {15: "globe flower", 59: "pink and yellow dahlia", 92: "air plant"}
+
+    def zhou_split(self) -> Split:
+        return self.divided(self._items())
+
+    def own_lists(self) -> Split:
+        items = self._items()
+        numbers = self.matrix("setid.mat")
+        keys = {"train": "trnid", "val": "valid", "test": "tstid"}
+        return {part: [items[number - 1] for number in numbers[key].tolist()] for part, key in keys.items()}
+
+    def _items(self) -> list[Item]:
+        names = self._numbered_names()
+        labels = self.matrix("imagelabels.mat")["labels"].tolist()  # from 1
+        return [(f"image_{n:05d}.jpg", label - 1, names[label]) for n, label in enumerate(labels, start=1)]
+
+    def _numbered_names(self) -> dict[int, str]:
+        """Class number, from 1, -> name."""
+        if (self.folder / "cat_to_name.json").is_file():
+            return {int(key): name for key, name in json.loads(self.need("cat_to_name.json").read_text()).items()}
+        from torchvision.datasets import Flowers102
+
+        return {number: name.rstrip("?") for number, name in enumerate(Flowers102.classes, start=1)}

@@ -1,0 +1,38 @@
+"""RESISC45 (Cheng, Han and Lu 2017): scenes in aerial images, 45 classes of 700 images."""
+
+from __future__ import annotations
+
+import json
+
+from dassl.data.datasets import DATASET_REGISTRY
+
+from datasets.base import PARTS, Item, PublishedDataset, Split
+
+NEEDS = " (the split family elevater needs ELEVATER's lists of resisc45_clip: train.json, val.json, test.json)"
+
+
+@DATASET_REGISTRY.register()
+class RESISC45(PublishedDataset):
+    """Has no lists of its own, so "elevater" needs ELEVATER's, drawn by CLIP's authors. CoOp has no split of it."""
+
+    dataset_dir = "resisc45"
+    image_dir = "NWPU-RESISC45"
+    classes = 45
+    sizes = {"elevater": (6_300, 0, 25_200)}
+    grip = {}
+
+    def zhou_split(self) -> Split:
+        return self.divided(self.by_folder({folder: folder.replace("_", " ") for folder in self.class_folders()}))
+
+    def own_lists(self) -> Split:
+        labels = {folder: label for label, folder in enumerate(self.class_folders())}
+        return {part: [self._item(name, labels) for name in self._files(part)] for part in PARTS}
+
+    def _files(self, part: str) -> list[str]:
+        """File names of a list in COCO's format, such as `images.zip@airport/airport_001.jpg`."""
+        return [image["file_name"] for image in json.loads(self.need(f"{part}.json", why=NEEDS).read_text())["images"]]
+
+    def _item(self, name: str, labels: dict[str, int]) -> Item:
+        file = name.rpartition("/")[2]
+        folder = file.rpartition("_")[0]  # the file's name begins with its class
+        return f"{folder}/{file}", labels[folder], folder.replace("_", " ")

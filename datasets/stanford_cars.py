@@ -1,0 +1,39 @@
+"""Stanford Cars (Krause et al. 2013): 196 classes, 16,185 images."""
+
+from __future__ import annotations
+
+from dassl.data.datasets import DATASET_REGISTRY
+
+from datasets.base import Item, PublishedDataset, Split
+
+
+@DATASET_REGISTRY.register()
+class StanfordCars(PublishedDataset):
+    """Class names begin with the year, as in CoOp."""
+
+    dataset_dir = "stanford_cars"
+    image_dir = ""
+    classes = 196
+    split_file = "split_zhou_StanfordCars.json"
+    sizes = {"zhou": (6_509, 1_635, 8_041), "elevater": (8_144, 0, 8_041)}
+    covered = True
+
+    def zhou_split(self) -> Split:
+        return self.held_out()
+
+    def own_lists(self) -> Split:
+        models = [name.rpartition(" ") for name in self.matrix("devkit/cars_meta.mat")["class_names"].tolist()]
+        names = [f"{year} {model}" for model, _, year in models]
+        if len(names) != self.classes:
+            raise ValueError(f"{len(names)} class names instead of {self.classes}")
+        return {
+            "train": self._items("cars_train", "devkit/cars_train_annos.mat", names),
+            "val": [],
+            "test": self._items("cars_test", "cars_test_annos_withlabels.mat", names),
+        }
+
+    def _items(self, folder: str, file: str, names: list[str]) -> list[Item]:
+        notes = self.matrix(file)["annotations"]
+        labels = [int(number) - 1 for number in notes["class"].tolist()]
+        files = notes["fname"].tolist()
+        return [(f"{folder}/{name}", label, names[label]) for name, label in zip(files, labels, strict=True)]

@@ -1,0 +1,36 @@
+"""SUN397 (Xiao et al. 2010): scenes, 397 classes."""
+
+from __future__ import annotations
+
+from dassl.data.datasets import DATASET_REGISTRY
+
+from datasets.base import Item, PublishedDataset, Split
+
+
+@DATASET_REGISTRY.register()
+class SUN397(PublishedDataset):
+    """Its own lists are the first of its ten published partitions: 50 training and 50 test images a class."""
+
+    dataset_dir = "sun397"
+    image_dir = "SUN397"
+    classes = 397
+    split_file = "split_zhou_SUN397.json"
+    sizes = {"zhou": (15_880, 3_970, 19_850), "elevater": (19_850, 0, 19_850)}
+    balanced = True
+
+    def zhou_split(self) -> Split:
+        return self.held_out()
+
+    def own_lists(self) -> Split:
+        labels = {name: label for label, (name,) in enumerate(self.lines("ClassName.txt", fields=1))}
+        return {"train": self._items("Training_01.txt", labels), "val": [],
+                "test": self._items("Testing_01.txt", labels)}  # fmt: skip
+
+    def _items(self, name: str, labels: dict[str, int]) -> list[Item]:
+        """From lines such as `/a/apartment_building/outdoor/sun_x.jpg`, a class named "outdoor apartment_building"."""
+        items = []
+        for (path,) in self.lines(name, fields=1):
+            folder = path.rpartition("/")[0]
+            words = folder.split("/")[2:]
+            items.append((path.lstrip("/"), labels[folder], " ".join(reversed(words))))
+        return items

@@ -1,0 +1,133 @@
+"""Small random pipelines of every architecture that is known, as their published ones are put together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from small_models import SIDE, _make_vae, make_spelling_tokenizer
+
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+ARCHITECTURES = ("sd15", "sd21", "sdxl", "sd_turbo")
+
+
+def make_pipeline(architecture: str, *, safety_checker: bool = False) -> Any:
+    """A random pipeline for 16 x 16 pictures and 8 x 8 latents, the same on every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipeline = _make_sdxl() if architecture == "sdxl" else _make_sd(architecture, safety_checker)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save_pipeline(architecture: str, folder: Path, **options: Any) -> Path:
+    """The same as a folder in diffusers' layout."""
+    make_pipeline(architecture, **options).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def save_lcm_lora(folder: Path, unet: Any, *, rank: int = 2, strength: float = 0.3) -> Path:
+    """An adapter of a few-step model as LCM-LoRA is published: one safetensors file, kohya's names, with alphas."""
+    rng = torch.Generator().manual_seed(3)
+    tensors = {}
+    for name, layer in unet.named_modules():
+        if name.endswith(("to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.2")):
+            rows, columns = layer.weight.shape[:2]
+            tail = (1, 1) if isinstance(layer, torch.nn.Conv2d) else ()
+            key = f"lora_unet_{name.replace('.', '_')}"
+            tensors[f"{key}.lora_down.weight"] = strength * torch.randn(rank, columns, *tail, generator=rng)
+            tensors[f"{key}.lora_up.weight"] = strength * torch.randn(rows, rank, *tail, generator=rng)
+            tensors[f"{key}.alpha"] = torch.tensor(float(rank))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "pytorch_lora_weights.safetensors")
+    return folder
+
+
+def _make_sd(architecture: str, safety_checker: bool) -> Any:
+    import diffusers
+
+    second = architecture != "sd15"  # SD-Turbo is SD 2.1's architecture
+    tokenizer = make_spelling_tokenizer()
+    scheduler = {
+        "sd15": lambda: diffusers.PNDMScheduler(**NOISE, skip_prk_steps=True, set_alpha_to_one=False),
+        "sd21": lambda: diffusers.DDIMScheduler(
+            **NOISE, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False
+        ),
+        "sd_turbo": lambda: diffusers.EulerDiscreteScheduler(**NOISE, timestep_spacing="trailing"),
+    }[architecture]()
+    return diffusers.StableDiffusionPipeline(
+        vae=_make_vae(), tokenizer=tokenizer, scheduler=scheduler,
+        text_encoder=_make_text_encoder(tokenizer, activation="gelu" if second else "quick_gelu"),
+        unet=_make_unet(use_linear_projection=second, attention_head_dim=(2, 4) if second else 2),
+        safety_checker=_make_safety_checker() if safety_checker else None,
+        feature_extractor=_make_feature_extractor() if safety_checker else None,
+        requires_safety_checker=safety_checker,
+    )  # fmt: skip
+
+
+def _make_sdxl() -> Any:
+    import diffusers
+
+    tokenizer = make_spelling_tokenizer()
+    return diffusers.StableDiffusionXLPipeline(
+        vae=_make_vae(), tokenizer=tokenizer, tokenizer_2=make_spelling_tokenizer(),
+        text_encoder=_make_text_encoder(tokenizer, activation="quick_gelu"),
+        text_encoder_2=_make_text_encoder(tokenizer, activation="gelu", pooled=True),
+        unet=_make_unet(
+            use_linear_projection=True, attention_head_dim=(2, 4), cross_attention_dim=32,
+            transformer_layers_per_block=(1, 2), addition_embed_type="text_time", addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=16 + 6 * 8,
+        ),
+        scheduler=diffusers.EulerDiscreteScheduler(**NOISE, timestep_spacing="leading"),
+        add_watermarker=False,
+    )  # fmt: skip
+
+
+def _make_unet(**changes: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    settings: dict[str, Any] = {
+        "sample_size": SIDE // 2, "in_channels": 4, "out_channels": 4, "layers_per_block": 1,
+        "block_out_channels": (8, 16), "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "norm_num_groups": 4, "cross_attention_dim": 16,
+    }  # fmt: skip
+    unet = UNet2DConditionModel(**{**settings, **changes})
+    for name, value in unet.named_parameters():
+        if "attn2.to_v" in name or "add_embedding.linear_1" in name:
+            value.data *= 20  # so that prompts can be seen in the pictures
+    return unet
+
+
+def _make_text_encoder(tokenizer: Any, *, activation: str, pooled: bool = False) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=32, projection_dim=16, hidden_act=activation,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = (CLIPTextModelWithProjection if pooled else CLIPTextModel)(config)
+    torch.nn.init.normal_(model.get_input_embeddings().weight)
+    return model
+
+
+def _make_safety_checker() -> Any:
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig
+
+    config = CLIPConfig(
+        vision_config={
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": SIDE, "patch_size": 8,
+        },
+        projection_dim=8,
+    )  # fmt: skip
+    return StableDiffusionSafetyChecker(config)  # its thresholds are 1, which no cosine exceeds
+
+
+def _make_feature_extractor() -> Any:
+    from transformers import CLIPImageProcessor
+
+    return CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
