@@ -10,6 +10,7 @@ or as many as there are cores where the config gives every run its number of thr
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,10 +159,13 @@ def jobs(threads: int) -> int:
     return min(4, max(1, cores // threads)) if threads > 0 else 1
 
 
-def work(line: list[str], *, quiet: bool) -> int:
-    """One run in this process; returns its exit code."""
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if quiet else sys.stdout):
-        return train.main(line)
+def work(line: list[str], *, quiet: bool) -> tuple[int, str]:
+    """One run in this process; returns its exit code and, where it is quiet, what it said on stderr."""
+    if not quiet:
+        return train.main(line), ""
+    errors = io.StringIO()
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(errors):
+        return train.main(line), errors.getvalue()
 
 
 def end_with_parent() -> None:
@@ -181,7 +185,7 @@ def run_all(lines: dict[str, list[str]], *, at_once: int) -> int:
     if at_once == 1:
         for name, line in lines.items():
             print(f"== {name}", flush=True)
-            code = work(line, quiet=False)
+            code, _ = work(line, quiet=False)
             if code:
                 return code
         return 0
@@ -192,8 +196,11 @@ def run_all(lines: dict[str, list[str]], *, at_once: int) -> int:
         try:
             for number, future in enumerate(as_completed(waiting), start=1):
                 print(f"== {waiting[future]} ({number} of {len(lines)})", flush=True)
-                if future.result():
-                    return future.result()
+                code, said = future.result()
+                if said:
+                    print(said, end="", file=sys.stderr)
+                if code:  # the others may say the same; one line is enough
+                    return code
         except BrokenProcessPool:
             raise UserError("a run was killed, perhaps for want of memory; run again with JOBS=1") from None
         finally:
