@@ -243,7 +243,8 @@ def _encode_images(pipeline: Any, paths: Sequence[str | Path], size: int) -> Ten
             pixels = pixels.to(pipeline.device, vae.dtype)
             moments.append(vae.encode(pixels).latent_dist.parameters.float().cpu())
     finally:
-        vae.to(dtype)
+        if vae.dtype != dtype:
+            vae.to(dtype)
     return torch.cat(moments)
 
 
