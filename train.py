@@ -38,7 +38,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-file", action="append", default=[], help="trainer's YAML; more may follow, each with "
                         "its own --config-file, and are merged in that order")
     parser.add_argument("--dataset-config-file", default="", help="data set's YAML")
-    parser.add_argument("--trainer", default="", help="registered name, for instance AiR")
+    parser.add_argument("--trainer", default="", help="registered name, for instance AiR; with +AiR behind it "
+                        "(CoOp+AiR) it gains the auxiliary classifier")
     parser.add_argument("--backbone", default="", help="MODEL.BACKBONE.NAME")
     parser.add_argument("--head", default="", help="MODEL.HEAD.NAME")
     parser.add_argument("--eval-only", action="store_true")
@@ -134,9 +135,15 @@ def build(cfg: Any) -> Any:
     from dassl.engine import TRAINER_REGISTRY, build_trainer
     from dassl.utils import set_random_seed
 
+    from air_plugin.mixin import augment
+
     for package, names in (("trainers", TRAINERS), ("datasets", DATASETS)):
         for name in names:
             import_module(f"{package}.{name}")
+    base, plus, _ = cfg.TRAINER.NAME.partition("+AiR")
+    known = TRAINER_REGISTRY.registered_names()
+    if plus and base in known and cfg.TRAINER.NAME not in known:
+        TRAINER_REGISTRY.register(augment(TRAINER_REGISTRY.get(base)))
     for kind, name, registry in (
         ("trainer", cfg.TRAINER.NAME, TRAINER_REGISTRY), ("data set", cfg.DATASET.NAME, DATASET_REGISTRY),
     ):  # fmt: skip

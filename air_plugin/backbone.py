@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,18 +175,70 @@ def _load_open_clip(name: str, precision: str) -> Backbone:
     else:
         architecture, source, options = _resolve(name)
     try:
-        tokenizer = _tokenizer(name, architecture)
-        model, preprocess = open_clip.create_model_from_pretrained(
-            architecture, pretrained=source, precision=precision, **options
-        )
+        with _said_once():
+            tokenizer = _tokenizer(name, architecture)
+            model, preprocess = open_clip.create_model_from_pretrained(
+                architecture, pretrained=source, precision=precision, **options
+            )
     except Exception as error:
-        explained = _explained(name, source, error)
+        unreachable = _is_unreachable(error)
+        explained = _unfetched(name, architecture, source) if unreachable else _explained(name, source, error)
         if explained is None:
             raise
         raise explained from error
     size = model.visual.image_size
     length = getattr(model, "context_length", None) or model.text.context_length
     return Backbone(name, model, preprocess, tokenizer, size[0] if isinstance(size, tuple) else size, length)
+
+
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """Keep a failed download to one line of ours, and each line of the hub's library to one.
+
+    open_clip logs on the root logger what it then raises. Its first word there also gives that logger a handler, which
+    would repeat what other libraries say through handlers of their own.
+    """
+
+    def is_new(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Failed to download weights for tag")
+
+    root, hub = logging.getLogger(), logging.getLogger("huggingface_hub")
+    handlers, propagated = list(root.handlers), hub.propagate
+    root.addFilter(is_new)
+    hub.propagate = propagated and bool(handlers)  # a handler from before is somebody's wish
+    try:
+        yield
+    finally:
+        root.removeFilter(is_new)
+        root.handlers[:] = handlers
+        hub.propagate = propagated
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether an error came from a network that does not answer."""
+    from urllib.error import HTTPError, URLError
+
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (LocalEntryNotFoundError, URLError)) and not isinstance(seen, HTTPError):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _unfetched(name: str, architecture: str, source: str | None) -> UserError:
+    """The line where something had to be fetched and the network does not answer; it names all that is needed."""
+    import open_clip
+
+    settings = open_clip.get_pretrained_cfg(architecture, source or "")  # empty for a file
+    text = open_clip.get_model_config(architecture)["text_cfg"]
+    needed = [_weights_of(settings)] if settings.get("hf_hub") else []
+    needed += [_tokenizer_of(text["hf_tokenizer_name"])] if text.get("hf_tokenizer_name") else []
+    if needed:
+        return _missing(name, *needed, why="the network does not answer")
+    return UserError(f"backbone '{name}' is not on this machine, and the network does not answer; {_by_hand(settings)}")
 
 
 def _explained(name: str, source: str | None, error: Exception) -> UserError | None:
@@ -267,17 +321,36 @@ def _on_disk(name: str, settings: Mapping[str, Any]) -> str:
     """
     from open_clip.pretrained import download_pretrained
 
-    if settings.get("hf_hub"):  # "owner/repository/" or "owner/repository/file"
-        repository, file = os.path.split(settings["hf_hub"])
+    if settings.get("hf_hub"):
         try:
             return download_pretrained(dict(settings))
         except FileNotFoundError as error:
-            raise _missing(name, f"{repository} {file or 'open_clip_model.safetensors'}") from error
-    path = Path("~/.cache/clip").expanduser() / os.path.basename(settings["url"])
+            raise _missing(name, _weights_of(settings)) from error
+    path = _place(settings)
     if not path.is_file():
-        raise UserError(f"backbone '{name}' is not on this machine, and offline nothing is fetched; get "
-                        f"{settings['url']} elsewhere and put it at {path}")
+        raise UserError(f"backbone '{name}' is not on this machine, and offline nothing is fetched; "
+                        f"{_by_hand(settings)}")  # fmt: skip
     return str(path)
+
+
+def _weights_of(settings: Mapping[str, Any]) -> str:
+    """What `hf download` takes for a pretrained tag: "owner/repository/" and "owner/repository/file" occur."""
+    repository, file = os.path.split(settings["hf_hub"])
+    return f"{repository} {file or 'open_clip_model.safetensors'}"
+
+
+def _tokenizer_of(repository: str) -> str:
+    """What `hf download` takes for a tokenizer alone."""
+    return f"{repository} --include '*token*' '*.model'"
+
+
+def _place(settings: Mapping[str, Any]) -> Path:
+    """Where open_clip looks for a file that has an address of its own."""
+    return Path("~/.cache/clip").expanduser() / os.path.basename(settings["url"])
+
+
+def _by_hand(settings: Mapping[str, Any]) -> str:
+    return f"get {settings['url']} elsewhere and put it at {_place(settings)}"
 
 
 def _tokenizer(name: str, architecture: str) -> Callable[..., Tensor]:
@@ -291,7 +364,7 @@ def _tokenizer(name: str, architecture: str) -> Callable[..., Tensor]:
         return open_clip.get_tokenizer(architecture)
     file = try_to_load_from_cache(repository, "tokenizer_config.json")
     if not isinstance(file, str):
-        raise _missing(name, f"{repository} --include '*token*' '*.model'")
+        raise _missing(name, _tokenizer_of(repository))
     # As a folder: by its name, transformers asks the hub for files that are not there.
     return open_clip.tokenizer.HFTokenizer(
         os.path.dirname(file), context_length=text["context_length"], tokenizer_mode=text.get("tokenizer_mode"),
@@ -299,9 +372,12 @@ def _tokenizer(name: str, architecture: str) -> Callable[..., Tensor]:
     )  # fmt: skip
 
 
-def _missing(name: str, what: str) -> UserError:
-    return UserError(f"backbone '{name}': hub files of {what.split()[0]} are not on this machine, and offline nothing "
-                     f"is fetched; with a network: hf download {what}")
+def _missing(name: str, *needed: str, why: str = "offline nothing is fetched") -> UserError:
+    """Files of the hub that are needed, each as `hf download` takes it."""
+    repositories = " and ".join(dict.fromkeys(one.split()[0] for one in needed))
+    commands = " && ".join(f"hf download {one}" for one in needed)
+    return UserError(f"backbone '{name}': hub files of {repositories} are not on this machine, and {why}; with a "
+                     f"network: {commands}")
 
 
 def _require_own_text_tower(name: str, config: Mapping[str, Any]) -> None:

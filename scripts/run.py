@@ -81,9 +81,10 @@ def compose(trainer: str, config: str) -> list[Path]:
     Raises:
         UserError: a part of it is unknown, or it names no backbone, or two.
     """
-    folders = {kind: ROOT / "configs" / kind for kind in (f"trainers/{trainer}", "backbones", "generators")}
+    own_kind = f"trainers/{trainer.removesuffix('+AiR')}"
+    folders = {kind: ROOT / "configs" / kind for kind in (own_kind, "backbones", "generators")}
     files = {kind: {path.stem: path for path in folder.glob("*.yaml")} for kind, folder in folders.items()}
-    own = files.pop(f"trainers/{trainer}")
+    own = files.pop(own_kind)
     default = own.pop("default")
     if config in own:
         return [own[config]]

@@ -4,18 +4,43 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from dassl.engine import TRAINER_REGISTRY
+from torch import Tensor
 
 from air_plugin.config import Labeler, require_choice
+from air_plugin.features import stable_seed
+from air_plugin.losses import consistency_loss, synthetic_loss
 from air_plugin.mixin import AuxiliaryMixin
 from trainers.self_training import SelfTraining
 
 
 @TRAINER_REGISTRY.register()
 class AiR(AuxiliaryMixin, SelfTraining):
-    """CPL or UPL (TRAINER.AIR.LABELER) whose pseudo-labels also hear the auxiliary classifier."""
+    """CPL or UPL (TRAINER.AIR.LABELER) whose pseudo-labels also hear the auxiliary classifier; L = L_r + beta * L_s."""
 
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
         require_choice("TRAINER.AIR.LABELER", cfg.TRAINER.AIR.LABELER, Labeler)
         self.labeler = cfg.TRAINER.AIR.LABELER
+        self.headline = self.air.headline
+
+    def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
+        losses = super().losses(batch, text)
+        if self.air.beta == 0:
+            return losses
+        if self.air.loss == "consistency":
+            value = consistency_loss(self.model.logits(batch["img"], text), self.model.logits(batch["img2"], text))
+        else:
+            features, label = self._draw_prototypes(len(batch["img"]))
+            value = synthetic_loss(self.model.logits(features, text), label)
+        return {**losses, "loss_s": self.air.beta * value}
+
+    def _draw_prototypes(self, count: int) -> tuple[Tensor, Tensor]:
+        """(B, D) kept generated features and their (B,) classes; which ones depends on seed, epoch and batch alone."""
+        prototypes = self.auxiliary.prototypes
+        classes, kept, _ = prototypes.shape
+        seed = stable_seed("synthetic", self.seed, self.epoch, self.batch_idx)
+        pick = torch.randint(classes * kept, (count,), generator=torch.Generator().manual_seed(seed))
+        pick = pick.to(prototypes.device)
+        return prototypes.flatten(0, 1)[pick], pick // kept

@@ -59,11 +59,16 @@ class PromptTrainer(TrainerX):
         self.prepare()
 
     def prepare(self) -> None:
+        """What the prompts are trained on: the unlabelled images."""
+        self.look_at_unlabelled()
+        self.table = self.unlabelled
+
+    def look_at_unlabelled(self) -> None:
         """The unlabelled images, their features and their zero-shot probabilities."""
         data = self.dm.dataset
         self.paths = sorted(item.impath for item in data.train_u or data.train_x)  # an order that no label decides
-        self.table = self.features(self.paths, name="features of train", views=self.cfg.TRAINER.PROMPT.VIEWS)
-        self.zero_shot_probs = self.backbone.text_probs(self.table.plain, self.template_features)
+        self.unlabelled = self.features(self.paths, name="features of train", views=self.cfg.TRAINER.PROMPT.VIEWS)
+        self.zero_shot_probs = self.backbone.text_probs(self.unlabelled.plain, self.template_features)
 
     def features(self, paths: list[str], *, name: str, views: int = 1) -> FeatureTable:
         """A feature table, as a stage of its own; views beyond the first follow INPUT.TRANSFORMS."""
@@ -174,6 +179,11 @@ class PromptTrainer(TrainerX):
                 raise UserError(f"no checkpoint {path}; --model-dir is the folder that holds {name}/")
             self._models[name].load_state_dict(load_checkpoint(str(path))["state_dict"])
 
+    @torch.no_grad()
+    def text_features(self) -> Tensor:
+        """(E, C, D) unit features of the text head; E is 1 where there is no ensemble of prompts."""
+        return self.model.text_features()
+
     def head_probs(self, features: Tensor) -> dict[str, Tensor]:
         """(N, D) unit features to the (N, C) probabilities of every head."""
         return {"text": self.model(features).softmax(dim=1)}
@@ -191,7 +201,7 @@ class PromptTrainer(TrainerX):
         table = self.features([item.impath for item in data], name=f"features of {split}")
         known = all(item.label >= 0 for item in data)
         labels = torch.tensor([item.label for item in data], device=self.device) if known else None
-        heads = self.head_probs(table.plain)
+        heads = plain = self.head_probs(table.plain)
         if self.cfg.TRAINER.TRANSCLIP.ENABLED:
             heads = {name: transclip(table.plain, probs) for name, probs in heads.items()}
         for name in sorted(heads, key=lambda head: head == self.headline):
@@ -213,11 +223,11 @@ class PromptTrainer(TrainerX):
             "heads": {name: said(probs) for name, probs in heads.items()},
         }  # fmt: skip
         if labels is not None:
-            self.diagnose(table.plain, labels)
+            self.diagnose(plain, table.plain, labels)
         return self.results[self.headline]["accuracy"]
 
-    def diagnose(self, features: Tensor, labels: Tensor) -> None:
-        """A place for figures that need the (N, D) test features and (N,) labels; they choose nothing."""
+    def diagnose(self, heads: dict[str, Tensor], features: Tensor, labels: Tensor) -> None:
+        """A place for figures of the (N, C) heads, (N, D) test features and (N,) labels; they choose nothing."""
 
     def figures(self) -> dict[str, Any]:
         """More that belongs into result.json."""

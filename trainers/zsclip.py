@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
@@ -20,6 +22,9 @@ class ZeroshotCLIP(PromptTrainer):
         self.before_train()
         self.after_train()
 
+    def text_features(self) -> Tensor:
+        return self.template_features[None]
+
     def head_probs(self, features: Tensor) -> dict[str, Tensor]:
         return {"text": self.backbone.text_probs(features, self.template_features)}
 
@@ -28,5 +33,6 @@ class ZeroshotCLIP(PromptTrainer):
 class ZeroshotAiR(AuxiliaryMixin, ZeroshotCLIP):
     """The template head fused with the auxiliary classifier (AiR, PLG, without prompt training)."""
 
-    def build_training(self) -> None:
-        self.prepare()
+    def check_cfg(self, cfg: Any) -> None:
+        super().check_cfg(cfg)
+        self.headline = self.air.headline

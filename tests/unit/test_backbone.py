@@ -26,7 +26,7 @@ from small_backbones import (
 )
 from small_models import make_backbone, make_clip
 
-from air_plugin.backbone import Backbone, _resolve, is_offline, load_backbone, main
+from air_plugin.backbone import Backbone, _resolve, _said_once, is_offline, load_backbone, main
 from air_plugin.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -417,3 +417,83 @@ sys.exit(train.main(["--offline", "--root", "{tmp_path}", "--trainer", "Zeroshot
     done = offline(tmp_path, code, variable="")
     assert done.returncode == 2, done.stderr
     assert "error: backbone 'ViT-B/32'" in done.stderr and "Traceback" not in done.stderr
+
+
+# Online, but nothing answers
+
+NO_WAITING = """
+import sys, huggingface_hub.utils._http as http
+http.time.sleep = lambda seconds: None  # between attempts
+from air_plugin.backbone import load_backbone
+from air_plugin.errors import exit_code
+"""
+
+
+def refused(folder: Path, code: str) -> subprocess.CompletedProcess:
+    """Run Python code where every connection is refused, with empty caches of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "AIR_"))}
+    nobody = "http://127.0.0.1:9"  # discard: no such service
+    environment |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"), nobody)
+    environment |= {"HOME": str(folder), "HF_HOME": str(folder / "hub"), "NO_PROXY": "", "no_proxy": ""}
+    environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    return subprocess.run(
+        [sys.executable, "-c", NO_WAITING + code], capture_output=True, text=True, env=environment, cwd=folder
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [
+        ("ViT-B/32", ["timm/vit_base_patch32_clip_224.openai open_clip_model.safetensors"]),
+        ("ViT-B-16-SigLIP:webli", ["timm/ViT-B-16-SigLIP open_clip_model.safetensors",
+                                   "timm/ViT-B-16-SigLIP --include '*token*' '*.model'"]),
+    ],
+)  # fmt: skip
+def test_without_a_network_one_line_says_what_to_fetch(tmp_path: Path, name: str, needed: list[str]):
+    done = refused(tmp_path, f"sys.exit(exit_code(lambda: load_backbone('{name}')))")
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    (error,) = [line for line in lines if "rror" in line and "thrown while requesting" not in line]
+    assert error == lines[-1] and error.startswith(f"error: backbone '{name}': hub files of ")
+    assert "the network does not answer" in error
+    assert error.endswith("with a network: " + " && ".join(f"hf download {one}" for one in needed))
+    # What the hub's library says of its attempts stays, but is not said twice.
+    attempts = [line for line in lines if "thrown while requesting" in line]
+    assert attempts and not [line for line in lines if line.startswith("WARNING:huggingface_hub")]
+
+
+def test_without_a_network_a_file_with_an_address_of_its_own(tmp_path: Path):
+    code = """
+import open_clip.pretrained, open_clip.factory
+open_clip.factory._MODEL_CONFIGS["NEW"] = open_clip.factory._MODEL_CONFIGS["ViT-B-32"]
+open_clip.pretrained._PRETRAINED["NEW"] = {"tag": {"url": "https://example.invalid/weights.pt"}}
+sys.exit(exit_code(lambda: load_backbone("NEW:tag")))
+"""
+    done = refused(tmp_path, code)
+    place = tmp_path / ".cache" / "clip" / "weights.pt"
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == ("error: backbone 'NEW:tag' is not on this machine, and the network does not answer; get "
+                           f"https://example.invalid/weights.pt elsewhere and put it at {place}\n")  # fmt: skip
+
+
+def test_only_the_line_that_would_be_said_twice_is_left_out(capfd: pytest.CaptureFixture[str]):
+    import logging
+
+    root = logging.getLogger()
+    kept, root.handlers[:] = list(root.handlers), []
+    try:
+        with _said_once():
+            logging.error("Failed to download weights for tag 'openai': no network")
+            logging.error("another fault")
+            logging.warning("No pretrained weights loaded")
+            logging.getLogger("elsewhere").error("Failed to download weights for tag, says somebody else")
+        assert not root.handlers and not root.filters
+        logging.getLogger("huggingface_hub").warning("said once")
+        with pytest.raises(ValueError), _said_once():
+            raise ValueError
+        assert not root.filters and logging.getLogger("huggingface_hub").propagate
+    finally:
+        root.handlers[:] = kept
+    said = capfd.readouterr().err
+    assert "another fault" in said and "No pretrained weights loaded" in said and "says somebody else" in said
+    assert "no network" not in said
