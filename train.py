@@ -210,6 +210,22 @@ def make_result(cfg: Any, trainer: Any, config: str) -> dict[str, Any]:
     }
 
 
+def write_bundle(trainer: Any, folder: Path) -> None:
+    """The trained classifier, for use outside of training (`air predict`)."""
+    from air_plugin.bundle import save_bundle
+
+    cfg = trainer.cfg
+    auxiliary = getattr(trainer, "auxiliary", None)
+    card = {
+        "trainer": cfg.TRAINER.NAME, "dataset": cfg.DATASET.NAME, "template": cfg.DATASET.TEMPLATE, "seed": cfg.SEED,
+        "transclip": cfg.TRAINER.TRANSCLIP.ENABLED,
+    }  # fmt: skip
+    save_bundle(
+        folder, backbone=trainer.backbone, classnames=trainer.classnames, text=trainer.text_features(),
+        auxiliary=auxiliary.classifier if auxiliary else None, headline=trainer.headline, card=card,
+    )  # fmt: skip
+
+
 def put_log_aside(folder: Path) -> None:
     """Rename an interrupted run's log as Dassl names second logs, so that log.txt is the finished run's."""
     log = folder / "log.txt"
@@ -225,6 +241,7 @@ def run(args: argparse.Namespace) -> int:
         go_offline()  # before any library asks the hub
     cfg = setup_config(args)
     folder = Path(cfg.OUTPUT_DIR)
+    begun = (folder / "settings.json").exists()
     if not args.eval_only and claim(folder, resolved(cfg)):
         print(f"{folder}: complete, nothing to do")
         return 0
@@ -236,7 +253,12 @@ def run(args: argparse.Namespace) -> int:
     if not args.eval_only:
         put_log_aside(folder)
     setup_logger(cfg.OUTPUT_DIR)
-    trainer = build(cfg)
+    try:
+        trainer = build(cfg)
+    except UserError:
+        if not (begun or args.eval_only):  # nothing was done: no unfinished run for the tables to name
+            (folder / "settings.json").unlink(missing_ok=True)
+        raise
     if args.eval_only:
         trainer.load_model(args.model_dir or cfg.OUTPUT_DIR, epoch=args.load_epoch)
         trainer.test()
@@ -250,6 +272,7 @@ def run(args: argparse.Namespace) -> int:
         seen = trainer.paths, trainer.zero_shot_probs
         source = "generated" if cfg.AIR.SOURCE == "synthetic" else "pseudo-labelled"
         draw_gallery(trainer.auxiliary, trainer.classnames, *seen, folder / "gallery.png", source=source)
+    write_bundle(trainer, folder / "bundle")
     write_atomically(folder / "predictions.json", json.dumps(predictions(trainer)).encode(), durable=True)
     result = make_result(cfg, trainer, label(args.config_file, args.dataset_config_file, args.opts))
     write_atomically(folder / "result.json", json.dumps(result, indent=1).encode(), durable=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +17,13 @@ from air_plugin.diffusion.lora import adapter_loaded, choose_captions, train_lor
 from air_plugin.diffusion.pipeline import Generator, load_generator, require_size
 from air_plugin.features import extract_features
 from air_plugin.images import digest_files, write_atomically
-from air_plugin.prototypes import AuxiliaryClassifier, gather_prototypes, real_prototypes, select_prototypes
+from air_plugin.prototypes import (
+    AuxiliaryClassifier,
+    gather_prototypes,
+    make_card,
+    real_prototypes,
+    select_prototypes,
+)
 from air_plugin.provenance import Stages
 from air_plugin.store import Entry, Store, key_of, save_tensors
 
@@ -77,23 +84,30 @@ def build_auxiliary(
 
 
 def auxiliary_of_real_images(
-    paths: Sequence[str], features: Tensor, probs: Tensor, *, settings: AirSettings, logit_scale: float
+    backbone: Backbone,
+    classnames: Sequence[str],
+    paths: Sequence[str],
+    *,
+    features: Tensor,
+    probs: Tensor,
+    settings: AirSettings,
 ) -> Auxiliary:
     """The control of AiR without a generator: prototypes of real images, by their pseudo-label instead of their prompt.
 
     Args:
+        backbone: whose features the classifier reads.
+        classnames: C names.
         paths: N unlabelled images.
         features: (N, D) of them, unit rows.
         probs: (N, C) zero-shot probabilities.
-        settings: M, K, form and scale.
-        logit_scale: of the backbone.
+        settings: M, K, lambda, form and scale.
     """
     chosen = real_prototypes(probs, settings.images_per_class)  # (C, M)
     candidates = features[chosen]
     kept = select_prototypes(candidates, min(settings.kept_per_class, chosen.shape[1]))
     prototypes = gather_prototypes(candidates, kept)
-    scale = settings.scale * logit_scale if settings.form == "softmax" else None
-    classifier = AuxiliaryClassifier.from_prototypes(prototypes, scale=scale)
+    card = make_card(backbone, classnames, settings=settings)
+    classifier = _classifier(prototypes, backbone, settings=settings, card=card)
     images = [[Path(paths[i]) for i in row] for row in chosen.tolist()]
     return Auxiliary(classifier, prototypes, images, kept, key="")
 
@@ -208,11 +222,12 @@ def make_prototypes(
         if not cached:
             _select(table.plain.reshape(len(classnames), -1, table.plain.shape[1]), entry, settings)
         saved = entry.tensors("prototypes.safetensors")
-        scale = settings.scale * backbone.logit_scale if settings.form == "softmax" else None
-        classifier = AuxiliaryClassifier(
-            saved["weight"].to(backbone.device), saved["bias"].to(backbone.device), scale
-        )
+        card = make_card(
+            backbone, classnames,
+            settings=settings, generator=generator.fingerprint, adapter=adapter.key if adapter else None,
+        )  # fmt: skip
         prototypes = saved["prototypes"].to(backbone.device)
+        classifier = _classifier(prototypes, backbone, settings=settings, card=card)
         return Auxiliary(classifier, prototypes, by_class, saved["kept"], entry.key), cached
 
 
@@ -220,10 +235,15 @@ def _select(features: Tensor, entry: Entry, settings: AirSettings) -> None:
     """(C, M, D) features to the artifact."""
     kept = select_prototypes(features, settings.kept_per_class)
     prototypes = gather_prototypes(features, kept)
-    head = AuxiliaryClassifier.from_prototypes(prototypes, scale=None)
-    save_tensors(
-        entry.path / "prototypes.safetensors",
-        {"prototypes": prototypes, "weight": head.weight, "bias": head.bias, "kept": kept},
-    )
+    save_tensors(entry.path / "prototypes.safetensors", {"prototypes": prototypes, "kept": kept})
     write_atomically(entry.path / "provenance.json", json.dumps(entry.settings, indent=1).encode())
     entry.finish(["prototypes.safetensors", "provenance.json"])
+
+
+def _classifier(
+    prototypes: Tensor, backbone: Backbone, *, settings: AirSettings, card: dict[str, Any]
+) -> AuxiliaryClassifier:
+    """(C, K, D) kept features to the classifier."""
+    scale = settings.scale * backbone.logit_scale if settings.form == "softmax" else None
+    head = AuxiliaryClassifier.from_prototypes(prototypes, scale=scale)
+    return replace(head, fusion_weight=settings.weight, card=card)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -122,6 +125,21 @@ def stable_seed(*parts: object) -> int:
     """A seed in [0, 2^63) that depends on the parts alone, on every machine."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def randomness_kept() -> Iterator[None]:
+    """Put the global random states of Python, NumPy and torch back afterwards: others draw what they would have drawn.
+
+    Even an import may use them up (rich, which scikit-learn may import, calls `random`).
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def member_seed(member: int) -> tuple[int, ...]:

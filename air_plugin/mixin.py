@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from air_plugin.auxiliary import Auxiliary, auxiliary_of_real_images, build_auxiliary
-from air_plugin.backbone import load_backbone
+from air_plugin.backbone import Backbone, load_backbone
 from air_plugin.config import AirSettings, require_template
 from air_plugin.errors import UserError
-from air_plugin.features import extract_features
+from air_plugin.features import extract_features, randomness_kept
 from air_plugin.images import load_rgb
 from air_plugin.prompts import fill
 from air_plugin.provenance import Stages
@@ -25,7 +25,9 @@ from air_plugin.pseudo_labels import fuse
 from air_plugin.store import Store
 
 LAMBDAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-SAME = 0.999  # cosine of two features of one image, above which one tower made both; fp16 stays above it
+SAME = 0.9995  # cosine of two features of one image, above which one tower made both, be it in fp32, fp16 or bf16
+SAMPLES = 8  # kept images that are looked at to tell whether the tower has changed
+READERS = min(8, os.cpu_count() or 1)  # threads that read images
 
 _Host: Any = object  # a Dassl trainer; the library imports none
 
@@ -46,41 +48,59 @@ class AuxiliaryMixin(_Host):
     more than pixels, needs `image_features` overridden.
 
     A trainer may have several heads over cached features, as ours have (`head_probs`). Then the fused one stands beside
-    the others, and the cached features are used.
+    the others, AIR.HEADLINE chooses among them, and the cached features are used.
+
+    A trainer with `pseudo_probs() -> (N, C)` says with `paths` whose these are: N image files in the order of the rows.
     """
 
     auxiliary: Auxiliary
     air: AirSettings
     headline: str = "fused"
     by_lambda: list[tuple[float, float]] | None = None
+    _seen: Auxiliary | None = None  # the auxiliary classifier as the trainer's own tower sees its images
     _heard_is_right: bool | None = None  # whether what leaves model.image_encoder is image_features; None: not known
 
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
+        if "AIR" not in cfg:
+            raise UserError("the config has no section AIR; call air_plugin.config.add_air_config(cfg) where the "
+                            "trainers' keys are added (CoOp: extend_cfg in train.py)")
         self.air = AirSettings.from_cfg(cfg)
         require_template("DATASET.TEMPLATE", cfg.DATASET.TEMPLATE)
+        if self._has_heads:
+            self.headline = self.air.headline
+
+    @property
+    def _has_heads(self) -> bool:
+        return hasattr(super(), "head_probs")
 
     def build_model(self) -> None:
         super().build_model()
-        with _randomness_as_it_was():
+        with randomness_kept():
+            if not self._has_heads:
+                self._encode([self.dm.dataset.train_x[0].impath])  # what is wrong shows before hours of generation
             self.build_auxiliary()
 
     def build_auxiliary(self) -> None:
         """Make the auxiliary classifier, or take it from the store."""
-        if not hasattr(self, "stages"):
+        if not isinstance(getattr(self, "store", None), Store):
             self.stages = Stages()
             self.store = Store(self.cfg.AIR.CACHE or Path(self.cfg.OUTPUT_DIR) / "cache")
+        if not hasattr(self, "classnames"):
             self.classnames = list(self.dm.dataset.classnames)
-        backbone = getattr(self, "backbone", None) or load_backbone(
-            self.cfg.MODEL.BACKBONE.NAME, precision=self.cfg.TRAINER.PROMPT.PREC, device=self.device
-        )
-        if not hasattr(self, "zero_shot_probs"):
-            self.look_at_unlabelled(backbone)
+        backbone = getattr(self, "backbone", None)
+        if not isinstance(backbone, Backbone):
+            prompt = self.cfg.TRAINER.PROMPT
+            backbone = load_backbone(self.cfg.MODEL.BACKBONE.NAME, precision=prompt.PREC, device=self.device)
+        if not hasattr(super(), "look_at_unlabelled"):
+            self._look_at_unlabelled(backbone)
+        elif not hasattr(self, "zero_shot_probs"):
+            self.look_at_unlabelled()
         if self.air.source == "real":
             with self.stages.stage("prototypes"):
                 self.auxiliary = auxiliary_of_real_images(
-                    self.paths, self.unlabelled.plain, self.zero_shot_probs,
-                    settings=self.air, logit_scale=backbone.logit_scale,
+                    backbone, self.classnames, self.paths,
+                    features=self.unlabelled.plain, probs=self.zero_shot_probs, settings=self.air,
                 )  # fmt: skip
             return
         self.auxiliary = build_auxiliary(
@@ -88,15 +108,25 @@ class AuxiliaryMixin(_Host):
             probs=self.zero_shot_probs, settings=self.air, store=self.store, stages=self.stages,
         )  # fmt: skip
 
-    def look_at_unlabelled(self, backbone: Any) -> None:
+    def _look_at_unlabelled(self, backbone: Backbone) -> None:
         """The unlabelled images, their features and zero-shot probabilities; training images lose their labels."""
-        if hasattr(super(), "look_at_unlabelled"):
-            return super().look_at_unlabelled()
-        data = self.dm.dataset
-        self.paths = sorted(item.impath for item in data.train_u or data.train_x)  # an order that no label decides
-        self.unlabelled, _ = extract_features(backbone, self.paths, store=self.store)
+        if not hasattr(super(), "pseudo_probs"):
+            data = self.dm.dataset
+            self.paths = sorted(item.impath for item in data.train_u or data.train_x)  # an order that no label decides
+        elif not hasattr(self, "paths"):
+            raise UserError(f"{self._name} has pseudo_probs, but does not say whose; set self.paths in build_model, the "
+                            "image files in the order of its rows")
+        loading = self.cfg.DATALOADER
+        self.unlabelled, _ = extract_features(
+            backbone, self.paths,
+            store=self.store, batch_size=loading.TEST.BATCH_SIZE, workers=loading.NUM_WORKERS,
+        )  # fmt: skip
         texts = [fill(self.cfg.DATASET.TEMPLATE, name) for name in self.classnames]
         self.zero_shot_probs = backbone.text_probs(self.unlabelled.plain, backbone.encode_texts(texts))
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
 
     # Any trainer
 
@@ -105,67 +135,89 @@ class AuxiliaryMixin(_Host):
 
         Their length does not matter. Override it where `model` is no ImageModel.
         """
-        model: ImageModel = getattr(self.model, "module", self.model)  # of DataParallel
+        model: ImageModel = getattr(self, "model", None)  # type: ignore[assignment]
+        model = getattr(model, "module", model)  # of DataParallel
         try:
             return model.image_encoder(images.type(model.dtype))
         except (AttributeError, TypeError) as error:
             raise UserError(
-                f"{type(self).__name__} cannot find image features: {type(model).__name__} gives none for "
-                f"model.image_encoder(images.type(model.dtype)) ({error}); override image_features(images), see "
-                "docs/drop-in.md"
+                f"{self._name} finds no image features: model.image_encoder(images.type(model.dtype)) of "
+                f"{type(model).__name__} fails ({error}); override image_features(images), see docs/drop-in.md"
             ) from error
 
-    def model_inference(self, input: Tensor) -> Tensor:
+    def model_inference(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(B, 3, H, W) images to (B, C) log p*, which stand where the trainer's logits stood."""
-        if hasattr(super(), "head_probs"):
-            return super().model_inference(input)  # its heads, below, are fused
+        if self._has_heads:
+            return super().model_inference(input, *args, **kwargs)  # its heads, below, are fused
         with self._listening() as heard:
-            logits = super().model_inference(input)
-        if not isinstance(logits, Tensor) or logits.shape != (len(input), len(self.classnames)):
-            raise UserError(f"{type(self).__name__}: model_inference must give ({len(input)}, {len(self.classnames)}) "
-                            "logits, images by classes")
-        return self.auxiliary.classifier.fuse(logits, self._features(input, heard), weight=self.air.weight)
+            logits = super().model_inference(input, *args, **kwargs)
+        wanted = (len(input), len(self.classnames))
+        if not isinstance(logits, Tensor) or logits.shape != wanted:
+            given = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise UserError(f"{self._name}: model_inference gives {given}, not {wanted} logits, images by classes; let "
+                            "the trainer's own give these alone")
+        seen = self._seen or self.refresh()
+        return seen.classifier.fuse(logits, self._features(input, heard), weight=self.air.weight)
 
     @torch.no_grad()
     def test(self, *args: Any, **kwargs: Any) -> Any:
-        if not hasattr(super(), "head_probs"):
-            self.set_model_mode("eval")
+        if not self._has_heads:
             self.refresh()
         return super().test(*args, **kwargs)
 
-    def refresh(self) -> None:
+    @torch.no_grad()
+    def refresh(self) -> Auxiliary:
         """See the kept images with the trainer's image tower as it is now, where that is not what they were seen with.
 
         Training may change the tower (MaPLe), and a trainer may prepare images in another way than the backbone.
+        Pseudo-labels have features of the backbone and stay with `auxiliary`.
         """
         self._heard_is_right = None
-        kept = self.auxiliary.kept.tolist()
-        paths = [self.auxiliary.images[c][k] for c, row in enumerate(kept) for k in row]
-        known = self.auxiliary.prototypes.flatten(0, 1)
-        some = range(0, len(paths), max(1, len(paths) // 8))
-        seen = self._encode([paths[i] for i in some])
-        if seen.shape[1] == known.shape[1] and bool(((seen * known[some].to(seen)).sum(dim=1) > SAME).all()):
-            return
-        prototypes = self._encode(paths).unflatten(0, self.auxiliary.kept.shape)
-        classifier = type(self.auxiliary.classifier).from_prototypes(
-            prototypes, scale=self.auxiliary.classifier.scale
-        )
-        self.auxiliary = replace(self.auxiliary, classifier=classifier, prototypes=prototypes)
+        seen = self._seen or self.auxiliary
+        paths = [seen.images[c][k] for c, row in enumerate(seen.kept.tolist()) for k in row]
+        some = list(range(0, len(paths), max(1, len(paths) // SAMPLES)))
+        if not _same(self._encode([paths[i] for i in some]), seen.prototypes.flatten(0, 1)[some]):
+            prototypes = self._encode(paths).unflatten(0, seen.kept.shape)
+            weight = prototypes.mean(dim=1)
+            card = {**seen.classifier.card, "backbone_fingerprint": None}  # its features are the trainer's alone
+            head = replace(seen.classifier, weight=weight, bias=weight.new_zeros(len(weight)), card=card)
+            seen = replace(seen, classifier=head, prototypes=prototypes)
+        self._seen = seen
+        return seen
 
-    def _encode(self, paths: Sequence[Path]) -> Tensor:
+    @torch.no_grad()
+    def _encode(self, paths: Sequence[str | Path]) -> Tensor:
         """(n, D) unit features of image files, seen as the trainer sees test images."""
-        loader = self.dm.test_loader
+        transform, size = self._test_transform(), self.cfg.DATALOADER.TEST.BATCH_SIZE
         parts = []
-        for start in range(0, len(paths), loader.batch_size):
-            images = [loader.dataset.transform(load_rgb(path)) for path in paths[start : start + loader.batch_size]]
-            parts.append(_unit(self.image_features(torch.stack(images).to(self.device))))
+        with ThreadPoolExecutor(READERS) as pool, _evaluating(getattr(self, "model", None)):
+            for start in range(0, len(paths), size):
+                images = list(pool.map(lambda path: transform(load_rgb(path)), paths[start : start + size]))
+                parts.append(self._own_features(torch.stack(images).to(self.device)))
         return torch.cat(parts)
 
+    def _test_transform(self) -> Callable[[Any], Tensor]:
+        transform = getattr(self.dm.test_loader.dataset, "transform", None)
+        if not callable(transform):
+            raise UserError(f"{self._name}: dm.test_loader.dataset.transform is {type(transform).__name__}, not the one "
+                            "transform of test images, with which the drawn ones are seen, too")
+        return transform
+
+    def _own_features(self, images: Tensor) -> Tensor:
+        """(B, D) unit features, encoded for us."""
+        features = self.image_features(images)
+        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
+            given = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
+            raise UserError(f"{self._name}: image_features gives {given} for {len(images)} images, not a row of numbers "
+                            "for each; override it, see docs/drop-in.md")
+        return _unit(features)
+
     @contextmanager
-    def _listening(self) -> Iterator[list[Tensor]]:
+    def _listening(self) -> Iterator[list[Any]]:
         """What leaves the model's image encoder meanwhile, so that no image is encoded twice."""
-        heard: list[Tensor] = []
-        encoder = getattr(getattr(self.model, "module", self.model), "image_encoder", None)
+        heard: list[Any] = []
+        model = getattr(self, "model", None)
+        encoder = getattr(getattr(model, "module", model), "image_encoder", None)
         if not isinstance(encoder, nn.Module):
             yield heard
             return
@@ -175,23 +227,30 @@ class AuxiliaryMixin(_Host):
         finally:
             hook.remove()
 
-    def _features(self, images: Tensor, heard: list[Tensor]) -> Tensor:
+    def _features(self, images: Tensor, heard: list[Any]) -> Tensor:
         """(B, D) unit features: what was heard where that is the same, which is looked at once after every refresh."""
         single = heard[0] if len(heard) == 1 else None
-        if self._heard_is_right is False or not isinstance(single, Tensor) or single.shape[:-1] != (len(images),):
-            return _unit(self.image_features(images))
-        features = _unit(single)
+        fits = isinstance(single, Tensor) and single.ndim == 2 and len(single) == len(images)
+        if not fits or self._heard_is_right is False:
+            return self._own_features(images)
         if self._heard_is_right is None:
-            own = _unit(self.image_features(images))
-            self._heard_is_right = own.shape == features.shape and bool(((own * features).sum(dim=1) > SAME).all())
+            own = self._own_features(images)
+            self._heard_is_right = _same(own, _unit(single))
             return own
-        return features
+        return _unit(single)
 
     # Trainers with pseudo-labels, and with heads over cached features
 
     def pseudo_probs(self) -> Tensor:
         """(N, C) p* of the unlabelled images."""
-        return self.fused(super().pseudo_probs(), self.unlabelled.plain)
+        probs = super().pseudo_probs()
+        if not hasattr(self, "auxiliary"):
+            raise UserError(f"{self._name}: pseudo_probs is wanted before the auxiliary classifier is made, which is "
+                            "when build_model has ended; ask for it in before_train")
+        if probs.shape != (len(self.paths), len(self.classnames)):
+            raise UserError(f"{self._name}: pseudo_probs gives {tuple(probs.shape)}, not {len(self.paths)} images "
+                            f"(self.paths) by {len(self.classnames)} classes")
+        return self.fused(probs, self.unlabelled.plain)
 
     def fused(self, text_probs: Tensor, features: Tensor) -> Tensor:
         """p* from (N, C) text probabilities and the (N, D) features behind them."""
@@ -224,20 +283,27 @@ def augment(trainer: type) -> type:
     """
     if issubclass(trainer, AuxiliaryMixin):
         raise UserError(f"trainer {trainer.__name__} has the auxiliary classifier already; leave +AiR out")
-    return type(f"{trainer.__name__}+AiR", (AuxiliaryMixin, trainer), {"__doc__": trainer.__doc__})
+    body = {"__doc__": trainer.__doc__, "__module__": trainer.__module__}
+    return type(f"{trainer.__name__}+AiR", (AuxiliaryMixin, trainer), body)
 
 
 def _unit(features: Tensor) -> Tensor:
     return nn.functional.normalize(features.float(), dim=1)
 
 
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether one tower made both (n, D) unit features of the same images."""
+    return one.shape == other.shape and bool(((one * other.to(one)).sum(dim=1) > SAME).all())
+
+
 @contextmanager
-def _randomness_as_it_was() -> Iterator[None]:
-    """Put the global random states back, so that a trainer draws what it would have drawn without us."""
-    python, numpy = random.getstate(), np.random.get_state()
+def _evaluating(model: Any) -> Iterator[None]:
+    """A model in evaluation mode for a while; then each of its parts has its own mode back."""
+    modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
+    if modes:
+        model.eval()
     try:
-        with torch.random.fork_rng():
-            yield
+        yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        for part, training in modes:
+            part.training = training

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,10 @@ class AuxiliaryClassifier:
         """The cosine form, from (C, K, D) unit features (AiR, ACG)."""
         weight = prototypes.mean(dim=1)
         return cls(weight, weight.new_zeros(len(weight)), scale)
+
+    def to(self, device: torch.device | str) -> AuxiliaryClassifier:
+        """The same, on a device."""
+        return replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
 
     def scores(self, features: Tensor) -> Tensor:
         """(N, D) unit features to (N, C) scores a = f w + b; in the cosine form they lie in [-1, 1]."""

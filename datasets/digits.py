@@ -11,6 +11,7 @@ from typing import Any
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
 from air_plugin.errors import UserError
+from air_plugin.features import randomness_kept
 from air_plugin.images import write_atomically
 from datasets.base import SplitDataset
 
@@ -30,7 +31,8 @@ class Digits(SplitDataset):
             raise UserError(f"data root {root} is missing; make it, or name another with --root (scripts: DATA=...)")
         folder = root / self.dataset_dir
         if not (folder / SPLIT).exists():
-            write_digits(folder)
+            with randomness_kept():  # else the first run of all draws other shots
+                write_digits(folder)
         try:
             split = json.loads((folder / SPLIT).read_text())
             train, val, test = (self._read(folder, split[name]) for name in ("train", "val", "test"))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from runs import arguments, figures, weights
+from runs import ROOT, arguments, figures, weights
 
 import train
 from air_plugin import backbone as backbone_module
+from air_plugin.bundle import load_bundle
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +212,38 @@ def test_a_truncated_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert train.main(arguments("CPL", tmp_path, tmp_path / "run")) == 2
     error = capsys.readouterr().err
     assert "0007.png" in error and error.count("\n") == 1
+
+
+def test_the_first_run_of_all_draws_the_same_shots(tmp_path: Path):
+    script = """
+import random, sys
+sys.path.append("compat")
+from datasets.digits import Digits
+from dassl.config import get_cfg_default
+from air_plugin.config import add_air_config
+cfg = get_cfg_default()
+add_air_config(cfg)
+cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS = sys.argv[1], 2
+random.seed(3)
+print([item.impath for item in Digits(cfg).train_x])
+"""
+    line = [sys.executable, "-c", script, str(tmp_path)]
+    first, second = (subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True) for _ in range(2))
+    assert first.stdout.splitlines()[-1] == second.stdout.splitlines()[-1]
+
+
+def test_a_run_without_data_leaves_no_unfinished_run(tmp_path: Path):
+    options = arguments("ZeroshotCLIP", tmp_path / "nowhere", tmp_path / "run")
+    assert train.main(options) == 2
+    assert not (tmp_path / "run" / "settings.json").exists()
+    train.claim(tmp_path / "run", train.resolved(train.setup_config(train.parse(options))))  # by a run that had begun
+    assert train.main(options) == 2 and (tmp_path / "run" / "settings.json").exists()
+
+
+def test_a_finished_run_leaves_a_bundle(tmp_path: Path):
+    assert train.main(arguments("ZeroshotCLIP", tmp_path, tmp_path / "run")) == 0
+    bundle = load_bundle(tmp_path / "run" / "bundle")
+    said = json.loads((tmp_path / "run" / "predictions.json").read_text())
+    paths = [tmp_path / path for path in said["images"][:20]]
+    labels = [bundle.classnames.index(one.label) for one in bundle.predict(paths)]
+    assert labels == said["heads"]["text"]["predicted"][:20]
