@@ -142,12 +142,13 @@ SOURCES: dict[str, Source] = {
     "stanford_cars": Source(
         "stanford_cars",
         needed=[
-            ByHand("the images (the authors' addresses are gone; a mirror of cars_train.tgz and cars_test.tgz)",
+            ByHand(f"the images: {name}.tgz (the authors' address is gone; this is a mirror)",
                    "https://www.kaggle.com/datasets/jessicali9530/stanford-cars-dataset", name)
             for name in ("cars_train", "cars_test")
         ] + [
             ByHand(f"the labels: {name}", "https://github.com/pytorch/vision/issues/7545", path)
-            for name, path in (("car_devkit.tgz", "devkit"), ("the test labels", "cars_test_annos_withlabels.mat"))
+            for name, path in (("car_devkit.tgz", "devkit"), ("those of the test images",
+                                                              "cars_test_annos_withlabels.mat"))
         ],
         optional=[split_by_zhou("StanfordCars", "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT")],
     ),
@@ -328,18 +329,19 @@ def check(name: str, root: Path, *, family: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Returns the exit code: 0 where the data set is ready, 2 where something is left to do."""
     name, root = args.dataset, args.root.expanduser().absolute()
+    again = f"python prepare.py {name} --root {shlex.quote(str(root))}"
     if name not in SOURCES and name not in OWN:
         raise unknown("data set", name, [*SOURCES, *OWN])
     if not root.is_dir():
-        raise UserError(f"data root {root} is missing; make it first: mkdir -p '{root}'")
+        raise UserError(f"data root {root} is missing; make it first: mkdir -p {shlex.quote(str(root))}")
     if name == "digits" and args.check and not (root / name).is_dir():
-        raise UserError(f"{root / name} is missing; make it: python prepare.py digits --root {root}")
+        raise UserError(f"{root / name} is missing; make it: {again}")
     if name in SOURCES and not args.check:
         source = SOURCES[name]
         missing = fetch(name, source, root)
         if missing:
             print(f"{name}: this has no public address, fetch it by hand:\n{by_hand(missing, root / source.folder)}")
-            print(f"then: python prepare.py {name} --root {root}")
+            print(f"then: {again}")
             return 2
         wanted = [item for item in source.optional if not item.puts or not (root / source.folder / item.puts).exists()]
         if wanted:

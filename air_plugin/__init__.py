@@ -9,7 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "AuxiliaryClassifier": "prototypes",
+    "AuxiliaryClassifier": "classifier",
     "AuxiliaryMixin": "mixin",
     "Backbone": "backbone",
     "Bundle": "bundle",
@@ -22,6 +22,7 @@ _HOME = {
     "augment": "mixin",
     "build_auxiliary": "auxiliary",
     "candidate_sets": "pseudo_labels",
+    "export_onnx": "export",
     "extract_features": "features",
     "fuse": "pseudo_labels",
     "load_backbone": "backbone",

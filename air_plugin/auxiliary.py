@@ -11,19 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from air_plugin.backbone import Backbone
+from air_plugin.classifier import AuxiliaryClassifier, make_card
 from air_plugin.config import AirSettings
 from air_plugin.diffusion.generate import GenerationReport, generate, plan_jobs
 from air_plugin.diffusion.lora import adapter_loaded, choose_captions, train_lora
 from air_plugin.diffusion.pipeline import Generator, load_generator, require_size
 from air_plugin.features import extract_features
 from air_plugin.images import digest_files, write_atomically
-from air_plugin.prototypes import (
-    AuxiliaryClassifier,
-    gather_prototypes,
-    make_card,
-    real_prototypes,
-    select_prototypes,
-)
+from air_plugin.prototypes import gather_prototypes, real_prototypes, select_prototypes
 from air_plugin.provenance import Stages
 from air_plugin.store import Entry, Store, key_of, save_tensors
 

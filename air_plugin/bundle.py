@@ -20,9 +20,9 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from air_plugin.backbone import DTYPES, Backbone, load_backbone
+from air_plugin.classifier import AuxiliaryClassifier
 from air_plugin.errors import UserError
 from air_plugin.images import UnreadableImage, digest, find_images, load_rgb, write_atomically
-from air_plugin.prototypes import AuxiliaryClassifier
 from air_plugin.pseudo_labels import fuse
 from air_plugin.store import save_tensors
 

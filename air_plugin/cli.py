@@ -1,14 +1,22 @@
-"""`air`: the stages of the auxiliary classifier by themselves, and the tables of a folder of results."""
+"""`air`: the stages of the auxiliary classifier by themselves, the use of a trained one, and the tables of results."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from air_plugin.errors import UserError, exit_code
 
+if TYPE_CHECKING:
+    from air_plugin.bundle import Bundle, Prediction
+
+MINI = Path(__file__).parent / "mini" / "settings.yaml"  # what suits the embedded generator
 STAGES = {
     "lora": "adapt the generator to a folder of unlabelled images",
     "generate": "the same, then draw images of every class",
@@ -20,24 +28,74 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="air", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in STAGES.items():
-        stage = commands.add_parser(
+        add_stage(commands.add_parser(
             name, help=text, description=f"{text}; finished stages come from the store",
             epilog="Settings may follow as KEY VALUE pairs, for instance AIR.M 60 AIR.LORA.STEPS 500.",
-        )  # fmt: skip
-        stage.add_argument("images", type=Path, help="folder of unlabelled images, any nesting")
-        stage.add_argument("--classes", type=Path, required=True, help="text file, a class name a line")
-        stage.add_argument("--store", type=Path, default=Path("air-store"), help="folder of the artifacts")
-        stage.add_argument("--config", type=Path, help="YAML of a trainer; its MODEL, TRAINER and AIR parts are read")
-        stage.add_argument("--seed", type=int, default=0)
-        stage.add_argument("--device", default="", help="cuda or cpu; default: cuda where there is one")
+        ))  # fmt: skip
+    commands.choices["prototypes"].add_argument(
+        "--out", metavar="FILE", type=Path,
+        help="of the classifier; default: classifier.safetensors beside the prototypes",
+    )
+    add_predict(commands.add_parser("predict", help="classify images by a run's bundle"))
+    add_export(commands.add_parser("export", help="write a run's bundle as one ONNX file"))
     add_report(commands.add_parser("report", help="tables or a page of a folder of results"))
     # A positional "options" would swallow every flag that follows the folder, so the pairs are what is left over.
     args, options = parser.parse_known_args(argv)
-    unknown = [word for word in options if word.startswith("--") or args.command == "report"]
+    unknown = [word for word in options if word.startswith("--") or args.command not in STAGES]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     args.options = options
     return args
+
+
+def add_stage(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `air lora | generate | prototypes`."""
+    parser.add_argument("images", type=Path, help="folder of unlabelled images, any nesting")
+    parser.add_argument("--classes", type=Path, required=True, help="text file, a class name a line, at least two; "
+                        "a line 'template: a photo of a {}.' may stand among them")  # fmt: skip
+    parser.add_argument("--store", type=Path, default=Path("air-store"), help="folder of the artifacts")
+    parser.add_argument("--config", metavar="FILE", type=Path, action="append", default=[], help="YAML of a trainer, "
+                        "backbone or generator; its MODEL, TRAINER and AIR parts are read; more may follow, each with "
+                        "its own --config, and are merged in that order; default: what suits the embedded generator")
+    parser.add_argument("--seed", type=int, default=0)
+    add_place(parser)
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every command that loads a model."""
+    parser.add_argument("--device", default="", help="cuda or cpu; default: cuda where there is one")
+    parser.add_argument("--offline", action="store_true", help="never use the network; the same as AIR_OFFLINE=1")
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every command that loads a bundle."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder: bundle/ of a finished run")
+    parser.add_argument("--backbone", metavar="NAME", help="where its backbone's weights lie now, if they were moved")
+    add_place(parser)
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `air predict`."""
+    parser.description = (
+        "A line an image on stdout, its fields between tabs: path, label, probability, then the next classes and "
+        "theirs up to --top. Files that cannot be read are warned of on stderr and left out."
+    )
+    add_bundle(parser)
+    parser.add_argument("images", metavar="IMAGE_OR_DIR", type=Path, help="an image, or a folder of any nesting")
+    parser.add_argument("--csv", metavar="FILE", type=Path, help="write a table there instead")
+    parser.add_argument("--top", metavar="N", type=int, default=1, help="classes an image; default 1")
+    parser.add_argument("--head", choices=("text", "fused"), help="default: the run's headline")
+    parser.add_argument("--batch", metavar="N", type=int, default=64, help="images a forward pass; default 64")
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `air export`."""
+    parser.description = (
+        "Image tower and heads in one file: pixels (N, 3, H, W) to the probabilities of every head. Classes and the "
+        "preparation of images stand in its metadata. It is checked with onnxruntime before it is written."
+    )
+    add_bundle(parser)
+    parser.add_argument("file", metavar="FILE.onnx", type=Path)
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
@@ -63,8 +121,9 @@ def settings_of(args: argparse.Namespace) -> Any:
 
     cfg = CfgNode({"DATASET": {}, "TRAINER": {}, "MODEL": {"BACKBONE": {"NAME": "mini"}}, "SEED": args.seed})
     add_air_config(cfg)
-    if args.config:
-        merge_file(cfg, args.config, sections=("MODEL", "TRAINER", "AIR"))
+    own = dict(zip(args.options[::2], args.options[1::2], strict=False)).get("AIR.GENERATOR", "mini") == "mini"
+    for path in args.config or ([MINI] if own else []):
+        merge_file(cfg, path, sections=("MODEL", "TRAINER", "AIR"))
     merge_options(cfg, args.options)
     return cfg
 
@@ -86,7 +145,8 @@ def run_stage(args: argparse.Namespace) -> int:
 
     from air_plugin import auxiliary
     from air_plugin.backbone import load_backbone
-    from air_plugin.config import AirSettings
+    from air_plugin.classes import read_class_file
+    from air_plugin.config import AirSettings, require_template
     from air_plugin.diffusion.pipeline import load_generator
     from air_plugin.features import extract_features
     from air_plugin.images import find_images
@@ -96,8 +156,13 @@ def run_stage(args: argparse.Namespace) -> int:
     cfg = settings_of(args)
     if cfg.AIR.THREADS > 0:
         torch.set_num_threads(cfg.AIR.THREADS)
+    names, template = read_class_file(args.classes)
+    if template and "DATASET.TEMPLATE" not in args.options[::2]:
+        cfg.DATASET.TEMPLATE = template
+    require_template("DATASET.TEMPLATE", cfg.DATASET.TEMPLATE)
     settings = AirSettings.from_cfg(cfg)
-    names = read_classes(args.classes)
+    if settings.source != "synthetic":
+        raise UserError(f"AIR.SOURCE is {settings.source}; these commands draw images, so it must be synthetic")
     paths = [str(path) for path in find_images(args.images)]
     store, device = Store(args.store), pick_device(args.device)
     backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, precision=cfg.TRAINER.PROMPT.PREC, device=device)
@@ -105,7 +170,7 @@ def run_stage(args: argparse.Namespace) -> int:
     adapter = None
     if settings.lora.enabled:
         table, _ = extract_features(backbone, paths, store=store)
-        texts = backbone.encode_texts([fill(settings.prompt, name) for name in names])
+        texts = backbone.encode_texts([fill(cfg.DATASET.TEMPLATE, name) for name in names])
         probs = backbone.text_probs(table.plain, texts)
         adapter = auxiliary.adapt(generator, names, paths, probs=probs, settings=settings, store=store)
         print(f"adapter: {adapter.folder}")
@@ -117,7 +182,59 @@ def run_stage(args: argparse.Namespace) -> int:
         made, _ = auxiliary.make_prototypes(
             backbone, names, report.paths, settings=settings, store=store, adapter=adapter, generator=generator
         )
-        print(f"prototypes: {store.root / 'prototypes' / made.key}")
+        folder = store.root / "prototypes" / made.key
+        out = args.out or folder / "classifier.safetensors"
+        made.classifier.save(out)
+        print(f"prototypes: {folder}\nclassifier: {out}")
+    return 0
+
+
+def open_bundle(args: argparse.Namespace) -> Bundle:
+    """The bundle that a command line names."""
+    from air_plugin.bundle import load_bundle
+
+    bundle = load_bundle(args.bundle, device=pick_device(args.device), backbone=args.backbone)
+    if bundle.card.get("transclip"):
+        print("note: the run's own predictions were refined over all test images together (TransCLIP); a bundle holds "
+              "the heads as they were before", file=sys.stderr)  # fmt: skip
+    return bundle
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    """Print or write what a bundle says of images."""
+    from air_plugin.images import write_atomically
+
+    bundle = open_bundle(args)
+    found = bundle.predict(args.images, top=args.top, batch_size=args.batch, head=args.head, progress=True)
+    if not args.csv:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")  # file names may be no UTF-8
+        csv.writer(sys.stdout, delimiter="\t", lineterminator="\n").writerows(map(row_of, found))
+        sys.stdout.flush()  # a closed pipe shows here, not at the end of the process
+        return 0
+    columns = ["path", "label", "probability"]
+    for place in range(2, min(args.top, len(bundle.classnames)) + 1):
+        columns += [f"label_{place}", f"probability_{place}"]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *map(row_of, found)])
+    write_atomically(args.csv, text.getvalue().encode("utf-8", "surrogateescape"))
+    print(f"wrote {args.csv}")
+    return 0
+
+
+def row_of(one: Prediction) -> list[str]:
+    """The path of an image, then classes and probabilities."""
+    pairs: Iterable[tuple[str, float]] = one.top
+    return [str(one.path), *(word for label, value in pairs for word in (label, f"{value:.6f}"))]
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write a bundle as an ONNX file."""
+    from air_plugin.export import export_onnx, require_packages
+
+    require_packages()
+    export_onnx(open_bundle(args), args.file)
+    print(f"wrote {args.file}")
     return 0
 
 
@@ -134,21 +251,24 @@ def pick_device(name: str) -> str:
     return name
 
 
-def read_classes(path: Path) -> list[str]:
-    """The names in a text file, a name a line."""
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', 'it is no text file')}") from error
-    if len(set(names)) != len(names) or not names:
-        raise UserError(f"{path} must hold class names, one a line, each once")
-    return names
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    if getattr(args, "offline", False):
+        from air_plugin.backbone import go_offline
+
+        go_offline()  # before any library asks the hub
+    commands = {"report": run_report, "predict": run_predict, "export": run_export}
+    return commands.get(args.command, run_stage)(args)
 
 
 def main(argv: list[str] | None = None) -> int:
     """The console script; returns the exit code, 2 for bad input."""
     args = parse(argv)
-    return exit_code(lambda: run_report(args) if args.command == "report" else run_stage(args))
+    try:
+        return exit_code(lambda: run(args))
+    except BrokenPipeError:  # `air predict ... | head`: who reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

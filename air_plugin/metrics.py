@@ -38,7 +38,7 @@ def head_metrics(scores: Tensor, labels: Tensor | None, classnames: Sequence[str
 def said(probs: Tensor) -> dict[str, list[Any]]:
     """(N, C) probabilities to what predictions.json holds: the N predicted classes, and their probabilities."""
     confidence, predicted = probs.max(dim=1)
-    return {"predicted": predicted.tolist(), "confidence": [round(value, 4) for value in confidence.tolist()]}
+    return {"predicted": predicted.tolist(), "confidence": [round(value, 6) for value in confidence.tolist()]}
 
 
 def pseudo_label_metrics(

@@ -114,8 +114,8 @@ class AuxiliaryMixin(_Host):
             data = self.dm.dataset
             self.paths = sorted(item.impath for item in data.train_u or data.train_x)  # an order that no label decides
         elif not hasattr(self, "paths"):
-            raise UserError(f"{self._name} has pseudo_probs, but does not say whose; set self.paths in build_model, the "
-                            "image files in the order of its rows")
+            raise UserError(f"{self._name} has pseudo_probs, but does not say whose; set self.paths in build_model: "
+                            "the image files, in the order of its rows")
         loading = self.cfg.DATALOADER
         self.unlabelled, _ = extract_features(
             backbone, self.paths,
@@ -199,7 +199,7 @@ class AuxiliaryMixin(_Host):
     def _test_transform(self) -> Callable[[Any], Tensor]:
         transform = getattr(self.dm.test_loader.dataset, "transform", None)
         if not callable(transform):
-            raise UserError(f"{self._name}: dm.test_loader.dataset.transform is {type(transform).__name__}, not the one "
+            raise UserError(f"{self._name}: dm.test_loader.dataset.transform is {type(transform).__name__}, not one "
                             "transform of test images, with which the drawn ones are seen, too")
         return transform
 
@@ -208,8 +208,8 @@ class AuxiliaryMixin(_Host):
         features = self.image_features(images)
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
             given = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
-            raise UserError(f"{self._name}: image_features gives {given} for {len(images)} images, not a row of numbers "
-                            "for each; override it, see docs/drop-in.md")
+            raise UserError(f"{self._name}: image_features gives {given} for {len(images)} images, not one row "
+                            "each; override it, see docs/drop-in.md")
         return _unit(features)
 
     @contextmanager
@@ -229,15 +229,13 @@ class AuxiliaryMixin(_Host):
 
     def _features(self, images: Tensor, heard: list[Any]) -> Tensor:
         """(B, D) unit features: what was heard where that is the same, which is looked at once after every refresh."""
-        single = heard[0] if len(heard) == 1 else None
-        fits = isinstance(single, Tensor) and single.ndim == 2 and len(single) == len(images)
-        if not fits or self._heard_is_right is False:
+        single = heard[0] if len(heard) == 1 and self._heard_is_right is not False else None
+        if not isinstance(single, Tensor) or single.ndim != 2 or len(single) != len(images):
             return self._own_features(images)
+        features = _unit(single)
         if self._heard_is_right is None:
-            own = self._own_features(images)
-            self._heard_is_right = _same(own, _unit(single))
-            return own
-        return _unit(single)
+            self._heard_is_right = _same(self._own_features(images), features)
+        return features if self._heard_is_right else self._own_features(images)
 
     # Trainers with pseudo-labels, and with heads over cached features
 

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from air_plugin.charts import COLOURS, GLYPHS, Line, Panel, bar_chart, line_chart
+from air_plugin.collection import Cell, Method
+from air_plugin.comparison import accuracies, is_unknown
 from air_plugin.errors import UserError
 from air_plugin.images import UnreadableImage, digest, load_rgb
-from air_plugin.results import Cell, Method, Predictions, accuracies, is_unknown, load_predictions
+from air_plugin.results import Predictions, load_predictions
 
 CLASSES = 40  # above: a chart of the classes that differ most, and pairs instead of matrices
 DIFFERENT, PAIRS, MISTAKES = 20, 15, 12

@@ -8,24 +8,12 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
 from typing import Any, Literal
 
+from air_plugin.collection import Cell, Collection, Method, collect
+from air_plugin.comparison import Comparison, Difference, accuracies, is_unknown
 from air_plugin.errors import UserError, unknown
-from air_plugin.results import (
-    Cell,
-    Collection,
-    Difference,
-    Method,
-    accuracies,
-    collect,
-    interval,
-    is_unknown,
-    paired_difference,
-    summary,
-)
 
 Form = Literal["github", "latex", "csv", "html"]
 UNKNOWN = "-"  # there are runs, but no test labels
@@ -45,6 +33,7 @@ def report(
     out: Path | None = None,
     ci95: bool = False,
     details: bool = True,
+    page: Path | None = None,
 ) -> int:
     """Report a folder of results; returns the exit code. What was left out goes to stderr, a line each.
 
@@ -54,12 +43,13 @@ def report(
     Args:
         output: the scripts' OUTPUT.
         only: a data set's folder in it; None is all.
-        rows, datasets, methods, backbone, split_family: what to show; see `air_plugin.results.collect`.
+        rows, datasets, methods, backbone, split_family: what to show; see `air_plugin.collection.collect`.
         baseline: title of a row that the others are compared with; it is shown even where `methods` leaves it out.
         form: of the table.
         out: a file to write, whole or not at all.
         ci95: give half of the 95 % interval over seeds instead of the standard deviation.
         details: every head, the pseudo-labels and every seed, too; the page has them anyway.
+        page: a file for the page, beside a table in another form: what both show is read and computed once.
 
     Raises:
         UserError: nothing to report, results that cannot be compared, an unknown name, a file that cannot be written.
@@ -69,29 +59,31 @@ def report(
         output / only if only else output, datasets=datasets, methods=wanted, backbone=backbone,
         split_family=split_family, rows=rows,
     )  # fmt: skip
-    reference = _named(collection, baseline) if baseline else None
-    if form == "html":
-        from air_plugin.page import write_page
-
-        _warn(collection.faults)
-        target = out or output / "report.html"
-        _written(target, lambda: write_page(collection, target, baseline=reference, ci95=ci95))
-        print(f"page: {target}")
-        return 0
-    view = View(collection, reference, ci95=ci95)
-    text = {"github": as_github, "latex": as_latex, "csv": as_csv}[form](view, details=details)
+    view = Comparison(collection, _named(collection, baseline) if baseline else None, ci95=ci95)
     _warn([*collection.faults, *view.faults])
-    if out:
+    if form == "html":
+        _write_page(view, out or output / "report.html")
+    elif out:
         from air_plugin.images import write_atomically
 
+        text = _TEXTS[form](view, details=details)
         _written(out, lambda: write_atomically(out, text.encode("utf-8")))
-        return 0
-    print(text, end="")
-    if form == "github":
+    else:
+        print(_TEXTS[form](view, details=details), end="")
+    if form == "github" and not out:
         shown = [run for method in collection.methods for runs in method.runs.values() for run in runs.values()]
         for path in place_gallery(sorted(shown, key=lambda run: run["path"]), output):
             print(f"gallery: {path}")
+    if page:
+        _write_page(view, page)
     return 0
+
+
+def _write_page(view: Comparison, target: Path) -> None:
+    from air_plugin.page import write_page
+
+    _written(target, lambda: write_page(view, target))
+    print(f"page: {target}")
 
 
 def _named(collection: Collection, title: str) -> Method:
@@ -116,51 +108,13 @@ def _written(path: Path, write: Callable[[], Any]) -> None:
 # What stands in the tables
 
 
-@dataclass
-class View:
-    """A collection, and how to look at it.
-
-    differences: (trainer, config, data set) -> difference to the baseline, where there is one.
-    faults: why there is none elsewhere, a line each.
-    """
-
-    collection: Collection
-    baseline: Method | None = None
-    ci95: bool = False
-    differences: dict[tuple[str, str, str], Difference] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        for method in self.collection.methods:
-            for dataset in self.collection.datasets:
-                if self.baseline is None or method is self.baseline or dataset not in method.runs:
-                    continue
-                found = paired_difference(method, self.baseline, dataset, reasons=self.faults)
-                if found:
-                    self.differences[method.trainer, method.config, dataset] = found
-
-    def spread(self, values: Sequence[float]) -> tuple[float | None, float | None]:
-        """Mean and spread over seeds; None where there are too few for it."""
-        if not values:
-            return None, None
-        average, deviation = summary(values)
-        return average, interval(values) if self.ci95 else deviation
-
-    def mean(self, method: Method) -> float | None:
-        """Mean over data sets of the means over seeds; None where the method lacks a data set."""
-        values = [accuracies(method, dataset) for dataset in self.collection.datasets]
-        return mean(mean(v) for v in values) if all(values) else None
-
-    def difference(self, method: Method, dataset: str) -> Difference | None:
-        return self.differences.get((method.trainer, method.config, dataset))
-
-
-def notes(view: View, *, details: bool) -> list[str]:
+def notes(view: Comparison, *, details: bool) -> list[str]:
     """What one has to know to read the tables."""
     collection = view.collection
     spread = "half of the 95 % interval over seeds (Student's t)" if view.ci95 else "the standard deviation over seeds"
     lines = [
         f'{name}: backbone {collection.backbone}, split family {collection.split_family}, template "{template}"'
+        + (f", class names in the wording {collection.wordings[name]}" if name in collection.wordings else "")
         for name, template in collection.templates.items()
     ]
     lines += [
@@ -186,7 +140,7 @@ def notes(view: View, *, details: bool) -> list[str]:
 Table = tuple[list[str], list[list[str]]]  # headers, rows
 
 
-def main_table(view: View) -> Table:
+def main_table(view: Comparison) -> Table:
     """A row a method: accuracy on every data set, their mean, number of seeds, differences to the baseline."""
     datasets = view.collection.datasets
     several = len(datasets) > 1
@@ -204,7 +158,7 @@ def main_table(view: View) -> Table:
     return headers, rows
 
 
-def details_table(view: View, dataset: str) -> Table:
+def details_table(view: Comparison, dataset: str) -> Table:
     """A row a method: which head is the headline, every head, the pseudo-labels, and every seed."""
     rows = []
     for method in view.collection.methods:
@@ -233,12 +187,14 @@ def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _spread(view: View, values: Sequence[float]) -> str:
+def _spread(view: Comparison, values: Sequence[float]) -> str:
+    if not values:
+        return ""
     average, spread = view.spread(values)
     return _figure(average) if spread is None else f"{average:.1f} +- {spread:.1f}"
 
 
-def _accuracy(view: View, method: Method, dataset: str, *, head: str | None = None) -> str:
+def _accuracy(view: Comparison, method: Method, dataset: str, *, head: str | None = None) -> str:
     return UNKNOWN if is_unknown(method, dataset, head=head) else _spread(view, accuracies(method, dataset, head=head))
 
 
@@ -250,7 +206,7 @@ def _change(difference: Difference | None) -> str:
     return f"{points:+.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _tables(view: View, *, details: bool) -> list[tuple[str, Table]]:
+def _tables(view: Comparison, *, details: bool) -> list[tuple[str, Table]]:
     """The main table, and by data set the details, each with its heading."""
     more = [(f"{name}, every head and seed", details_table(view, name)) for name in view.collection.datasets]
     return [("", main_table(view)), *(more if details else [])]
@@ -259,7 +215,7 @@ def _tables(view: View, *, details: bool) -> list[tuple[str, Table]]:
 # Forms
 
 
-def as_github(view: View, *, details: bool) -> str:
+def as_github(view: Comparison, *, details: bool) -> str:
     """Markdown that reads as text, too."""
     from tabulate import tabulate
 
@@ -271,7 +227,7 @@ def as_github(view: View, *, details: bool) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def as_latex(view: View, *, details: bool) -> str:
+def as_latex(view: Comparison, *, details: bool) -> str:
     """Tabulars for booktabs; the notes are comments."""
     from tabulate import tabulate
 
@@ -289,7 +245,7 @@ def _as_math(cell: re.Match[str]) -> str:
     return f"& ${cell[1].replace('+-', chr(92) + 'pm')}$ "
 
 
-def as_csv(view: View, *, details: bool) -> str:
+def as_csv(view: Comparison, *, details: bool) -> str:
     """One table, numbers in columns of their own; the notes stand before it, behind `#`."""
     text = io.StringIO()
     text.writelines(f"# {line}\n" for line in notes(view, details=details))
@@ -301,13 +257,13 @@ def as_csv(view: View, *, details: bool) -> str:
     return text.getvalue()
 
 
-def _csv_row(view: View, method: Method, *, details: bool) -> dict[str, Any]:
+def _csv_row(view: Comparison, method: Method, *, details: bool) -> dict[str, Any]:
     """Column -> value; every method has the same columns."""
     datasets, kind = view.collection.datasets, "ci95" if view.ci95 else "std"
     row: dict[str, Any] = {"method": method.title, "trainer": method.trainer, "config": method.config}
 
     def add(name: str, values: Sequence[float]) -> None:
-        average, spread = view.spread(values)
+        average, spread = view.spread(values) if values else (None, None)
         row[f"{name} mean"], row[f"{name} {kind}"] = _rounded(average), _rounded(spread)
 
     for dataset in datasets:
@@ -332,6 +288,9 @@ def _csv_row(view: View, method: Method, *, details: bool) -> dict[str, Any]:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
+
+
+_TEXTS: dict[str, Callable[..., str]] = {"github": as_github, "latex": as_latex, "csv": as_csv}
 
 
 # Pictures

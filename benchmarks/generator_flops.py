@@ -312,7 +312,8 @@ def print_budget(options: argparse.Namespace) -> None:
 
     print(f"{options.classes} classes, M = {options.images}, utilisation {options.utilisation:.0%} of the bf16 peak")
     rows = []
-    for path in sorted((ROOT / "configs" / "generators").glob("*.yaml")):
+    paths = (ROOT / "configs" / "generators").glob("*.yaml")
+    for path in sorted(path for path in paths if path.stem in ARCHITECTURE_OF):  # not mini
         for size in options.sizes or [0]:
             rows.append(budget_row(path, size, options))
     heads = ["config", "px", "steps", "TFLOP/image", "PFLOP drawing", "GiB drawing", "PFLOP LoRA", "GiB LoRA",

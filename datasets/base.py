@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -157,7 +158,7 @@ class PublishedDataset(SplitDataset):
         """What a reader of lists returns; whatever it stumbles over becomes one line that names the file."""
         try:
             split = read()
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             fault = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
             raise UserError(f"{self.source} is damaged or of another data set ({fault}); {self.command}") from error
         self.source = self.folder  # a fault that shows later need not be the last file's
@@ -194,7 +195,7 @@ class PublishedDataset(SplitDataset):
     @property
     def command(self) -> str:
         """What fetches the data set."""
-        return f"python prepare.py {self.name} --root {self.root}"
+        return f"python prepare.py {self.name} --root {shlex.quote(str(self.root))}"
 
     def need(self, path: str, *, why: str = "") -> Path:
         """A file or folder of the data set; it becomes `source`, what error messages speak of.
@@ -238,6 +239,16 @@ class PublishedDataset(SplitDataset):
             return loadmat(str(source), squeeze_me=True)
         except Exception as error:  # scipy raises what its C code stumbles over
             raise UserError(f"{source} is damaged ({error}); fetch it again: {self.command}") from error
+
+    def one_a_class(self, names: Sequence[str]) -> Sequence[str]:
+        """The class names of the file that was read last, as they are.
+
+        Raises:
+            ValueError: there are too many or too few.
+        """
+        if len(names) != self.classes:
+            raise ValueError(f"{len(names)} class names instead of {self.classes}")
+        return names
 
     def class_folders(self, ignored: Iterable[str] = ()) -> list[str]:
         """The names of the class folders, sorted.

@@ -19,7 +19,8 @@ class FGVCAircraft(PublishedDataset):
     grip = {}
 
     def own_lists(self) -> Split:
-        labels = {name: label for label, (name,) in enumerate(self.lines("variants.txt", fields=1))}
+        names = self.one_a_class([name for (name,) in self.lines("variants.txt", fields=1)])
+        labels = {name: label for label, name in enumerate(names)}
         return {
             part: [(f"{image}.jpg", labels[name], name)
                    for image, name in self.lines(f"images_variant_{part}.txt", fields=2)]

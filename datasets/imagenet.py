@@ -22,6 +22,7 @@ class ImageNet(PublishedDataset):
     def _items(self, part: str) -> list[Item]:
         """Labels in the order of classnames.txt, which is that of the folders: lines such as `n01440764 tench`."""
         rows = sorted(self.lines("classnames.txt", fields=2))
+        self.one_a_class([name for _, name in rows])
         folder = self.need(f"images/{part}")
         return [
             (f"{part}/{wnid}/{file}", label, name)

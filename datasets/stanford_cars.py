@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dassl.data.datasets import DATASET_REGISTRY
 
 from datasets.base import Item, PublishedDataset, Split
@@ -23,16 +25,14 @@ class StanfordCars(PublishedDataset):
 
     def own_lists(self) -> Split:
         models = [name.rpartition(" ") for name in self.matrix("devkit/cars_meta.mat")["class_names"].tolist()]
-        names = [f"{year} {model}" for model, _, year in models]
-        if len(names) != self.classes:
-            raise ValueError(f"{len(names)} class names instead of {self.classes}")
+        names = self.one_a_class([f"{year} {model}" for model, _, year in models])
         return {
             "train": self._items("cars_train", "devkit/cars_train_annos.mat", names),
             "val": [],
             "test": self._items("cars_test", "cars_test_annos_withlabels.mat", names),
         }
 
-    def _items(self, folder: str, file: str, names: list[str]) -> list[Item]:
+    def _items(self, folder: str, file: str, names: Sequence[str]) -> list[Item]:
         notes = self.matrix(file)["annotations"]
         labels = [int(number) - 1 for number in notes["class"].tolist()]
         files = notes["fname"].tolist()

@@ -22,7 +22,8 @@ class SUN397(PublishedDataset):
         return self.held_out()
 
     def own_lists(self) -> Split:
-        labels = {name: label for label, (name,) in enumerate(self.lines("ClassName.txt", fields=1))}
+        names = self.one_a_class([name for (name,) in self.lines("ClassName.txt", fields=1)])
+        labels = {name: label for label, name in enumerate(names)}
         return {"train": self._items("Training_01.txt", labels), "val": [],
                 "test": self._items("Testing_01.txt", labels)}  # fmt: skip
 

@@ -29,6 +29,7 @@ class UCF101(PublishedDataset):
     def _items(self, name: str) -> list[Item]:
         """From lines such as `ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi 1`; test lists have no number."""
         rows = self.lines("ucfTrainTestlist/classInd.txt", fields=2)
+        self.one_a_class([action for _, action in rows])
         labels = {action: int(number) - 1 for number, action in rows}
         items = []
         for (line,) in self.lines(f"ucfTrainTestlist/{name}", fields=1):

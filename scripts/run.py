@@ -255,9 +255,8 @@ def run(args: argparse.Namespace) -> int:
             return report(output, only=args.dataset, rows=titles)
     remember_titles(output / args.dataset / "methods.json", titles)
     baseline = baseline if baseline in titles.values() else None
-    code = report(output, only=args.dataset, baseline=baseline, rows=titles)
     page = output / args.dataset / f"{args.plan}.html"
-    return code or report(output, only=args.dataset, baseline=baseline, rows=titles, form="html", out=page)
+    return report(output, only=args.dataset, baseline=baseline, rows=titles, page=page)
 
 
 def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:

@@ -21,6 +21,8 @@ DEFAULTS = [path for path in TRAINERS if path.stem == "default"]
 WHOLE = [path for path in TRAINERS if path.stem != "default"]  # with backbone and generator, as `mini`
 BACKBONES = sorted((CONFIGS / "backbones").glob("*.yaml"))
 GENERATORS = sorted((CONFIGS / "generators").glob("*.yaml"))
+EMBEDDED = CONFIGS / "generators" / "mini.yaml"  # goes with the backbone of its name, in every config called mini
+PARTS = [path for path in [*BACKBONES, *GENERATORS] if path != EMBEDDED]
 PLANS = sorted((CONFIGS / "plans").glob("*.yaml"))
 
 
@@ -66,14 +68,14 @@ def trainers_of(script: str) -> list[str]:
 def test_there_are_configs():
     assert DATASETS and WHOLE and BACKBONES and GENERATORS and PLANS
     assert {path.parent for path in DEFAULTS} == {path.parent for path in TRAINERS}  # every trainer can be composed
-    assert not {path.stem for path in WHOLE} & {path.stem for path in [*BACKBONES, *GENERATORS]}
+    assert not {path.stem for path in WHOLE} & {path.stem for path in PARTS} and EMBEDDED in GENERATORS
     assert not {path.stem for path in BACKBONES} & {path.stem for path in GENERATORS}
     assert {path.suffix for path in CONFIGS.rglob("*") if path.is_file()} == {".yaml"}
     everything = [*DATASETS, *TRAINERS, *BACKBONES, *GENERATORS, *PLANS]
     assert sorted(everything) == sorted(CONFIGS.rglob("*.yaml"))  # none lies elsewhere
 
 
-@pytest.mark.parametrize("path", [*DATASETS, *TRAINERS, *BACKBONES, *GENERATORS], ids=label)
+@pytest.mark.parametrize("path", [*DATASETS, *TRAINERS, *PARTS], ids=label)
 def test_the_first_lines_name_the_command(path: Path):
     (command,) = [line for line in comment(path) if line.startswith("bash ")]
     _, script, dataset, *config = command.split()
@@ -123,7 +125,20 @@ def test_every_composition_merges_and_is_valid(dataset: Path, trainer: str):
                 assert settings.generator != "mini"
 
 
-@pytest.mark.parametrize("path", [*BACKBONES, *GENERATORS], ids=label)
+@pytest.mark.parametrize("path", [path for path in TRAINERS if path.stem == "mini"], ids=label)
+def test_the_embedded_generators_settings_are_in_every_mini_config(path: Path):
+    (command,) = [line for line in comment(EMBEDDED) if line.startswith("python train.py ")]
+    named = re.search(r"--trainer (\S+)\+AiR --config-file configs/(\S+)", command)
+    assert named and CONFIGS / named[2] in TRAINERS and named[2].split("/")[1] == named[1]
+    own, before = flatten(merged(EMBEDDED)), flatten(default())
+    changed = {key: value for key, value in own.items() if value != before[key]}
+    assert {"AIR.M", "AIR.SIZE", "AIR.LORA.STEPS"} <= changed.keys()
+    assert all(key.startswith("AIR.") for key in changed)
+    everything = flatten(merged(path))
+    assert {key: everything[key] for key in changed} == changed  # so that any trainer may be called with +AiR
+
+
+@pytest.mark.parametrize("path", PARTS, ids=label)
 def test_parts_keep_to_what_is_theirs(path: Path):
     """What a part writes wins over the trainer's and the data set's, so no published value may stand there."""
     written = set(yaml.safe_load(path.read_text()))
@@ -211,9 +226,24 @@ def test_a_plan_names_its_command_and_its_rows_are_valid(path: Path):
     assert plan(path.stem).get("baseline", titles[0]) in titles
     for row in rows:
         assert set(row) <= {"title", "trainer", "options"}
-        cfg = merged(DATASETS[0], CONFIGS / "trainers" / row["trainer"] / "mini.yaml")
+        cfg = merged(DATASETS[0], *run.compose(row["trainer"], "mini"))
         merge_options(cfg, [str(part) for pair in row.get("options", {}).items() for part in pair])
         AirSettings.from_cfg(cfg)
+
+
+def test_coop_beside_coop_with_the_auxiliary_classifier():
+    """Rows come in pairs that differ in nothing else; what AiR alone reads reaches the second of each pair."""
+    options = ["AIR.M", "6", "DATASET.TEMPLATE", "a {}."]
+    rows, baseline = run.plan_of("drop_in", options)
+    assert baseline is None and [row.trainer for row in rows] == ["CoOp", "CoOp+AiR"] * 3
+    for plain, plus in zip(rows[::2], rows[1::2], strict=True):
+        assert plus.options == ["AIR.M", "6", *plain.options] and "AIR.M" not in plain.options
+        assert plus.title == plain.title.replace("CoOp", "CoOp+AiR")
+        assert run.compose(plus.trainer, "mini") == run.compose(plain.trainer, "mini")
+    epochs = {row["options"]["DATASET.NUM_SHOTS"]: row["options"]["OPTIM.MAX_EPOCH"] for row in plan("drop_in")["rows"]}
+    assert epochs == {1: 50, 4: 100, 16: 200}
+    assert run.compose("CoOp+AiR", "vit_b32+sd21")[-1] == CONFIGS / "generators" / "sd21.yaml"
+    assert run.compose("CoOp", "vit_b32+sd21") == run.compose("CoOp", "vit_b32")
 
 
 @pytest.mark.parametrize("path", DATASETS, ids=label)

@@ -6,6 +6,8 @@ import importlib
 import json
 import math
 import random
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,9 @@ import layouts
 import pytest
 from layouts import BUILDERS, Layout
 
+import train
 from air_plugin.errors import UserError
+from air_plugin.images import load_rgb
 from datasets import base
 from datasets.base import MADE, PublishedDataset
 
@@ -320,7 +324,7 @@ def message(layout: Layout, **options: Any) -> str:
 
 
 def command(layout: Layout) -> str:
-    return f"python prepare.py {layout.name} --root {layout.folder.parent}"
+    return f"python prepare.py {layout.name} --root {shlex.quote(str(layout.folder.parent))}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -362,6 +366,49 @@ def test_a_missing_image_of_the_authors_split(name: str, tmp_path: Path):
     (layout.images / gone).unlink()
     said = message(layout)
     assert said == (f"1 of {len(layout.items)} images are missing, first: {layout.images / gone}; {command(layout)}")
+
+
+@pytest.mark.parametrize("name", [*DIVIDED, *HELD_OUT])
+def test_a_missing_image_of_a_split_that_was_made_here(name: str, tmp_path: Path):
+    layout = BUILDERS[name](tmp_path)
+    gone = Path(load(layout).test[2].impath)
+    gone.unlink()
+    assert message(layout) == f"1 of {len(layout.items)} images are missing, first: {gone}; {command(layout)}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_truncated_image_is_named_when_it_is_read(name: str, built):
+    layout = built(name)
+    cut = layout.images / next(iter(layout.items))
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    try:
+        dataset = load(layout)
+        assert str(cut) in {item.impath for item in (*dataset.train_x, *(dataset.val or []), *dataset.test)}
+        with pytest.raises(UserError, match=f"cannot read image {re.escape(str(cut))}: "):
+            load_rgb(cut)
+    finally:
+        cut.write_bytes(whole)
+
+
+def test_damage_ends_a_run_with_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    layout = layouts.eurosat(tmp_path / "my data")
+    split = json.loads(layout.write_zhou().read_text())
+    cut = layout.images / split["test"][0][0]
+    line = ["--root", str(layout.folder.parent), "--output-dir", str(tmp_path / "run"), "--trainer", "ZeroshotCLIP",
+            "--dataset-config-file", str(ROOT / "configs/datasets/eurosat.yaml"), "--config-file",
+            str(ROOT / "configs/trainers/ZeroshotCLIP/mini.yaml"), "AIR.CACHE", str(tmp_path / "cache")]  # fmt: skip
+    prepare = f"python prepare.py eurosat --root '{tmp_path / 'my data'}'"  # to be pasted into a shell
+    for damage, says in (
+        (lambda: cut.write_bytes(cut.read_bytes()[:200]), f"cannot read image {cut}: "),
+        (cut.unlink, f"1 of 60 images are missing, first: {cut}; {prepare}\n"),
+        (lambda: shutil.rmtree(layout.folder), f"{layout.folder} is missing; fetch it: {prepare}\n"),
+    ):
+        damage()
+        capsys.readouterr()
+        assert train.main(line) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and says in said and said.count("\n") == 1
 
 
 def test_a_folder_in_the_place_of_an_image_is_no_image(tmp_path: Path):
@@ -428,6 +475,23 @@ def test_a_split_file_that_is_cut_short_and_another_data_sets(tmp_path: Path):
     assert "is not within 0 to 9" in message(layout)
 
 
+@pytest.mark.parametrize("name", WITH_SPLIT)
+def test_every_authors_split_that_is_broken_lacks_a_class_or_is_of_other_classes(name: str, without_made):
+    layout = without_made(name)
+    file = layout.write_zhou()
+    split, number = json.loads(file.read_text()), len(layout.names)
+    for change, fault in (
+        (file.read_text()[:-100], f"{file} is damaged or no split file (JSONDecodeError"),
+        ({**split, "test": [item for item in split["test"] if item[1] != 3]},
+         f"{file}: no test image of 1 of {number} classes, first 3 ({layout.names[3]}); "),
+        ({**split, "val": [[split["val"][0][0], number, "another"]]}, f"is not within 0 to {number - 1}; "),
+        ({**split, "val": [["no/such.jpg", 0, layout.names[0]]]}, "images are missing, first: "),
+    ):  # fmt: skip
+        file.write_text(change if isinstance(change, str) else json.dumps(change))
+        said = message(layout)
+        assert fault in said and said.endswith(command(layout))
+
+
 def test_a_split_that_was_made_here_and_is_damaged(tmp_path: Path):
     layout = layouts.eurosat(tmp_path)
     load(layout)
@@ -456,6 +520,10 @@ def test_an_empty_and_a_missing_class_folder(name: str, tmp_path: Path):
     number = len(layout.names)
     said = message(layout)
     assert said == f"{layout.images} has {number - 1} class folders instead of {number}; {command(layout)}"
+    for more in (folder, layout.images / "one_too_many"):
+        layouts.put(more, "1.jpg")
+    said = message(layout)
+    assert said == f"{layout.images} has {number + 1} class folders instead of {number}; {command(layout)}"
     assert not (layout.folder / MADE).exists()
 
 
@@ -475,8 +543,21 @@ LISTS = {
     "fgvc_aircraft": "images_variant_test.txt", "oxford_pets": "annotations/test.txt", "food101": "meta/test.txt",
     "sun397": "Testing_01.txt", "ucf101": "ucfTrainTestlist/testlist01.txt",
 }  # fmt: skip
-FILES = {**LISTS, "resisc45": "test.json", "oxford_flowers": "setid.mat", "stanford_cars": "devkit/cars_meta.mat",
-         "imagenet": "classnames.txt"}  # fmt: skip
+EVERY_LIST = {
+    "eurosat": ["train.txt", "val.txt", "test.txt"], "resisc45": ["train.json", "val.json", "test.json"],
+    "oxford_flowers": ["imagelabels.mat", "setid.mat"],
+    "dtd": ["labels/train1.txt", "labels/val1.txt", "labels/test1.txt"],
+    "cub": [f"CUB_200_2011/{file}.txt" for file in ("images", "image_class_labels", "train_test_split")],
+    "fgvc_aircraft": ["variants.txt", *(f"images_variant_{part}.txt" for part in base.PARTS)],
+    "oxford_pets": ["annotations/trainval.txt", "annotations/test.txt"],
+    "stanford_cars": ["devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"],
+    "food101": ["meta/train.txt", "meta/test.txt"],
+    "sun397": ["ClassName.txt", "Training_01.txt", "Testing_01.txt"],
+    "ucf101": [f"ucfTrainTestlist/{file}.txt" for file in ("classInd", "trainlist01", "testlist01")],
+    "imagenet": ["classnames.txt"],
+}  # fmt: skip
+NEEDED_BY_ZHOU = {**{name: EVERY_LIST[name] for name in [*HELD_OUT, *OWN_IS_ZHOU]},
+                  "oxford_flowers": ["imagelabels.mat"]}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name in LISTS if name != "eurosat"])
@@ -493,15 +574,45 @@ def test_a_list_with_too_few_lines(name: str, tmp_path: Path):
     }.get(name, f"do not name 1 of the images, such as {layout.own['test'][-1]}: one is cut short; ") in said
 
 
-@pytest.mark.parametrize("name", LISTS)
-def test_a_list_without_a_class(name: str, tmp_path: Path):
+def without_images(layout: Layout, gone: set[str]) -> None:
+    """Take images out of every own list that names them; these become as long as they would be without them."""
+    from scipy.io import loadmat, savemat
+
+    folder = layout.folder
+    if layout.name == "imagenet":  # folders are its lists
+        for path in gone:
+            (layout.images / path).unlink()
+    elif layout.name == "oxford_flowers":
+        ids = {key: value for key, value in loadmat(folder / "setid.mat").items() if key[0] != "_"}
+        numbers = [int(path[6:11]) for path in gone]
+        savemat(folder / "setid.mat", {key: [[n for n in value[0] if n not in numbers]] for key, value in ids.items()})
+    elif layout.name == "stanford_cars":
+        notes = loadmat(folder / "cars_test_annos_withlabels.mat")["annotations"]
+        kept = [f"cars_test/{one['fname'][0]}" not in gone for one in notes[0]]
+        savemat(folder / "cars_test_annos_withlabels.mat", {"annotations": notes[:, kept]})
+    elif layout.name == "resisc45":
+        said = json.loads((folder / "test.json").read_text())
+        images = [image for image in said["images"] if image["file_name"].partition("@")[2] not in gone]
+        (folder / "test.json").write_text(json.dumps({**said, "images": images}))
+    else:
+        unique = {"food101": lambda path: path.removesuffix(".jpg"), "sun397": str}
+        marks = {unique.get(layout.name, lambda path: Path(path).stem)(path) for path in gone}
+        if layout.name == "cub":  # its other lists speak of numbers
+            rows = [line.split(" ") for line in (folder / EVERY_LIST["cub"][0]).read_text().splitlines()]
+            marks = {f"{number} " for number, path in rows if path in gone}
+        found = str.startswith if layout.name == "cub" else str.__contains__
+        for file in [*EVERY_LIST[layout.name], *(["annotations/list.txt"] if layout.name == "oxford_pets" else [])]:
+            edit(folder / file, lambda lines: [line for line in lines if not any(found(line, m) for m in marks)])
+
+
+@pytest.mark.parametrize("name", WITH_LISTS)
+def test_own_lists_without_a_class(name: str, tmp_path: Path):
     layout = BUILDERS[name](tmp_path)
-    if name in ("cub", "oxford_pets"):  # other lists of theirs tell first
-        return
-    last = [path for path in layout.own["test"] if layout.items[path][0] == len(layout.names) - 1]
-    edit(layout.folder / LISTS[name], lambda lines: lines[: -len(last)])
-    number = len(layout.names)
-    assert f"no test image of 1 of {number} classes, first {number - 1}" in message(layout, SPLIT_FAMILY="elevater")
+    last = len(layout.names) - 1
+    without_images(layout, {path for path in layout.own["test"] if layout.items[path][0] == last})
+    said = message(layout, SPLIT_FAMILY="elevater")
+    assert f"no test image of 1 of {last + 1} classes, first {last} ({layout.names[last]}); " in said
+    assert said.endswith(command(layout))
 
 
 @pytest.mark.parametrize("name", ["eurosat", "cub", "fgvc_aircraft", "oxford_pets"])
@@ -522,16 +633,57 @@ def test_a_list_of_another_data_set(name: str, tmp_path: Path):
     assert "is damaged or of another data set" in said or "missing" in said
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_list_that_is_missing_or_no_such_file(name: str, tmp_path: Path):
-    layout = BUILDERS[name](tmp_path)
-    file = layout.folder / FILES[name]
-    file.write_bytes(b"\xff\xfe\x00\x01")
-    said = message(layout, SPLIT_FAMILY="elevater")
-    assert str(file) in said and said.endswith(command(layout))
-    file.unlink()
-    said = message(layout, SPLIT_FAMILY="elevater")
-    assert f"{file} is missing" in said and said.endswith(command(layout))
+def test_the_lists_of_every_data_set_are_known():
+    assert [*EVERY_LIST] == WITH_LISTS and EVERY_LIST.keys() > LISTS.keys()
+    assert all(LISTS[name] in EVERY_LIST[name] for name in LISTS)
+
+
+@pytest.mark.parametrize("name", EVERY_LIST)
+def test_a_list_that_is_missing_or_no_such_file(name: str, without_made):
+    layout = without_made(name)
+    for family, files in (("elevater", EVERY_LIST[name]), ("zhou", NEEDED_BY_ZHOU.get(name, []))):
+        for file in (layout.folder / file for file in files):
+            whole = file.read_bytes()
+            try:
+                for broken in (b"\xff\xfe\x00\x01", whole[: len(whole) // 2][:-1], b"[]"):
+                    file.write_bytes(broken)
+                    said = message(layout, SPLIT_FAMILY=family)
+                    assert said.endswith(command(layout)), (file, broken[:9])
+                    # A list that is cut short may show only where others speak of what it lacks.
+                    assert str(layout.folder) in said and (str(file) in said or broken == whole[: len(broken)])
+                file.unlink()
+                said = message(layout, SPLIT_FAMILY=family)
+                assert f"{file} is missing" in said and said.endswith(command(layout))
+            finally:
+                file.write_bytes(whole)
+            assert not (layout.folder / MADE).exists()
+
+
+def test_imagenets_parts_that_are_missing_and_names_that_are_too_few_or_too_many(tmp_path: Path):
+    layout = layouts.imagenet(tmp_path)
+    edit(layout.folder / "classnames.txt", lambda lines: [*lines, "n99999999 one too many"])
+    file = layout.folder / "classnames.txt"
+    assert message(layout) == (f"{file} is damaged or of another data set (1001 class names instead of 1000); "
+                               f"{command(layout)}")  # fmt: skip
+    edit(file, lambda lines: lines[:-2])
+    assert "(999 class names instead of 1000)" in message(layout)
+    shutil.rmtree(layout.images / "val")
+    edit(file, lambda lines: [*lines, "n01441763 thing 999"])
+    assert message(layout) == f"imagenet: {layout.images / 'val'} is missing; fetch it: {command(layout)}"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"1": "rose"}', '{"one": "rose"}', "\ufffe"])
+def test_flowers_names_that_are_broken(text: str, without_made):
+    layout = without_made("oxford_flowers")
+    file = layout.folder / "cat_to_name.json"
+    whole = file.read_text()
+    file.write_text(text, encoding="utf-16" if text == "\ufffe" else "utf-8")
+    try:
+        for family in base.FAMILIES:
+            said = message(layout, SPLIT_FAMILY=family)
+            assert "is damaged or of another data set" in said and said.endswith(command(layout))
+    finally:
+        file.write_text(whole)
 
 
 @pytest.mark.parametrize(
@@ -539,6 +691,13 @@ def test_a_list_that_is_missing_or_no_such_file(name: str, tmp_path: Path):
     [
         ("eurosat", "test.txt", "Forest_4.jpg 1", "Forest_4.jpg 2"),
         ("eurosat", "test.txt", "Forest_4.jpg 1", "Forest_4.jpg eleven"),
+        ("eurosat", "test.txt", "Forest/Forest_4.jpg 1", "Swamp/Swamp_4.jpg 10"),
+        ("dtd", "labels/test1.txt", "banded/banded_0003.jpg", "stripy/stripy_0003.jpg"),
+        ("food101", "meta/test.txt", "apple_pie/", "pear_pie/"),
+        ("fgvc_aircraft", "variants.txt", "707-320\n", ""),
+        ("sun397", "ClassName.txt", "/a/abbey\n", ""),
+        ("ucf101", "ucfTrainTestlist/classInd.txt", "1 ApplyEyeMakeup\n", ""),
+        ("resisc45", "test.json", '"images.zip@airport/airport_004.jpg"', "7"),
         ("cub", "CUB_200_2011/image_class_labels.txt", "1 1", "1 201"),
         ("oxford_pets", "annotations/test.txt", "Abyssinian_4 1", "Abyssinian_4 38"),
         ("oxford_pets", "annotations/test.txt", "Abyssinian_4 1", "Abyssinian_4 0"),
@@ -601,13 +760,30 @@ def test_families_that_need_what_is_not_there(tmp_path: Path):
         assert f"{file} is missing (the split family elevater needs ELEVATER's lists of {name}_clip" in said
 
 
+BROKEN = [b"{", b"[]", b'{"train": []}', b'{"train": [[1]], "val": [], "test": []}', b"\xff\xfe"]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_digits_with_a_split_that_is_broken(text: bytes, tmp_path: Path):
+    from datasets.digits import Digits
+
+    cfg = train.setup_config(train.parse(["--root", str(tmp_path)]))
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "split.json").write_bytes(text)
+    with pytest.raises(UserError) as caught:
+        Digits(cfg)
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path / 'digits'} is damaged (") and "remove it and it is written again" in said
+    cfg.DATASET.ROOT = str(tmp_path / "gone")
+    with pytest.raises(UserError, match=f"data root {tmp_path / 'gone'} is missing; make it"):
+        Digits(cfg)
+
+
 # What a result records
 
 
 def test_result_records_the_family_that_was_used(monkeypatch, without_made):
     from types import SimpleNamespace
-
-    import train
 
     cfg = train.setup_config(train.parse(["--dataset-config-file", str(ROOT / "configs/datasets/eurosat.yaml")]))
     monkeypatch.setattr("air_plugin.provenance.collect", lambda root: {})

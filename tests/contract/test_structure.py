@@ -19,7 +19,7 @@ LIBRARY = sorted((ROOT / "air_plugin").rglob("*.py"))
 PURE = ("pseudo_labels", "prototypes", "transduction", "losses", "metrics")
 TOP = {f"air_plugin.{name}" for name in ("auxiliary", "mixin", "gallery", "cli")}  # nothing below may import these
 LATE = {"diffusers", "peft", "transformers", "open_clip", "torchvision", "matplotlib", "sklearn", "scipy",
-        "jinja2", "tensorboard"}
+        "jinja2", "tensorboard", "onnx", "onnxruntime"}
 
 
 def module_name(path: Path) -> str:
@@ -197,7 +197,8 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel: zipfile.ZipFile):
 
 
 def test_the_wheel_holds_all_of_the_library(wheel: zipfile.ZipFile):
-    files = [*LIBRARY, *(path for kind in ("txt", "md", "j2") for path in (ROOT / "air_plugin").rglob(f"*.{kind}"))]
+    kinds = ("txt", "md", "j2", "yaml")
+    files = [*LIBRARY, *(path for kind in kinds for path in (ROOT / "air_plugin").rglob(f"*.{kind}"))]
     weights = sorted((ROOT / "air_plugin" / "mini" / "weights").iterdir())
     assert {"clip.safetensors", "unet.safetensors", "vae.safetensors"} <= {path.name for path in weights}
     for path in [*files, *weights]:
@@ -216,7 +217,8 @@ def test_the_wheel_brings_the_command_and_its_needs(wheel: zipfile.ZipFile):
         if name.split(".")[0] not in sys.stdlib_module_names and not name.startswith("air_plugin")
     }  # fmt: skip
     distribution = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "open_clip": "open_clip_torch"}
-    assert {distribution.get(name, name) for name in third_party} <= {*needs}
+    optional = {"onnx", "onnxruntime"}
+    assert {distribution.get(name, name) for name in third_party - optional} <= {*needs}
 
 
 # Scripts
@@ -238,7 +240,8 @@ def test_shell_scripts_are_whole_thin_and_helpful(path: str):
 
 @pytest.mark.parametrize(
     "command", [["train.py"], ["scripts/run.py"], ["-m", "air_plugin.cli"], ["-m", "air_plugin.cli", "prototypes"],
-                ["-m", "air_plugin.cli", "report"], ["-m", "benchmarks.selection"], ["-m", "benchmarks.prompt_step"],
+                ["-m", "air_plugin.cli", "report"], ["-m", "air_plugin.cli", "predict"],
+                ["-m", "air_plugin.cli", "export"], ["-m", "benchmarks.selection"], ["-m", "benchmarks.prompt_step"],
                 ["-m", "air_plugin.mini.training"]],
 )  # fmt: skip
 def test_help_works(command: list[str]):

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from made_up_results import write_several
 
+from air_plugin.collection import collect
+from air_plugin.comparison import Comparison
 from air_plugin.page import write_page
-from air_plugin.results import collect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = (
@@ -96,7 +97,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     damaged.write_text("{")
     collection = collect(output)
     (baseline,) = [method for method in collection.methods if method.title == "UPL (mini)"]
-    return write_page(collection, output / "report.html", baseline=baseline)
+    return write_page(Comparison(collection, baseline), output / "report.html")
 
 
 @pytest.mark.parametrize("width", [390, 1280])

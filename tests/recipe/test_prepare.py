@@ -199,8 +199,17 @@ def test_only_what_is_missing_is_told(
 def test_unknown_names_and_roots(root: Path, capsys: pytest.CaptureFixture[str]):
     code, _, err = prepared(capsys, "eurosatt", "--root", str(root))
     assert code == 2 and err == "error: unknown data set 'eurosatt'; did you mean eurosat?\n"
-    code, _, err = prepared(capsys, "dtd", "--root", str(root / "gone"))
-    assert code == 2 and f"{root / 'gone'} is missing" in err
+    code, _, err = prepared(capsys, "dtd", "--root", str(root / "gone away"))
+    assert code == 2 and f"{root / 'gone away'} is missing" in err and f"mkdir -p '{root / 'gone away'}'" in err
+
+
+def test_commands_can_be_pasted_whatever_the_root_is_called(root: Path, capsys: pytest.CaptureFixture[str]):
+    spaced = root / "my data"
+    spaced.mkdir()
+    command = f"python prepare.py {{}} --root '{spaced}'"
+    assert command.format("imagenet") in prepared(capsys, "imagenet", "--root", str(spaced))[1]
+    for name in ("dtd", "digits"):
+        assert command.format(name) in prepared(capsys, name, "--root", str(spaced), "--check")[2]
 
 
 def test_digits(root: Path, capsys: pytest.CaptureFixture[str]):

@@ -17,13 +17,13 @@ from yacs.config import CfgNode
 from air_plugin import auxiliary as module
 from air_plugin.auxiliary import Auxiliary, build_auxiliary
 from air_plugin.backbone import Backbone
+from air_plugin.classifier import AuxiliaryClassifier
 from air_plugin.config import AirSettings, add_air_config
 from air_plugin.diffusion.pipeline import Generator, load_generator
 from air_plugin.errors import UserError
 from air_plugin.images import load_rgb
 from air_plugin.losses import consistency_loss, synthetic_loss
 from air_plugin.mixin import AuxiliaryMixin
-from air_plugin.prototypes import AuxiliaryClassifier
 from air_plugin.provenance import Stages
 from air_plugin.store import Store
 
@@ -219,6 +219,22 @@ class Mixed(AuxiliaryMixin, Host):
     pass
 
 
+@pytest.fixture
+def air(monkeypatch: pytest.MonkeyPatch):
+    """Makes the trainer AiR without a data set: its part of the loss stands beside the host's."""
+    from trainers.air import AiR
+    from trainers.self_training import SelfTraining
+
+    monkeypatch.setattr(SelfTraining, "losses", Host.losses)
+
+    def make(**changes: Any) -> AiR:
+        trainer = object.__new__(AiR)
+        Host.__init__(trainer, auxiliary(), **changes)
+        return trainer
+
+    return make
+
+
 def auxiliary() -> Auxiliary:
     prototypes = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(1))
     return Auxiliary(AuxiliaryClassifier.from_prototypes(prototypes, scale=2.0), prototypes, [], torch.empty(0), "key")
@@ -232,6 +248,23 @@ def batch() -> dict[str, Tensor]:
 TEXT = torch.randn(3, 5, generator=torch.Generator().manual_seed(3))
 
 
+def test_the_headline_is_as_configured_where_there_are_heads_to_choose_from():
+    class Checked:
+        def check_cfg(self, cfg: Any) -> None:
+            pass
+
+    class Headed(Checked):
+        head_probs = Host.head_probs
+
+    cfg = CfgNode({"DATASET": {}, "TRAINER": {}, "SEED": 0})
+    add_air_config(cfg)
+    cfg.AIR.HEADLINE = "text"
+    for host, expected in ((Headed, "text"), (Checked, "fused")):  # without heads, what is predicted is always fused
+        trainer = type("Mine", (AuxiliaryMixin, host), {})()
+        trainer.check_cfg(cfg)
+        assert trainer.headline == expected
+
+
 @pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
 def test_the_fused_head_is_the_weighted_mean_of_both(weight: float):
     trainer, features = Mixed(auxiliary(), LAMBDA=weight), batch()["img"]
@@ -241,27 +274,34 @@ def test_the_fused_head_is_the_weighted_mean_of_both(weight: float):
     assert torch.allclose(heads["fused"], (text + weight * aux) / (1 + weight))
 
 
-def test_consistency_is_added_with_its_weight():
-    losses = Mixed(auxiliary(), BETA=0.5).losses(batch(), TEXT)
+# L_s, the trainer AiR's own
+
+
+def test_the_mixin_leaves_a_trainers_losses_alone():
+    assert Mixed.losses is Host.losses
+
+
+def test_consistency_is_added_with_its_weight(air):
+    losses = air(BETA=0.5).losses(batch(), TEXT)
     expected = 0.5 * consistency_loss(batch()["img"] @ TEXT.T, batch()["img2"] @ TEXT.T)
     assert set(losses) == {"loss_r", "loss_s"} and torch.allclose(losses["loss_s"], expected)
 
 
-def test_beta_zero_adds_nothing():
-    assert set(Mixed(auxiliary(), BETA=0.0).losses(batch(), TEXT)) == {"loss_r"}
+def test_beta_zero_adds_nothing(air):
+    assert set(air(BETA=0.0).losses(batch(), TEXT)) == {"loss_r"}
 
 
-def test_the_synthetic_form_is_cross_entropy_on_prototypes_of_known_class():
-    trainer = Mixed(auxiliary(), LS="synthetic")
+def test_the_synthetic_form_is_cross_entropy_on_prototypes_of_known_class(air):
+    trainer = air(LS="synthetic")
     features, label = trainer._draw_prototypes(4)
     for row, c in zip(features, label.tolist(), strict=True):
         assert any(torch.equal(row, prototype) for prototype in trainer.auxiliary.prototypes[c])
     assert torch.allclose(trainer.losses(batch(), TEXT)["loss_s"], synthetic_loss(features @ TEXT.T, label))
 
 
-def test_drawn_prototypes_depend_on_seed_epoch_and_batch_alone():
+def test_drawn_prototypes_depend_on_seed_epoch_and_batch_alone(air):
     def drawn(**where: int) -> list[float]:
-        trainer = Mixed(auxiliary())
+        trainer = air()
         for name, value in where.items():
             setattr(trainer, name, value)
         torch.manual_seed(len(where))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from small_models import SIDE, make_backbone, make_generator
 
 from air_plugin import backbone as backbone_module
-from air_plugin.cli import main, parse
+from air_plugin import bundle as bundle_module
+from air_plugin.backbone import Backbone
+from air_plugin.bundle import save_bundle
+from air_plugin.classifier import AuxiliaryClassifier
+from air_plugin.cli import main, parse, settings_of
 from air_plugin.diffusion import pipeline as pipeline_module
 from air_plugin.diffusion.lora import WEIGHTS
 
@@ -36,7 +44,7 @@ def test_help_imports_nothing_heavy():
     ])  # fmt: skip
     done = python(code)
     assert done.stderr == "" and done.stdout.endswith("heavy: 0 []\n")
-    assert all(command in done.stdout for command in ("lora", "generate", "prototypes", "report"))
+    assert all(command in done.stdout for command in ("lora", "generate", "prototypes", "predict", "export", "report"))
 
 
 def test_importing_the_library_imports_nothing_heavy():
@@ -45,8 +53,8 @@ def test_importing_the_library_imports_nothing_heavy():
 
 
 def test_importing_its_modules_leaves_the_model_libraries_out():
-    modules = ["auxiliary", "backbone", "config", "features", "mixin", "prompts", "report", "results", "store",
-               "diffusion.lora"]  # fmt: skip
+    modules = ["auxiliary", "backbone", "bundle", "config", "export", "features", "mixin", "prompts", "report",
+               "results", "store", "diffusion.lora"]  # fmt: skip
     imports = ", ".join(f"air_plugin.{name}" for name in modules)
     heavy = [name for name in HEAVY if name != "torch"]
     done = python(f"import sys, {imports}; print([name for name in {heavy} if name in sys.modules])")
@@ -112,8 +120,16 @@ BAD = {
     "no such class file": (["generate", "{pictures}", "--classes", "nowhere.txt"], "nowhere.txt"),
     "a folder for classes": (["generate", "{pictures}", "--classes", "{empty}"], "cannot read"),
     "a picture for classes": (["generate", "{pictures}", "--classes", "{picture}"], "cannot read"),
-    "no classes": (["generate", "{pictures}", "--classes", "{nothing}"], "class names"),
-    "a class twice": (["generate", "{pictures}", "--classes", "{twice}"], "each once"),
+    "no classes": (["generate", "{pictures}", "--classes", "{nothing}"], "names 0 classes"),
+    "one class": (["lora", "{pictures}", "--classes", "{alone}"], "names 1 classes; it must name at least 2"),
+    "a class twice": (["generate", "{pictures}", "--classes", "{twice}"], "names 'dog' twice"),
+    "a template without a place": (["lora", "{pictures}", "--classes", "{braces}"], "the template in "),
+    "a template option without a place": (
+        ["lora", "{pictures}", "--classes", "{classes}", "DATASET.TEMPLATE", "photo"], "DATASET.TEMPLATE is 'photo'",
+    ),
+    "a source that draws nothing": (
+        ["prototypes", "{pictures}", "--classes", "{classes}", "AIR.SOURCE", "real"], "AIR.SOURCE is real",
+    ),
     "unknown key": (["lora", "{pictures}", "--classes", "{classes}", "AIR.LAMDA", "1"], "did you mean AIR.LAMBDA"),
     "half an option": (["lora", "{pictures}", "--classes", "{classes}", "AIR.M"], "no partner"),
     "a value out of range": (["lora", "{pictures}", "--classes", "{classes}", "AIR.K", "121"], "AIR.K is 121"),
@@ -129,6 +145,9 @@ BAD = {
         ["lora", "{pictures}", "--classes", "{classes}", "TRAINER.PROMPT.PREC", "fp15"], "precision 'fp15'",
     ),
     "unknown device": (["lora", "{pictures}", "--classes", "{classes}", "--device", "gpu"], "gpu"),
+    "no bundle": (["predict", "{empty}", "{pictures}"], "no bundle in"),
+    "no bundle to export": (["export", "{empty}", "x.onnx"], "no bundle in"),
+    "unknown device for a bundle": (["predict", "{empty}", "{pictures}", "--device", "gpu"], "gpu"),
     "no results": (["report", "{empty}"], "no results"),
 }  # fmt: skip
 
@@ -144,9 +163,11 @@ def test_bad_input_is_one_line_and_exit_code_2(
     (tmp_path / "empty").mkdir()
     (tmp_path / "nothing.txt").write_text("\n")
     (tmp_path / "twice.txt").write_text("dog\ncat\ndog\n")
+    (tmp_path / "alone.txt").write_text("dog\n")
+    (tmp_path / "braces.txt").write_text("dog\ncat\ntemplate: a photo\n")
     places = {
         "classes": classes, "empty": tmp_path / "empty", "pictures": Path(pictures[0]).parent, "picture": pictures[0],
-        "nothing": tmp_path / "nothing.txt", "twice": tmp_path / "twice.txt",
+        **{name: tmp_path / f"{name}.txt" for name in ("nothing", "twice", "alone", "braces")},
     }  # fmt: skip
     monkeypatch.chdir(tmp_path)
     assert main([argument.format(**places) for argument in arguments]) == 2
@@ -171,6 +192,69 @@ def test_stages_run_once_and_say_where_their_artifacts_lie(
     assert "(9, 0 drawn now)" in out and f"prototypes: {made}\n" in out
     names = json.loads((made / "provenance.json").read_text())["classes"]
     assert names == ["dog", "annual_crop land", "sea"]
+    assert f"classifier: {made / 'classifier.safetensors'}\n" in out
+    head = AuxiliaryClassifier.load(made / "classifier.safetensors", classnames=names, backbone=make_backbone())
+    assert head.weight.shape == (3, 24) and head.fusion_weight == 2.0
+    card = head.card
+    assert (card["lora"], card["seed"], card["template"]) == (adapter.name, 0, "a photo of a {}.")
+    assert (card["generator_fingerprint"], card["form"]) == (make_generator().fingerprint, "softmax")
+
+
+def test_the_classifier_goes_where_it_is_wanted(
+    small: list[str], classes: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    out = tmp_path / "new folder" / "mine.safetensors"
+    line = [str(Path(pictures[0]).parent), "--classes", str(classes), "--store", str(tmp_path / "store"), "--out",
+            str(out), *small, "AIR.LORA.ENABLED", "False", "AIR.LAMBDA", "0.5"]  # fmt: skip
+    assert main(["prototypes", *line]) == 0
+    assert f"classifier: {out}\n" in capsys.readouterr().out
+    head = AuxiliaryClassifier.load(out)
+    assert (head.fusion_weight, head.card["lora"]) == (0.5, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "text", "drawn"),
+    [
+        ("", [], "a photo of a {}.", "a photo of a {}."),
+        ("template: my {}.", [], "my {}.", "my {}."),
+        ("template: my {}.", ["DATASET.TEMPLATE", "no {}."], "no {}.", "no {}."),
+        ("template: my {}.", ["AIR.PROMPT", "draw {}."], "my {}.", "draw {}."),
+    ],
+)
+def test_the_template_line_is_the_prompt_unless_an_option_says_otherwise(
+    small: list[str], pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    line: str, options: list[str], text: str, drawn: str,
+):  # fmt: skip
+    (tmp_path / "names.txt").write_text(f"dog\ncat\n{line}\n")
+    texts: list[str] = []
+    monkeypatch.setattr(Backbone, "encode_texts", lambda _, some: texts.extend(some) or torch.eye(24)[: len(some)])
+    folder, store = str(Path(pictures[0]).parent), tmp_path / "store"
+    command = ["prototypes", folder, "--classes", str(tmp_path / "names.txt"), "--store", str(store)]
+    assert main([*command, *small, *options]) == 0
+    assert texts == [text.format("dog"), text.format("cat")]
+    (made,) = (store / "prototypes").glob("*/classifier.safetensors")
+    assert AuxiliaryClassifier.load(made).card["template"] == drawn
+
+
+def test_offline_is_told_before_anything_is_loaded(
+    small: list[str], classes: Path, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("AIR_OFFLINE", "0")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    seen: list[bool] = []
+
+    def load(*_, **__):
+        seen.append(backbone_module.is_offline())
+        return make_backbone()
+
+    monkeypatch.setattr(backbone_module, "load_backbone", load)
+    line = ["lora", str(Path(pictures[0]).parent), "--classes", str(classes), "--store", str(tmp_path / "s"), *small]
+    for flag in ([], ["--offline"]):
+        assert main([*line, *flag]) == 0
+    assert seen == [False, True]
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # go_offline told it, too
 
 
 def test_without_lora_no_adapter_is_trained(
@@ -183,12 +267,120 @@ def test_without_lora_no_adapter_is_trained(
 
 
 def test_a_trainers_config_is_read_for_its_settings(tmp_path: Path):
-    from air_plugin.cli import settings_of
-
     config = tmp_path / "x.yaml"
     config.write_text("AIR: {M: 7, K: 3}\nOPTIM: {LR: 5}\nINPUT: {SIZE: 3}\nTRAINER: {PROMPT: {N_CTX: 4}}\n")
     cfg = settings_of(parse(["lora", "p", "--classes", "c", "--config", str(config), "--seed", "4", "AIR.K", "2"]))
     assert (cfg.AIR.M, cfg.AIR.K, cfg.TRAINER.PROMPT.N_CTX, cfg.SEED) == (7, 2, 4, 4)
+    assert cfg.AIR.SIZE == 256  # nothing of the embedded generator's settings
+
+
+def test_configs_are_merged_in_their_order(tmp_path: Path):
+    (tmp_path / "x.yaml").write_text("AIR: {M: 7, K: 3, STEPS: 5}\n")
+    (tmp_path / "y.yaml").write_text("AIR: {M: 8, K: 4}\nMODEL: {BACKBONE: {NAME: RN50}}\n")
+    files = ["--config", str(tmp_path / "x.yaml"), "--config", str(tmp_path / "y.yaml")]
+    cfg = settings_of(parse(["lora", "p", "--classes", "c", *files, "AIR.K", "2"]))
+    assert (cfg.AIR.M, cfg.AIR.K, cfg.AIR.STEPS, cfg.MODEL.BACKBONE.NAME) == (8, 2, 5, "RN50")
+
+
+def test_without_a_config_the_embedded_generators_settings_are_taken():
+    cfg = settings_of(parse(["lora", "p", "--classes", "c", "AIR.M", "9"]))
+    assert (cfg.AIR.GENERATOR, cfg.AIR.SIZE, cfg.AIR.LORA.RANK, cfg.AIR.M) == ("mini", 32, 16, 9)
+    other = settings_of(parse(["lora", "p", "--classes", "c", "AIR.GENERATOR", "owner/model"]))
+    assert (other.AIR.SIZE, other.AIR.GUIDANCE) == (256, 7.5)
+
+
+def test_the_packaged_settings_are_those_of_the_configs():
+    line = ["lora", "p", "--classes", "c", "--config", str(ROOT / "configs/generators/mini.yaml")]
+    assert settings_of(parse(line)).AIR == settings_of(parse(["lora", "p", "--classes", "c"])).AIR
+
+
+# Bundles
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle of the small random model, whose backbone is found by its name."""
+    folder = tmp_path / "run" / "bundle"
+    head = AuxiliaryClassifier.from_prototypes(unit(3, 4, 24), scale=9.0)
+    save_bundle(folder, backbone=tiny_backbone, classnames=["dog", "sea lion", "cat"], text=unit(3, 24),
+                auxiliary=head, headline="fused", card={"transclip": False})  # fmt: skip
+    monkeypatch.setattr(bundle_module, "load_backbone", lambda *_, **__: tiny_backbone)
+    return folder
+
+
+def unit(*shape: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(0)), dim=-1)
+
+
+def test_predictions_are_a_line_an_image_and_nothing_else(
+    bundle: Path, pictures: list[str], tiny_backbone: Backbone, capsys: pytest.CaptureFixture
+):
+    folder = Path(pictures[0]).parent
+    loaded = bundle_module.load_bundle(bundle)
+    for options, head in ((["--top", "2"], "fused"), (["--top", "2", "--head", "text", "--batch", "3"], "text")):
+        assert main(["predict", str(bundle), str(folder), *options]) == 0
+        out, err = capsys.readouterr()
+        rows = [line.split("\t") for line in out.splitlines()]
+        assert err == "" and [row[0] for row in rows] == pictures
+        for row, one in zip(rows, loaded.predict(folder, top=2, head=head), strict=True):
+            assert row[1::2] == [label for label, _ in one.top]
+            assert [float(value) for value in row[2::2]] == pytest.approx([p for _, p in one.top], abs=2e-6)
+
+
+def test_a_table_has_a_header_and_takes_any_name(
+    bundle: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    folder = Path(pictures[0]).parent
+    odd = [folder / name for name in ('a,"b".png', "c\td.png", "e\nf.png", "\u00fc .png", "z\udcff.png")]
+    for path in odd:
+        shutil.copy(pictures[0], path)
+    assert main(["predict", str(bundle), str(folder), "--csv", str(tmp_path / "out" / "x.csv"), "--top", "9"]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'out' / 'x.csv'}\n"
+    text = (tmp_path / "out" / "x.csv").read_bytes().decode("utf-8", "surrogateescape")
+    header, *rows = csv.reader(io.StringIO(text))
+    assert header == ["path", "label", "probability", "label_2", "probability_2", "label_3", "probability_3"]
+    assert {row[0] for row in rows} == {*pictures, *map(str, odd)} and {len(row) for row in rows} == {7}
+    odd[4].unlink()  # pytest cannot read it from stdout
+    assert main(["predict", str(bundle), str(folder)]) == 0
+    lines = list(csv.reader(io.StringIO(capsys.readouterr().out), delimiter="\t"))
+    assert {row[0] for row in lines} == {*pictures, *map(str, odd[:4])} and {len(row) for row in lines} == {3}
+
+
+def test_one_unreadable_image_among_many_is_a_warning_and_alone_an_error(
+    bundle: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    folder, broken = Path(pictures[0]).parent, Path(pictures[3])
+    broken.write_bytes(broken.read_bytes()[:60])
+    assert main(["predict", str(bundle), str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 6 and err.count("\n") == 1
+    assert err.startswith("warning: ") and str(broken) in err
+    assert main(["predict", str(bundle), str(broken), "--csv", str(tmp_path / "x.csv")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and str(broken) in err
+    for path in pictures:
+        Path(path).write_bytes(b"")
+    assert main(["predict", str(bundle), str(folder), "--csv", str(tmp_path / "x.csv")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines()[-1] == "error: none of the 7 images could be read"
+    assert not (tmp_path / "x.csv").exists()
+
+
+def test_a_refined_runs_bundle_says_that_it_is_not(
+    bundle: Path, pictures: list[str], tiny_backbone: Backbone, capsys: pytest.CaptureFixture
+):
+    save_bundle(bundle, backbone=tiny_backbone, classnames=["a", "b"], text=unit(2, 24), auxiliary=None,
+                headline="text", card={"transclip": True})  # fmt: skip
+    assert main(["predict", str(bundle), pictures[0]]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1 and err.count("\n") == 1 and "TransCLIP" in err
+    assert main(["predict", str(bundle), pictures[0], "--head", "fused"]) == 2
+    assert "no fused head" in capsys.readouterr().err
+
+
+def test_a_bundle_is_exported(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert main(["export", str(bundle), str(tmp_path / "x.onnx")]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'x.onnx'}\n" and (tmp_path / "x.onnx").stat().st_size > 1000
 
 
 def test_a_full_disk_is_one_line(
@@ -225,6 +417,10 @@ def test_a_fault_of_ours_is_not_hidden(
         (["report", "output", "AIR.M", "3"], "AIR.M"),
         (["report", "output", "--format", "pdf"], "pdf"),
         (["report", "--dataset", "digits"], "OUTPUT"),
+        (["predict", "bundle"], "IMAGE_OR_DIR"),
+        (["predict", "bundle", "pictures", "--head", "best"], "best"),
+        (["predict", "bundle", "pictures", "AIR.M", "3"], "AIR.M"),
+        (["export", "bundle"], "FILE.onnx"),
         (["lora", "pictures"], "--classes"),
         (["lorra", "pictures"], "lorra"),
         ([], "COMMAND"),

@@ -19,9 +19,12 @@ from made_up_results import guesses, write_pictures, write_run, write_several
 from PIL import Image
 
 from air_plugin.charts import COLOURS, Line, Panel, bar_chart, line_chart
+from air_plugin.collection import Collection, Method, collect
+from air_plugin.comparison import Comparison, summary
 from air_plugin.page import write_page
 from air_plugin.page_sections import MISTAKES, PAIRS, View, confusion_matrix, most_confused, sections
-from air_plugin.results import Collection, Method, Predictions, collect, summary
+from air_plugin.report import notes
+from air_plugin.results import Predictions
 
 DIGITS = [str(number) for number in range(10)]
 VOID = {"meta", "img", "wbr", "br"}
@@ -74,7 +77,7 @@ def page_of(output: Path, **options: Any) -> Page:
     collection = collect(output)
     if "baseline" in options:
         (options["baseline"],) = [m for m in collection.methods if m.title == options["baseline"]]
-    target = write_page(collection, output / "report.html", **options)
+    target = write_page(Comparison(collection, **options), output / "report.html")
     assert target == output / "report.html"
     return Page(target.read_text(encoding="utf-8"))
 
@@ -181,6 +184,13 @@ def test_two_data_sets_have_a_mean_where_a_method_has_both(several: Path):
     assert page.row("CPL (only)") == ["CPL (only)", "", "", "100.0", "", "", "0/1"]
     assert page.words.count("a photo of a {}.") == 2
     assert [tag for tag, _ in page.elements].count("h2") == 4  # faults, all methods, two data sets
+
+
+def test_an_unusual_wording_of_the_class_names_is_told(tmp_path: Path):
+    for trainer in ("CPL", "AiR"):
+        write_run(tmp_path, ["x", "y"], [0, 1], {"text": [0, 1]}, trainer=trainer, settings={"DATASET.WORDING": "grip"})
+    assert "in the wording grip" in page_of(tmp_path).words
+    assert "class names in the wording grip" in notes(Comparison(collect(tmp_path)), details=False)[0]
 
 
 def test_faults_stand_on_the_page(several: Path):
@@ -474,5 +484,6 @@ def test_a_collection_that_no_file_made(tmp_path: Path):
     run = {"heads": {"text": {"accuracy": 50.0}}, "headline": "text", "pseudo_labels": {"accuracy": None},
            "path": tmp_path / "seed1" / "result.json"}  # fmt: skip
     method = Method("AiR", "mini", "AiR", {"digits": {1: run}})
-    target = write_page(Collection(["digits"], [method], "mini", "zhou", {}, []), tmp_path / "deep" / "page.html")
+    collection = Collection(["digits"], [method], "mini", "zhou", {}, [])
+    target = write_page(Comparison(collection), tmp_path / "deep" / "page.html")
     assert Page(target.read_text()).row("AiR")[1:] == ["50.0", "1"]

@@ -1,4 +1,4 @@
-"""The auxiliary classifier against loops over cosines."""
+"""Which images stand for a class, against loops over cosines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from air_plugin.prototypes import AuxiliaryClassifier, gather_prototypes, real_prototypes, select_prototypes
+from air_plugin.prototypes import gather_prototypes, real_prototypes, select_prototypes
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -111,45 +111,3 @@ def test_gather_takes_the_chosen_features():
     for c in range(3):
         for place, m in enumerate(index[c].tolist()):
             assert torch.equal(gathered[c, place], features[c, m])
-
-
-@pytest.mark.parametrize("kept", [1, 6])
-def test_scores_are_the_mean_cosine_to_the_prototypes(kept: int):
-    prototypes, images = unit(4, kept, 16), unit(11, 16, seed=1)
-    scores = AuxiliaryClassifier.from_prototypes(prototypes, scale=None).scores(images)
-    for i, image in enumerate(images.tolist()):
-        for c, group in enumerate(prototypes.tolist()):
-            mean = sum(cosine(image, prototype) for prototype in group) / kept
-            assert scores[i, c].item() == pytest.approx(mean, abs=1e-6)
-    assert scores.abs().max() <= 1 + 1e-6
-
-
-def test_weight_is_not_normalised_again():
-    classifier = AuxiliaryClassifier.from_prototypes(torch.eye(2)[None], scale=None)
-    assert torch.allclose(classifier.weight, torch.tensor([[0.5, 0.5]]))
-    assert torch.equal(classifier.bias, torch.zeros(1))
-
-
-def test_softmax_form_is_a_softmax_of_scaled_scores():
-    classifier, images = AuxiliaryClassifier.from_prototypes(unit(4, 6, 16), scale=20.0), unit(11, 16, seed=1)
-    probs = classifier.probs(images)
-    exponentials = (20.0 * classifier.scores(images)).exp()
-    assert torch.allclose(probs, exponentials / exponentials.sum(dim=1, keepdim=True), atol=1e-6)
-    assert torch.allclose(probs.sum(dim=1), torch.ones(11))
-
-
-def test_raw_form_is_the_score_cut_at_zero():
-    classifier, images = AuxiliaryClassifier.from_prototypes(unit(4, 6, 16), scale=None), unit(11, 16, seed=1)
-    scores, probs = classifier.scores(images), classifier.probs(images)
-    assert (scores < 0).any() and (scores > 0).any()
-    assert torch.equal(probs, torch.where(scores > 0, scores, torch.zeros_like(scores)))
-
-
-def test_bias_is_added():
-    classifier = AuxiliaryClassifier(torch.eye(2), torch.tensor([0.0, 5.0]), None)
-    assert classifier.scores(torch.tensor([[1.0, 0.0]])).tolist() == [[1.0, 5.0]]
-
-
-def test_weights_follow_the_type_of_the_features():
-    classifier = AuxiliaryClassifier.from_prototypes(unit(4, 6, 16), scale=2.0)
-    assert classifier.probs(unit(3, 16).double()).dtype == torch.float64

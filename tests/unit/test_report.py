@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from test_results import HARMFUL, result, write, write_run
 
-from air_plugin import page
+from air_plugin import collection, comparison, page
 from air_plugin.cli import main
+from air_plugin.collection import collect
+from air_plugin.comparison import Comparison, Difference, accuracies, interval, paired_difference
 from air_plugin.errors import UserError
-from air_plugin.report import View, _change, as_csv, as_github, as_latex, report
-from air_plugin.results import Difference, Method, accuracies, collect, interval, paired_difference
+from air_plugin.report import _change, as_csv, as_github, as_latex, report
 
 
 def rows_of(text: str) -> list[list[str]]:
@@ -34,10 +35,10 @@ def github(output: Path, *, baseline: str | None = None, ci95: bool = False, det
     return as_github(view_of(output, baseline, ci95=ci95), details=details)
 
 
-def view_of(output: Path, baseline: str | None = None, *, ci95: bool = False) -> View:
+def view_of(output: Path, baseline: str | None = None, *, ci95: bool = False) -> Comparison:
     collection = collect(output)
     named = {method.title: method for method in collection.methods}
-    return View(collection, named[baseline] if baseline else None, ci95=ci95)
+    return Comparison(collection, named[baseline] if baseline else None, ci95=ci95)
 
 
 def three_seeds(output: Path, **changes: Any) -> list[float]:
@@ -57,6 +58,7 @@ def test_mean_and_deviation_over_seeds(tmp_path: Path):
     text = github(tmp_path)
     assert rows_of(text) == [["method", "digits", "seeds"], ["AiR (mini)", spread, "3"]]
     assert text.startswith('digits: backbone mini, split family zhou, template "a photo of the digit {}."\n')
+    assert "wording" not in text
     assert "standard deviation over seeds" in text
 
 
@@ -328,8 +330,9 @@ def test_the_page_gets_the_collection_and_the_baseline(
 ):
     calls = []
 
-    def write_page(collection: Any, target: Path, *, baseline: Method | None = None, ci95: bool = False) -> Path:
-        calls.append(([m.title for m in collection.methods], target, baseline and baseline.title, ci95))
+    def write_page(shown: Comparison, target: Path) -> Path:
+        baseline = shown.baseline and shown.baseline.title
+        calls.append(([m.title for m in shown.collection.methods], target, baseline, shown.ci95))
         return target
 
     monkeypatch.setattr(page, "write_page", write_page)
@@ -338,8 +341,37 @@ def test_the_page_gets_the_collection_and_the_baseline(
     names, default, other = ["CPL (mini)", "AiR (mini)"], tmp_path / "report.html", tmp_path / "other.html"
     assert air(capsys, str(tmp_path), "--format", "html") == (0, f"page: {default}\n", "")
     options = ["--baseline", "CPL (mini)", "--ci95", "--out", str(other)]
-    assert air(capsys, str(tmp_path), "--format", "html", *options) == (0, f"page: {other}\n", "")
+    code, out, err = air(capsys, str(tmp_path), "--format", "html", *options)
+    assert (code, out) == (0, f"page: {other}\n") and "no difference of AiR (mini) to CPL (mini)" in err
     assert calls == [(names, default, None, False), (names, other, "CPL (mini)", True)]
+
+
+def test_a_table_and_a_page_are_read_and_computed_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    for trainer, right in (("CPL", [True, False, False]), ("UPL", [True, True, False]), ("AiR", [True] * 3)):
+        write_run(tmp_path, right, trainer=trainer)
+    write(tmp_path, "{", "digits/AiR/mini/seed2")
+    read, compared = [], []
+
+    def read_results(output: Path) -> Any:
+        read.append(output)
+        return reading(output)
+
+    def paired(method: Any, *args: Any, **options: Any) -> Any:
+        compared.append(method.trainer)
+        return pairing(method, *args, **options)
+
+    reading, pairing = collection.read_results, comparison.paired_difference
+    monkeypatch.setattr(collection, "read_results", read_results)
+    monkeypatch.setattr(comparison, "paired_difference", paired)
+    target = tmp_path / "plan.html"
+    assert report(tmp_path, baseline="CPL (mini)", page=target) == 0
+    assert read == [tmp_path] and compared == ["UPL", "AiR"]
+    out, err = capsys.readouterr()
+    assert out.endswith(f"page: {target}\n") and err.count("\n") == 1  # the damaged result, once
+    (difference,) = re.findall(r"\+66\.7 \[[^]]*\]", out)
+    assert difference in target.read_text().replace("&nbsp;", " ").replace("\u00a0", " ")
 
 
 @pytest.mark.parametrize("form", ["github", "latex", "csv", "html"])
@@ -356,7 +388,7 @@ def test_no_harmful_file_ends_in_a_traceback(tmp_path: Path, form: str, capsys: 
     (tmp_path / "digits" / "methods.json").write_text("[{]")
     code, out, err = air(capsys, str(tmp_path), "--format", form, "--details", "--baseline", "CPL (mini)")
     assert code == 0 and out and "Traceback" not in err
-    assert err.count("\n") == err.count("warning: ") == len(HARMFUL) + (1 if form == "html" else 2)
+    assert err.count("\n") == err.count("warning: ") == len(HARMFUL) + 2
 
 
 # As the scripts call it

@@ -1,30 +1,17 @@
-"""Results read back from disk: what belongs together, what harmful files do, and the statistics."""
+"""Results read back from disk: what is whole, and what harmful files do."""
 
 from __future__ import annotations
 
 import json
-import os
-import random
 import re
-import tracemalloc
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
+from air_plugin.collection import collect
 from air_plugin.errors import UserError
-from air_plugin.results import (
-    Method,
-    accuracies,
-    collect,
-    interval,
-    load_predictions,
-    paired_difference,
-    read_results,
-    summary,
-)
+from air_plugin.results import load_predictions, read_results
 
 
 def result(trainer: str = "AiR", seed: int = 1, accuracy: float = 80.0, **changes: Any) -> dict[str, Any]:
@@ -65,10 +52,6 @@ def predictions_of(path: Path) -> dict[str, Any]:
     return json.loads(path.with_name("predictions.json").read_text())
 
 
-def titles(output: Path, **options: Any) -> list[str]:
-    return [method.title for method in collect(output, **options).methods]
-
-
 # Reading
 
 HARMFUL = {
@@ -106,6 +89,7 @@ HARMFUL = {
     "by_lambda NaN": json.dumps(result(by_lambda=[[float("nan"), 80]])),
     "provenance text": json.dumps(result(provenance="here")),
     "settings a list": json.dumps(result(provenance={"settings": [1]})),
+    "wording a number": json.dumps(result(provenance={"settings": {"DATASET.WORDING": 5}})),
     "seed a list": json.dumps(result(seed=[1])),
     "seed true": json.dumps(result(seed=True)),
     "seed a fraction": json.dumps(result(seed=1.5)),
@@ -160,7 +144,8 @@ def test_loops_and_dead_links_end(tmp_path: Path):
     with pytest.raises(UserError, match=r"no results in .*self"):
         collect(tmp_path / "self")
     (tmp_path / "link").symlink_to("out")
-    assert titles(tmp_path / "link") == ["AiR (mini)"]
+    (found,) = collect(tmp_path / "link").methods
+    assert found.title == "AiR (mini)"
 
 
 def test_an_unfinished_run_is_named(tmp_path: Path):
@@ -242,299 +227,3 @@ def test_predictions_that_lack_a_key_say_which(tmp_path: Path):
         with pytest.raises(UserError, match=f"it has no {key}"):
             load_predictions(read_results(tmp_path)[0][0])
         write_run(tmp_path, [True, False])
-
-
-# What belongs into one table
-
-
-def test_rows_stand_in_the_usual_order_and_numbers_in_theirs(tmp_path: Path):
-    shots = [f"mini+DATASET.NUM_SHOTS={number}" for number in (16, 4, 1)]
-    for trainer, config in [
-        ("AiR", "mini"), ("Other", "mini"), ("CPL", "mini"), ("ZeroshotAiR", "mini"), ("ZeroshotCLIP", "mini"),
-        ("UPL", "mini"), *(("CoOp", config) for config in shots), ("CoOp", "mini"),
-    ]:  # fmt: skip
-        write(tmp_path, result(trainer, config=config))
-    assert titles(tmp_path) == [
-        "ZeroshotCLIP (mini)", "CoOp (mini)", *(f"CoOp ({config})" for config in reversed(shots)), "UPL (mini)",
-        "CPL (mini)", "ZeroshotAiR (mini)", "AiR (mini)", "Other (mini)",
-    ]  # fmt: skip
-
-
-def test_methods_json_names_and_orders_rows(tmp_path: Path):
-    for trainer in ("ZeroshotCLIP", "CPL", "AiR"):
-        write(tmp_path, result(trainer))
-    entries = [
-        {"trainer": "AiR", "config": "mini", "title": "ours"}, {"trainer": "UPL", "config": "mini", "title": "not run"},
-        {"trainer": "CPL", "config": "mini", "title": ""},
-    ]  # fmt: skip
-    (tmp_path / "digits" / "methods.json").write_text(json.dumps(entries))
-    for folder in (tmp_path, tmp_path / "digits"):
-        assert titles(folder) == ["ours", "CPL (mini)", "ZeroshotCLIP (mini)"]
-        assert collect(folder).faults == []
-
-
-def test_the_first_data_set_with_a_title_gives_it(tmp_path: Path):
-    for dataset in ("digits", "letters"):
-        write(tmp_path, result(dataset=dataset))
-        entry = {"trainer": "AiR", "config": "mini", "title": f"ours on {dataset}"}
-        (tmp_path / dataset / "methods.json").write_text(json.dumps([entry]))
-    assert titles(tmp_path) == ["ours on digits"]
-    assert titles(tmp_path, datasets=["letters"]) == ["ours on letters"]
-
-
-@pytest.mark.parametrize("text", ["", "[", "{}", "[1]", '[{"trainer": "AiR"}]', "[" * 100_000, "\x00",
-                                  '[{"trainer": "AiR", "config": "mini", "title": "two\\nlines"}]'])  # fmt: skip
-def test_a_damaged_methods_json_costs_only_the_names(tmp_path: Path, text: str):
-    write(tmp_path, result())
-    path = tmp_path / "digits" / "methods.json"
-    path.write_text(text)
-    collection = collect(tmp_path)
-    assert [method.title for method in collection.methods] == ["AiR (mini)"]
-    assert len(collection.faults) == 1 and str(path) in collection.faults[0] and "\n" not in collection.faults[0]
-
-
-def test_rows_with_the_same_title_are_told_apart(tmp_path: Path):
-    entries = [{"trainer": "AiR", "config": config, "title": "ours"} for config in ("mini", "other")]
-    for entry in entries:
-        write(tmp_path, result(config=entry["config"]))
-    (tmp_path / "digits" / "methods.json").write_text(json.dumps(entries))
-    assert titles(tmp_path) == ["ours: AiR (mini)", "ours: AiR (other)"]
-
-
-def test_given_rows_restrict_order_and_name(tmp_path: Path):
-    for trainer in ("ZeroshotCLIP", "CPL", "AiR"):
-        write(tmp_path, result(trainer))
-    write(tmp_path, result("CPL", config="large", backbone="ViT-L/14"))  # cannot stand beside them, and need not
-    rows = {("AiR", "mini"): "ours", ("UPL", "mini"): "not run", ("CPL", "mini"): ""}
-    collection = collect(tmp_path, rows=rows)
-    assert [method.title for method in collection.methods] == ["ours", "CPL (mini)"]
-    assert collection.faults == ["no result of not run"]
-
-
-def test_filters_choose_and_unknown_names_have_near_matches(tmp_path: Path):
-    for dataset in ("digits", "letters"):
-        for trainer in ("CPL", "AiR"):
-            write(tmp_path, result(trainer, dataset=dataset))
-    assert collect(tmp_path).datasets == ["digits", "letters"]
-    assert collect(tmp_path, datasets=["letters", "digits"]).datasets == ["letters", "digits"]
-    assert collect(tmp_path, datasets=["letters"]).datasets == ["letters"]
-    assert titles(tmp_path, methods=["AiR (mini)"]) == ["AiR (mini)"]
-    for options, said in [
-        ({"datasets": ["digit"]}, "unknown data set 'digit'; did you mean digits?"),
-        ({"methods": ["AiR (min)"]}, "unknown method 'AiR (min)'; did you mean AiR (mini) or CPL (mini)?"),
-        ({"backbone": "ViT-B/32"}, "unknown backbone 'ViT-B/32'; known: mini"),
-        ({"split_family": "zho"}, "unknown split family 'zho'; did you mean zhou?"),
-    ]:
-        with pytest.raises(UserError, match=re.escape(said)):
-            collect(tmp_path, **options)
-
-
-@pytest.mark.parametrize(
-    ("change", "option", "filters"),
-    [
-        ({"backbone": "ViT-B/32"}, "--backbone", {"backbone": "mini"}),
-        ({"split_family": "elevater"}, "--split-family", {"split_family": "zhou"}),
-        ({"template": "a {}."}, "--method", {"methods": ["AiR (mini)"]}),
-    ],
-)
-def test_results_that_cannot_be_compared_are_an_error_that_names_them(
-    tmp_path: Path, change: dict[str, str], option: str, filters: dict[str, Any]
-):
-    paths = [write(tmp_path, result(seed=seed)) for seed in (1, 2)]
-    other = write(tmp_path, result("CPL", **change))
-    with pytest.raises(UserError) as raised:
-        collect(tmp_path)
-    message = str(raised.value)
-    assert option in message and next(iter(change.values())) in message and "\n" not in message
-    assert f"2 results, one of them {paths[0]}" in message and f"1 results, one of them {other}" in message
-    collection = collect(tmp_path, **filters)
-    assert [method.title for method in collection.methods] == ["AiR (mini)"] and collection.faults == []
-
-
-def test_templates_may_differ_between_data_sets(tmp_path: Path):
-    write(tmp_path, result())
-    write(tmp_path, result(dataset="letters", template="the letter {}."))
-    assert collect(tmp_path).templates == {"digits": "a photo of the digit {}.", "letters": "the letter {}."}
-
-
-def test_two_results_that_claim_the_same_run_are_both_left_out(tmp_path: Path):
-    first, copy = write(tmp_path, result(seed=1)), write(tmp_path, result(seed=1), "digits/AiR/copy/seed1")
-    write(tmp_path, result(seed=2))
-    collection = collect(tmp_path)
-    assert list(collection.methods[0].runs["digits"]) == [2]
-    assert len(collection.faults) == 1 and str(first) in collection.faults[0] and str(copy) in collection.faults[0]
-    (tmp_path / "digits/AiR/mini/seed2/result.json").unlink()
-    with pytest.raises(UserError, match=r"no results in .*claim to be seed 1"):
-        collect(tmp_path)
-
-
-def test_missing_seeds_are_named(tmp_path: Path):
-    for trainer, seeds in (("ZeroshotCLIP", (1,)), ("CPL", (1, 2, 3)), ("AiR", (1, 2))):
-        for seed in seeds:
-            write(tmp_path, result(trainer, seed))
-    write(tmp_path, result("AiR", 7, dataset="letters"))
-    assert collect(tmp_path).faults == [
-        "digits: ZeroshotCLIP (mini) lacks seeds 2, 3, which other methods have",
-        "digits: AiR (mini) lacks seed 3, which other methods have",
-    ]
-
-
-# Statistics
-
-
-def test_mean_and_deviation_against_plain_loops():
-    values = [79.25, 81.5, 83.0, 80.0]
-    total = squares = 0.0
-    for value in values:
-        total += value
-    for value in values:
-        squares += (value - total / 4) ** 2
-    assert summary(values) == (pytest.approx(total / 4), pytest.approx(sqrt(squares / 3)))
-    assert summary([68.25]) == (68.25, None)
-
-
-def test_interval_has_the_quantiles_of_printed_tables():
-    assert interval([5.0]) is None
-    assert interval([1.0, 3.0]) == pytest.approx(12.706 * sqrt(2) / sqrt(2), rel=1e-4)
-    assert interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / sqrt(3), rel=1e-3)
-    assert interval([4.0, 4.0, 4.0]) == 0.0
-
-
-def method_of(output: Path, trainer: str) -> Method:
-    (method,) = [method for method in collect(output).methods if method.trainer == trainer]
-    return method
-
-
-def pair(output: Path, images: int, seeds: tuple[int, ...] = (1, 2, 3)) -> tuple[Method, Method]:
-    """AiR and CPL with random hits; AiR is right more often."""
-    rng = random.Random(0)
-    for seed in seeds:
-        write_run(output, [rng.random() < 0.8 for _ in range(images)], seed=seed)
-        write_run(output, [rng.random() < 0.7 for _ in range(images)], seed=seed, trainer="CPL")
-    return method_of(output, "AiR"), method_of(output, "CPL")
-
-
-def test_accuracies_of_a_head_or_the_headline(tmp_path: Path):
-    for seed in (2, 1):
-        write(tmp_path, result(seed=seed, accuracy=80.0 + seed, headline="fused"))
-    write(tmp_path, result(seed=3, heads={"text": {"accuracy": 70.0}}))
-    method = method_of(tmp_path, "AiR")
-    assert accuracies(method, "digits") == [82.0, 83.0, 70.0]
-    assert accuracies(method, "digits", head="text") == [81.0, 82.0, 70.0]
-    assert accuracies(method, "digits", head="fused") == [82.0, 83.0]
-    assert accuracies(method, "letters") == []
-
-
-def test_difference_against_a_plain_bootstrap(tmp_path: Path):
-    method, baseline = pair(tmp_path, 120)
-    found = paired_difference(method, baseline, "digits", resamples=4000)
-    assert found is not None and found.seeds == [1, 2, 3] and found.images == 120
-    ours, theirs = (np.mean(accuracies(m, "digits")) for m in (method, baseline))
-    assert found.points == pytest.approx(ours - theirs)
-
-    def hit(method: Method, seed: int, image: int) -> bool:
-        return predictions_of(method.runs["digits"][seed]["path"])["heads"]["text"]["predicted"][image] == 0
-
-    differences = []
-    for image in range(120):
-        total = 0.0
-        for seed in (1, 2, 3):
-            total += hit(method, seed, image) - hit(baseline, seed, image)
-        differences.append(total / 3)
-    rng, means = random.Random(1), []
-    for _ in range(4000):
-        drawn = 0.0
-        for _ in range(120):
-            drawn += differences[rng.randrange(120)]
-        means.append(100 * drawn / 120)
-    means.sort()
-    # A percentile of 4000 resamples has a standard error of about 0.1 here, and values lie 100 / 360 apart.
-    assert found.low == pytest.approx(means[100], abs=0.6) and found.high == pytest.approx(means[3900], abs=0.6)
-
-
-def test_interval_of_many_images_is_the_normal_one(tmp_path: Path):
-    method, baseline = pair(tmp_path, 3000, seeds=(1,))
-    found = paired_difference(method, baseline, "digits")
-    hits = [
-        np.array(predictions_of(m.runs["digits"][1]["path"])["heads"]["text"]["predicted"]) == 0
-        for m in (method, baseline)
-    ]
-    difference = hits[0].astype(float) - hits[1]
-    half = 196 * difference.std() / sqrt(3000)
-    assert found is not None and found.low < found.points < found.high
-    assert (found.low, found.high) == pytest.approx((found.points - half, found.points + half), abs=0.05 * half)
-
-
-def test_difference_is_reproducible_and_turns_its_sign(tmp_path: Path):
-    method, baseline = pair(tmp_path, 50)
-    found, again = (paired_difference(method, baseline, "digits", resamples=200) for _ in range(2))
-    turned = paired_difference(baseline, method, "digits", resamples=200)
-    assert found == again != paired_difference(method, baseline, "digits", resamples=200, seed=1)
-    assert found is not None and turned is not None
-    assert turned.points == pytest.approx(-found.points)
-    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
-
-
-def test_difference_that_every_image_shares_has_no_width(tmp_path: Path):
-    write_run(tmp_path, [True] * 8)
-    write_run(tmp_path, [False] * 8, trainer="CPL")
-    found = paired_difference(method_of(tmp_path, "AiR"), method_of(tmp_path, "CPL"), "digits")
-    assert found is not None and (found.points, found.low, found.high) == (100.0, 100.0, 100.0)
-
-
-def test_a_single_image_has_a_difference_too(tmp_path: Path):
-    write_run(tmp_path, [True])
-    write_run(tmp_path, [False], trainer="CPL")
-    found = paired_difference(method_of(tmp_path, "AiR"), method_of(tmp_path, "CPL"), "digits")
-    assert found is not None and (found.points, found.images) == (100.0, 1)
-
-
-def test_only_common_seeds_count(tmp_path: Path):
-    write_run(tmp_path, [True, True], seed=1)
-    write_run(tmp_path, [False, False], seed=2)
-    write_run(tmp_path, [True, False], seed=1, trainer="CPL")
-    write_run(tmp_path, [True, True], seed=3, trainer="CPL")
-    found = paired_difference(method_of(tmp_path, "AiR"), method_of(tmp_path, "CPL"), "digits")
-    assert found is not None and (found.points, found.seeds) == (50.0, [1])
-
-
-def test_bootstrap_memory_is_bounded(tmp_path: Path):
-    method, baseline = pair(tmp_path, 5000, seeds=(1,))
-    paired_difference(method, baseline, "digits", resamples=10)  # imports scipy
-    tracemalloc.start()
-    try:
-        paired_difference(method, baseline, "digits", resamples=4000)  # at once: 160 MB of indices, 160 MB of values
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 120e6
-
-
-@pytest.mark.parametrize("kind", ["no predictions", "damaged", "other images", "other labels", "no common seed"])
-def test_no_difference_has_a_reason(tmp_path: Path, kind: str):
-    path = write_run(tmp_path, [True, False, True], seed=2 if kind == "no common seed" else 1)
-    other = write_run(tmp_path, [True, True, False], trainer="CPL")
-    said = predictions_of(path)
-    if kind == "no predictions":
-        os.remove(path.with_name("predictions.json"))
-    elif kind == "damaged":
-        write_predictions(path, "{")
-    elif kind == "other images":
-        write_predictions(path, {**said, "images": said["images"][::-1]})
-    elif kind == "other labels":
-        labels, predicted = [0, 1, 0], [0, 0, 0]
-        write_predictions(path, {**said, "labels": labels,
-                                 "heads": {"text": {"predicted": predicted, "confidence": [1, 1, 1]}}})  # fmt: skip
-    method, baseline = method_of(tmp_path, "AiR"), method_of(tmp_path, "CPL")
-    reasons: list[str] = []
-    assert paired_difference(method, baseline, "digits", reasons=reasons) is None
-    assert paired_difference(baseline, method, "digits") is None
-    (reason,) = reasons
-    assert reason.startswith("digits: no difference of AiR (mini) to CPL (mini): ") and "\n" not in reason
-    said_of = {
-        "no predictions": f"{path.parent} has no predictions.json", "damaged": str(path.with_name("predictions.json")),
-        "other images": f"{path.parent} and {other.parent} were not tested on the same",
-        "other labels": f"{path.parent} and {other.parent} were not tested on the same",
-        "no common seed": "no seed in common",
-    }  # fmt: skip
-    assert said_of[kind] in reason
