@@ -140,9 +140,9 @@ def build(cfg: Any) -> Any:
     for package, names in (("trainers", TRAINERS), ("datasets", DATASETS)):
         for name in names:
             import_module(f"{package}.{name}")
-    base, plus, _ = cfg.TRAINER.NAME.partition("+AiR")
+    base = cfg.TRAINER.NAME.removesuffix("+AiR")
     known = TRAINER_REGISTRY.registered_names()
-    if plus and base in known and cfg.TRAINER.NAME not in known:
+    if base in known and cfg.TRAINER.NAME not in known:
         TRAINER_REGISTRY.register(augment(TRAINER_REGISTRY.get(base)))
     for kind, name, registry in (
         ("trainer", cfg.TRAINER.NAME, TRAINER_REGISTRY), ("data set", cfg.DATASET.NAME, DATASET_REGISTRY),

@@ -135,7 +135,7 @@ def randomness_kept() -> Iterator[None]:
     """
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # named: by default several are warned of
             yield
     finally:
         random.setstate(python)

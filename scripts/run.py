@@ -225,7 +225,7 @@ def run(args: argparse.Namespace) -> int:
         except UserError:  # a file of the main trainer's alone
             print(f"left out: {row.title or row.trainer}, which has no configs/trainers/{row.trainer}/{config}.yaml")
             continue
-        if args.plan and args.dataset == "folder" and row.trainer == "CoOp":
+        if args.plan and args.dataset == "folder" and row.trainer.removesuffix("+AiR") == "CoOp":
             print(f"left out: {row.title}, which needs training labels")
             continue
         options = ["AIR.CACHE", str(output / "cache"), *row.options]

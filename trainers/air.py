@@ -23,7 +23,6 @@ class AiR(AuxiliaryMixin, SelfTraining):
         super().check_cfg(cfg)
         require_choice("TRAINER.AIR.LABELER", cfg.TRAINER.AIR.LABELER, Labeler)
         self.labeler = cfg.TRAINER.AIR.LABELER
-        self.headline = self.air.headline
 
     def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
         losses = super().losses(batch, text)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
@@ -32,7 +30,3 @@ class ZeroshotCLIP(PromptTrainer):
 @TRAINER_REGISTRY.register()
 class ZeroshotAiR(AuxiliaryMixin, ZeroshotCLIP):
     """The template head fused with the auxiliary classifier (AiR, PLG, without prompt training)."""
-
-    def check_cfg(self, cfg: Any) -> None:
-        super().check_cfg(cfg)
-        self.headline = self.air.headline

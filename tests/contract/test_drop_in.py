@@ -330,6 +330,21 @@ def test_training_is_bit_identical_to_the_trainers_own(mine: type, config: Calla
     assert all(torch.equal(value, after[1][0][name]) for name, value in after[0][0].items())
 
 
+def test_no_random_number_is_used_up_by_what_we_make(config: Callable, tmp_path: Path):
+    """With an empty store, LoRA, and a part of ours that draws from every global generator."""
+
+    class Wasteful(MyCoOp):
+        def build_auxiliary(self) -> None:
+            random.random(), np.random.rand(), torch.rand(1)
+            super().build_auxiliary()
+
+    after = []
+    for trainer, options in ((CoOpShape, {}), (Wasteful, {"AIR__LORA__ENABLED": True, "AIR__CACHE": str(tmp_path)})):
+        build(trainer, config(AIR__LORA__STEPS=2, AIR__LORA__BATCH=2, **options))
+        after.append((random.random(), float(np.random.rand()), float(torch.rand(1))))
+    assert after[0] == after[1] and list(tmp_path.glob("lora/*/entry.json"))
+
+
 @pytest.mark.parametrize("mine", MINE)
 def test_training_changes_something(mine: type, trained: Callable, config: Callable):
     before, after = build(theirs(mine), config()).model.state_dict(), trained(mine).model.state_dict()

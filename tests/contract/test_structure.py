@@ -242,6 +242,7 @@ def test_shell_scripts_are_whole_thin_and_helpful(path: str):
     "command", [["train.py"], ["scripts/run.py"], ["-m", "air_plugin.cli"], ["-m", "air_plugin.cli", "prototypes"],
                 ["-m", "air_plugin.cli", "report"], ["-m", "air_plugin.cli", "predict"],
                 ["-m", "air_plugin.cli", "export"], ["-m", "benchmarks.selection"], ["-m", "benchmarks.prompt_step"],
+                ["-m", "benchmarks.auxiliary_head"],
                 ["-m", "air_plugin.mini.training"]],
 )  # fmt: skip
 def test_help_works(command: list[str]):
