@@ -81,9 +81,10 @@ def test_images_belong_to_their_class(build):
 
 def test_everything_comes_from_the_store_the_second_time(build):
     first, stages = build()
-    assert stages == {"generator": False, "lora": False, "generation": False, "prototypes": False}
+    assert stages == {name: False for name in ("generator", "lora", "generation", "prototypes", "refinement")}
     second, stages = build()
-    assert stages == {"generator": False, "lora": True, "generation": True, "prototypes": True}
+    expected = {"generator": False, "lora": True, "generation": True, "prototypes": True, "refinement": False}
+    assert stages == expected
     assert first.key == second.key and torch.equal(first.classifier.weight, second.classifier.weight)
     assert torch.equal(first.kept, second.kept) and first.images == second.images
 
@@ -122,8 +123,8 @@ def test_the_generator_is_loaded_as_the_settings_say(
                "LCM_LORA": "owner/lora", "LCM_LORA_REVISION": "def", "SAFETY_CHECKER": True,
                "PRECISION": "bf16"}  # fmt: skip
     build_auxiliary(
-        tiny_backbone, NAMES, pictures, probs=torch.eye(7, 3), settings=air_settings(**options), store=store,
-        stages=Stages(),
+        tiny_backbone, NAMES, pictures, features=torch.eye(7, 24), probs=torch.eye(7, 3),
+        settings=air_settings(**options), store=store, stages=Stages(),
     )  # fmt: skip
     assert seen.pop("device") == tiny_backbone.device and seen.pop("name") == "owner/model"
     assert seen == {key.lower(): value for key, value in options.items() if key != "GENERATOR"}
