@@ -212,7 +212,7 @@ def _assign(
     head = model.head() if model else None
     for start in range(0, len(features), chunk):
         part = slice(start, min(start + chunk, len(features)))
-        score = text_probs[part].double().clamp_(min=SMALLEST).log_()
+        score = text_probs[part].double().clamp(min=SMALLEST).log_()  # a copy: the input stays as it is
         if head is not None:
             likelihood = torch.addmm(head[1], features[part].double(), head[0].T)
             score += likelihood.mul_(likelihood_weight)
