@@ -157,12 +157,15 @@ def refine(
     median over the classes that have images, so that some absent ones do not decide, held between 1 and the images
     drawn a class. Where drawn and real images disagree, n0 is small, and the drawn ones have little to say.
 
+    The first E step is the text alone, and the first M step no more than the shift d: text that errs would else pull
+    the mean of an absent class into a present one, and the class would stay there and swallow the other.
+
     Without a prior, n0 and n are 0, S is shrunk by `oas_shrinkage`, and a class without images keeps its former mean:
     EM from zero-shot, the rival without diffusion.
 
     Args:
         features: (N, D) of unlabelled images, unit rows.
-        text_probs: (N, C), rows sum to 1; the first E step is these alone.
+        text_probs: (N, C), rows sum to 1.
         prior: of the drawn images; None is none.
         likelihood_weight: a > 0.
         iterations: at most, at least 1.
@@ -179,6 +182,8 @@ def refine(
         current = model or before
         if prior is None:
             model = _maximise_alone(current, mass, sums, moment, total)
+        elif model is None:
+            model = _moved(prior, mass, sums)
         else:
             model, anchor = _maximise(prior, current, mass, sums, moment, total, anchor)
         steps += 1
@@ -274,6 +279,13 @@ def _maximise(
     images = float(prior.counts.sum())
     scatter = images * prior.covariance + _scatter(mean, mass, sums, moment) + anchor * apart.T @ apart
     return Gaussians(mean, scatter / (images + total + len(mean)), anchor + mass), anchor
+
+
+def _moved(prior: Gaussians, mass: Tensor, sums: Tensor) -> Gaussians:
+    """The first M step: the prior, shifted."""
+    own = sums / mass.clamp(min=LEAST_MASS)[:, None]
+    shift = _shift(prior.mean, own, mass, float(prior.counts.mean()))
+    return Gaussians(prior.mean + shift, prior.covariance, prior.counts)
 
 
 def _shift(drawn: Tensor, own: Tensor, mass: Tensor, anchor: float) -> Tensor:

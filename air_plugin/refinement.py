@@ -101,7 +101,7 @@ def refined(prior: Gaussians | None, features: Tensor, probs: Tensor, *, store: 
     inputs = {"features": features, "probs": probs}
     if prior is not None:
         inputs |= {"mean": prior.mean, "covariance": prior.covariance, "counts": prior.counts}
-    with store.open("refined", {"recipe": 1, "inputs": tensor_digest(inputs), "weight": LIKELIHOOD_WEIGHT}) as entry:
+    with store.open("refined", {"recipe": 2, "inputs": tensor_digest(inputs), "weight": LIKELIHOOD_WEIGHT}) as entry:
         if not entry.complete:
             found = refine(features, probs, prior=prior)
             numbers = torch.tensor([found.anchor, found.iterations, found.converged], dtype=torch.float64)

@@ -46,9 +46,11 @@ def build(tiny_backbone: Backbone, pictures: list[str], store: Store, monkeypatc
 
     def run(*, names: list[str] = NAMES, **changes: Any) -> tuple[Auxiliary, dict[str, bool]]:
         stages = Stages()
+        features = features_of(tiny_backbone, [Path(picture) for picture in pictures])
         made = build_auxiliary(
-            tiny_backbone, names, pictures, probs=probs, settings=air_settings(**changes), store=store, stages=stages
-        )
+            tiny_backbone, names, pictures,
+            features=features, probs=probs, settings=air_settings(**changes), store=store, stages=stages,
+        )  # fmt: skip
         return made, {stage.name: stage.cached for stage in stages.done}
 
     return run
