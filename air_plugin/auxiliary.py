@@ -20,6 +20,7 @@ from air_plugin.features import extract_features
 from air_plugin.images import digest_files, write_atomically
 from air_plugin.prototypes import gather_prototypes, real_prototypes, select_prototypes
 from air_plugin.provenance import Stages
+from air_plugin.refinement import Round, look_back, settle
 from air_plugin.store import Entry, Store, key_of, save_tensors
 
 
@@ -31,6 +32,8 @@ class Auxiliary:
     images: C lists of M image files.
     kept: (C, K) which of them were kept, nearest to the class mean first.
     key: of its artifact; empty where it is none.
+    drawn: (C, M, D) unit features of all images; None where they are not known.
+    rounds: how it came about; empty where nobody looked at the unlabelled images.
     """
 
     classifier: AuxiliaryClassifier
@@ -38,6 +41,8 @@ class Auxiliary:
     images: list[list[Path]]
     kept: Tensor
     key: str
+    drawn: Tensor | None = None
+    rounds: tuple[Round, ...] = ()
 
 
 def build_auxiliary(
@@ -45,6 +50,7 @@ def build_auxiliary(
     classnames: Sequence[str],
     paths: Sequence[str],
     *,
+    features: Tensor,
     probs: Tensor,
     settings: AirSettings,
     store: Store,
@@ -52,26 +58,74 @@ def build_auxiliary(
 ) -> Auxiliary:
     """Make the auxiliary classifier, taking from the store whatever is there.
 
+    The first round's captions are the zero-shot labels. With AIR.ROUNDS above 1, a later round's are what the round
+    before made of the unlabelled images; it ends early once these labels hardly change. Everything but the labels,
+    which follow from it, lies in the store, so that an interrupted build goes on where it was.
+
     Args:
         backbone: whose features the classifier reads.
         classnames: C names.
         paths: N unlabelled images.
-        probs: (N, C) zero-shot probabilities, for the captions of LoRA.
+        features: (N, D) of them, unit rows.
+        probs: (N, C) zero-shot probabilities, for the captions of LoRA and for EM.
         settings: validated.
         store: of the artifacts.
-        stages: takes the times of generator, lora, generation and prototypes.
+        stages: takes the times of generator, lora, generation, prototypes and refinement.
     """
+    if settings.source != "synthetic":
+        with stages.stage("prototypes"):
+            auxiliary = auxiliary_of_real_images(
+                backbone, classnames, paths, features=features, probs=probs, settings=settings
+            )
+        with stages.stage("refinement"):
+            auxiliary, opinion, figures = settle(
+                auxiliary, features=features, probs=probs, settings=settings, store=store
+            )
+        return replace(auxiliary, rounds=(look_back(opinion, probs, figures),))
     with stages.stage("generator"):
         generator = load_generator(settings.generator, device=backbone.device, **settings.loading)
+    captions, rounds = probs, list[Round]()
+    for number in range(1, settings.rounds + 1):
+        suffix = f", round {number}" if number > 1 else ""
+        auxiliary = _draw_and_keep(
+            backbone, generator, classnames, paths,
+            captions=captions, settings=settings, store=store, stages=stages, suffix=suffix,
+        )  # fmt: skip
+        with stages.stage(f"refinement{suffix}"):
+            auxiliary, opinion, figures = settle(
+                auxiliary, features=features, probs=probs, settings=settings, store=store
+            )
+        rounds.append(look_back(opinion, captions, figures))
+        if settings.rounds > 1:
+            print(f"round {number}: {rounds[-1].changed:.1f} % of the labels changed")
+        if rounds[-1].stable:
+            break
+        captions = opinion
+    return replace(auxiliary, rounds=tuple(rounds))
+
+
+def _draw_and_keep(
+    backbone: Backbone,
+    generator: Generator,
+    classnames: Sequence[str],
+    paths: Sequence[str],
+    *,
+    captions: Tensor,
+    settings: AirSettings,
+    store: Store,
+    stages: Stages,
+    suffix: str,
+) -> Auxiliary:
+    """One round up to the paper's classifier, from (N, C) probabilities that the captions of LoRA are made of."""
     adapter = None
     if settings.lora.enabled:
-        with stages.stage("lora") as stage:
-            adapter = adapt(generator, classnames, paths, probs=probs, settings=settings, store=store)
+        with stages.stage(f"lora{suffix}") as stage:
+            adapter = adapt(generator, classnames, paths, probs=captions, settings=settings, store=store)
             stage.cached = adapter.cached
-    with stages.stage("generation") as stage:
+    with stages.stage(f"generation{suffix}") as stage:
         report = draw(generator, adapter, classnames, settings=settings, store=store)
         stage.cached = report.drawn == 0
-    with stages.stage("prototypes") as stage:
+    with stages.stage(f"prototypes{suffix}") as stage:
         auxiliary, stage.cached = make_prototypes(
             backbone, classnames, report.paths, settings=settings, store=store, adapter=adapter, generator=generator
         )
@@ -104,7 +158,7 @@ def auxiliary_of_real_images(
     card = make_card(backbone, classnames, settings=settings)
     classifier = _classifier(prototypes, backbone, settings=settings, card=card)
     images = [[Path(paths[i]) for i in row] for row in chosen.tolist()]
-    return Auxiliary(classifier, prototypes, images, kept, key="")
+    return Auxiliary(classifier, prototypes, images, kept, key="", drawn=candidates)
 
 
 @dataclass(frozen=True)
@@ -201,6 +255,7 @@ def make_prototypes(
     by_class = [list(images[c :: len(classnames)]) for c in range(len(classnames))]
     ordered = [path for paths in by_class for path in paths]
     table, _ = extract_features(backbone, ordered, store=store, title="features of images")
+    drawn = table.plain.unflatten(0, (len(classnames), -1))  # (C, M, D)
     key = {
         "recipe": 1,
         "images": digest_files(ordered),
@@ -215,7 +270,7 @@ def make_prototypes(
     with store.open("prototypes", key) as entry:
         cached = entry.complete
         if not cached:
-            _select(table.plain.reshape(len(classnames), -1, table.plain.shape[1]), entry, settings)
+            _select(drawn, entry, settings)
         saved = entry.tensors("prototypes.safetensors")
         card = make_card(
             backbone, classnames,
@@ -223,7 +278,7 @@ def make_prototypes(
         )  # fmt: skip
         prototypes = saved["prototypes"].to(backbone.device)
         classifier = _classifier(prototypes, backbone, settings=settings, card=card)
-        return Auxiliary(classifier, prototypes, by_class, saved["kept"], entry.key), cached
+        return Auxiliary(classifier, prototypes, by_class, saved["kept"], entry.key, drawn), cached
 
 
 def _select(features: Tensor, entry: Entry, settings: AirSettings) -> None:
@@ -241,4 +296,5 @@ def _classifier(
     """(C, K, D) kept features to the classifier."""
     scale = settings.scale * backbone.logit_scale if settings.form == "softmax" else None
     head = AuxiliaryClassifier.from_prototypes(prototypes, scale=scale)
-    return replace(head, fusion_weight=settings.weight, card=card)
+    weight = 1.0 if settings.weight is None else settings.weight  # auto: until `settle` has chosen it
+    return replace(head, fusion_weight=weight, card=card)

@@ -140,6 +140,9 @@ def make_card(
         "seed": settings.seed,
         "template": settings.prompt,
         "form": settings.form,
+        "auxiliary": settings.auxiliary,
+        "refine": settings.refine,
+        "rounds": settings.rounds,
         "images_per_class": settings.images_per_class,
         "kept_per_class": settings.kept_per_class,
     }

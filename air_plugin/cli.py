@@ -151,6 +151,7 @@ def run_stage(args: argparse.Namespace) -> int:
     from air_plugin.features import extract_features
     from air_plugin.images import find_images
     from air_plugin.prompts import fill
+    from air_plugin.refinement import settle
     from air_plugin.store import Store
 
     cfg = settings_of(args)
@@ -163,15 +164,18 @@ def run_stage(args: argparse.Namespace) -> int:
     settings = AirSettings.from_cfg(cfg)
     if settings.source != "synthetic":
         raise UserError(f"AIR.SOURCE is {settings.source}; these commands draw images, so it must be synthetic")
+    if settings.rounds > 1:
+        raise UserError(f"AIR.ROUNDS is {settings.rounds}; these commands are of one round, so it must be 1")
     paths = [str(path) for path in find_images(args.images)]
     store, device = Store(args.store), pick_device(args.device)
     backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, precision=cfg.TRAINER.PROMPT.PREC, device=device)
     generator = load_generator(settings.generator, device=device, **settings.loading)
     adapter = None
-    if settings.lora.enabled:
+    if settings.lora.enabled or args.command == "prototypes":
         table, _ = extract_features(backbone, paths, store=store)
         texts = backbone.encode_texts([fill(cfg.DATASET.TEMPLATE, name) for name in names])
         probs = backbone.text_probs(table.plain, texts)
+    if settings.lora.enabled:
         adapter = auxiliary.adapt(generator, names, paths, probs=probs, settings=settings, store=store)
         print(f"adapter: {adapter.folder}")
     if args.command == "lora":
@@ -182,6 +186,7 @@ def run_stage(args: argparse.Namespace) -> int:
         made, _ = auxiliary.make_prototypes(
             backbone, names, report.paths, settings=settings, store=store, adapter=adapter, generator=generator
         )
+        made, _, _ = settle(made, features=table.plain, probs=probs, settings=settings, store=store)
         folder = store.root / "prototypes" / made.key
         out = args.out or folder / "classifier.safetensors"
         made.classifier.save(out)

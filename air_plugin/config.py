@@ -16,8 +16,13 @@ LossForm = Literal["consistency", "synthetic"]
 AuxiliaryForm = Literal["softmax", "raw"]
 Head = Literal["text", "fused"]
 Labeler = Literal["CPL", "UPL"]
-Source = Literal["synthetic", "real"]
+Source = Literal["synthetic", "real", "none"]
+Classifier = Literal["cosine", "gaussian"]
+Refinement = Literal["none", "em"]
 Sampler = Literal["dpm", "ddim", "euler", "lcm", "own"]
+
+AUTO = "auto"  # in the place of a number that is then chosen without labels
+MAY_BE_AUTO = ("AIR.LAMBDA",)
 
 
 def add_air_config(cfg: Any) -> None:
@@ -28,6 +33,8 @@ def add_air_config(cfg: Any) -> None:
     cfg.DATASET.SPLIT_FAMILY = "zhou"  # or elevater: the data set's own train and test lists
     cfg.DATASET.WORDING = "coop"  # of the class names; grip: GRIP's and CPL's, where a data set has both
     cfg.DATASET.TEMPLATE = "a photo of a {}."
+    cfg.DATASET.MISSING = 0  # digits alone: classes that the unlabelled images lack; an experiment, not the method
+    cfg.DATASET.RARER = 1.0  # digits alone: every other class is so many times rarer among the unlabelled images
     cfg.DATASET.DEFAULT_CONFIG = ""  # the trainer config that the scripts use where none is named
 
     cfg.TRAINER.PROMPT = CfgNode()
@@ -62,10 +69,14 @@ def add_air_config(cfg: Any) -> None:
     cfg.AIR.CACHE = ""  # folder of the artifacts; empty: cache/ in the output folder
     cfg.AIR.THREADS = 0  # of torch on the CPU; 0 leaves torch's own number
     cfg.AIR.HEADLINE = "fused"
-    cfg.AIR.LAMBDA = 2.0
+    cfg.AIR.LAMBDA = 2.0  # or auto
     cfg.AIR.BETA = 1.0
     cfg.AIR.LS = "consistency"
-    cfg.AIR.SOURCE = "synthetic"  # of the prototypes; "real": unlabelled images by their zero-shot label, a control
+    cfg.AIR.SOURCE = "synthetic"  # of the prototypes; controls: "real", unlabelled images by their zero-shot label;
+    # "none", EM from zero-shot without any prototypes (what shows and trains as prototypes is as with "real")
+    cfg.AIR.AUXILIARY = "cosine"  # or gaussian: class means of all M images and one covariance (air_plugin/gaussian.py)
+    cfg.AIR.REFINE = "none"  # or em: the Gaussian classes are carried to the unlabelled images
+    cfg.AIR.ROUNDS = 1  # the labels of a round are the captions of the next one's LoRA; fewer where they stop changing
     cfg.AIR.M = 120
     cfg.AIR.K = 30
     cfg.AIR.AUX_FORM = "softmax"
@@ -125,13 +136,19 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class AirSettings:
-    """The auxiliary classifier's settings. Names as in AIR; `weight` is AIR.LAMBDA and `prompt` a template with {}."""
+    """The auxiliary classifier's settings. Names as in AIR; `prompt` is a template with {}.
+
+    weight: AIR.LAMBDA, or None where it is "auto": chosen without labels (air_plugin/weighting.py).
+    """
 
     headline: Head
-    weight: float
+    weight: float | None
     beta: float
     loss: LossForm
     source: Source
+    auxiliary: Classifier
+    refine: Refinement
+    rounds: int
     images_per_class: int
     kept_per_class: int
     form: AuxiliaryForm
@@ -153,7 +170,7 @@ class AirSettings:
     lora: LoraSettings
 
     def __post_init__(self) -> None:
-        _require(self.weight >= 0, "AIR.LAMBDA", self.weight, "at least 0")
+        _require(self.weight is None or self.weight >= 0, "AIR.LAMBDA", self.weight, f"at least 0, or {AUTO}")
         _require(self.beta >= 0, "AIR.BETA", self.beta, "at least 0")
         _require(self.kept_per_class >= 1, "AIR.K", self.kept_per_class, "at least 1")
         _require(
@@ -172,8 +189,24 @@ class AirSettings:
         require_choice("AIR.HEADLINE", self.headline, Head)
         require_choice("AIR.LS", self.loss, LossForm)
         require_choice("AIR.SOURCE", self.source, Source)
+        require_choice("AIR.AUXILIARY", self.auxiliary, Classifier)
+        require_choice("AIR.REFINE", self.refine, Refinement)
         require_choice("AIR.AUX_FORM", self.form, AuxiliaryForm)
         require_choice("AIR.SCHEDULER", self.scheduler, Sampler)
+        self._require_what_goes_together()
+
+    def _require_what_goes_together(self) -> None:
+        _require(self.rounds >= 1, "AIR.ROUNDS", self.rounds, "at least 1")
+        if self.refine == "em":
+            _require(self.auxiliary == "gaussian", "AIR.AUXILIARY", self.auxiliary, "gaussian where AIR.REFINE is em")
+        if self.source == "none":
+            _require(self.refine == "em", "AIR.REFINE", self.refine, "em where AIR.SOURCE is none")
+        if self.rounds > 1:
+            wanted = "1 where nothing is adapted: AIR.SOURCE is not synthetic, or AIR.LORA.ENABLED is False"
+            _require(self.source == "synthetic" and self.lora.enabled, "AIR.ROUNDS", self.rounds, wanted)
+        if self.form == "raw":
+            wanted = "softmax where AIR.AUXILIARY is gaussian or AIR.LAMBDA is auto"
+            _require(self.auxiliary == "cosine" and self.weight is not None, "AIR.AUX_FORM", self.form, wanted)
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -192,10 +225,13 @@ class AirSettings:
         lora = {key.lower(): value for key, value in air.LORA.items()}
         return cls(
             headline=air.HEADLINE,
-            weight=air.LAMBDA,
+            weight=None if air.LAMBDA == AUTO else air.LAMBDA,
             beta=air.BETA,
             loss=air.LS,
             source=air.SOURCE,
+            auxiliary=air.AUXILIARY,
+            refine=air.REFINE,
+            rounds=air.ROUNDS,
             images_per_class=air.M,
             kept_per_class=air.K,
             form=air.AUX_FORM,
@@ -315,6 +351,8 @@ def _merge(cfg: Any, tree: Mapping[str, Any], *, prefix: str, where: str) -> Non
                 raise UserError(f"{key}{where} is a section, not a value; its keys: {', '.join(old)}")
             _merge(old, value, prefix=f"{key}.", where=where)
         else:
+            if key in MAY_BE_AUTO and AUTO in (old, value):
+                old = value if value == AUTO else 0.0
             cfg[name] = _coerce(old, value, f"{key}{where}")
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from air_plugin.auxiliary import Auxiliary, auxiliary_of_real_images, build_auxiliary
+from air_plugin.auxiliary import Auxiliary, build_auxiliary
 from air_plugin.backbone import Backbone, load_backbone
 from air_plugin.config import AirSettings, require_template
 from air_plugin.errors import UserError
@@ -96,15 +96,8 @@ class AuxiliaryMixin(_Host):
             self._look_at_unlabelled(backbone)
         elif not hasattr(self, "zero_shot_probs"):
             self.look_at_unlabelled()
-        if self.air.source == "real":
-            with self.stages.stage("prototypes"):
-                self.auxiliary = auxiliary_of_real_images(
-                    backbone, self.classnames, self.paths,
-                    features=self.unlabelled.plain, probs=self.zero_shot_probs, settings=self.air,
-                )  # fmt: skip
-            return
         self.auxiliary = build_auxiliary(
-            backbone, self.classnames, self.paths,
+            backbone, self.classnames, self.paths, features=self.unlabelled.plain,
             probs=self.zero_shot_probs, settings=self.air, store=self.store, stages=self.stages,
         )  # fmt: skip
 
@@ -157,7 +150,7 @@ class AuxiliaryMixin(_Host):
             raise UserError(f"{self._name}: model_inference gives {given}, not {wanted} logits, images by classes; let "
                             "the trainer's own give these alone")
         seen = self._seen or self.refresh()
-        return seen.classifier.fuse(logits, self._features(input, heard), weight=self.air.weight)
+        return seen.classifier.fuse(logits, self._features(input, heard))
 
     @torch.no_grad()
     def test(self, *args: Any, **kwargs: Any) -> Any:
@@ -177,6 +170,9 @@ class AuxiliaryMixin(_Host):
         paths = [seen.images[c][k] for c, row in enumerate(seen.kept.tolist()) for k in row]
         some = list(range(0, len(paths), max(1, len(paths) // SAMPLES)))
         if not _same(self._encode([paths[i] for i in some]), seen.prototypes.flatten(0, 1)[some]):
+            if self.air.auxiliary != "cosine" or self.air.weight is None:
+                raise UserError(f"{self._name}: its image tower is not the frozen backbone, for which AIR.AUXILIARY "
+                                "gaussian and AIR.LAMBDA auto are made; set cosine and a number")
             prototypes = self._encode(paths).unflatten(0, seen.kept.shape)
             weight = prototypes.mean(dim=1)
             card = {**seen.classifier.card, "backbone_fingerprint": None}  # its features are the trainer's alone
@@ -252,7 +248,8 @@ class AuxiliaryMixin(_Host):
 
     def fused(self, text_probs: Tensor, features: Tensor) -> Tensor:
         """p* from (N, C) text probabilities and the (N, D) features behind them."""
-        return fuse(text_probs, self.auxiliary.classifier.probs(features), weight=self.air.weight)
+        classifier = self.auxiliary.classifier
+        return fuse(text_probs, classifier.probs(features), weight=classifier.fusion_weight)
 
     def head_probs(self, features: Tensor) -> dict[str, Tensor]:
         heads = super().head_probs(features)
@@ -266,11 +263,22 @@ class AuxiliaryMixin(_Host):
         auxiliary = self.auxiliary.classifier.probs(features)
         self.by_lambda = [
             (weight, 100.0 * float((fuse(heads["text"], auxiliary, weight=weight).argmax(1) == labels).float().mean()))
-            for weight in sorted({*LAMBDAS, self.air.weight})
+            for weight in sorted({*LAMBDAS, self.auxiliary.classifier.fusion_weight})
         ]
 
     def figures(self) -> dict[str, Any]:
-        return {**super().figures(), "by_lambda": self.by_lambda}
+        return {**super().figures(), "by_lambda": self.by_lambda, "auxiliary": self._rounds()}
+
+    def _rounds(self) -> list[dict[str, Any]]:
+        """Of each round of drawing: figures, and the share of right labels, in percent, looked at afterwards."""
+        known = self.hidden_labels()
+        return [
+            {
+                "changed": done.changed, **done.figures,
+                "accuracy": 100.0 * float((done.labels.cpu() == known).double().mean()) if known is not None else None,
+            }
+            for done in self.auxiliary.rounds
+        ]  # fmt: skip
 
 
 def augment(trainer: type) -> type:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
+import random
 from pathlib import Path
 from typing import Any
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
+from air_plugin.config import require_range
 from air_plugin.errors import UserError
 from air_plugin.features import randomness_kept
 from air_plugin.images import write_atomically
@@ -38,11 +41,37 @@ class Digits(SplitDataset):
             train, val, test = (self._read(folder, split[name]) for name in ("train", "val", "test"))
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
             raise UserError(f"{folder} is damaged ({error}); remove it and it is written again") from error
+        train = incomplete(train, missing=cfg.DATASET.MISSING, rarer=cfg.DATASET.RARER, seed=max(cfg.SEED, 0))
         super().__init__(cfg, CLASSES, train=train, val=val, test=test)
 
     @staticmethod
     def _read(folder: Path, items: list[list[Any]]) -> list[Datum]:
         return [Datum(impath=str(folder / path), label=int(label), classname=name) for path, label, name in items]
+
+
+def incomplete(items: list[Datum], *, missing: int, rarer: float, seed: int) -> list[Datum]:
+    """Training images as they might come: an experiment's construction, which uses labels that no method sees.
+
+    Args:
+        items: of all classes.
+        missing: how many classes are left out, which ones depends on the seed.
+        rarer: of every other class (the even or the odd ones, by the seed) one image in so many is kept, at least one.
+        seed: of the choice.
+
+    Raises:
+        UserError: not even two classes are left, or `rarer` is below 1.
+    """
+    require_range("DATASET.MISSING", missing, 0, len(CLASSES) - 2)
+    require_range("DATASET.RARER", rarer, 1, math.inf)
+    rng = random.Random(f"incomplete {seed}")
+    absent = set(rng.sample(range(len(CLASSES)), missing))
+    kept = []
+    for label in sorted(set(range(len(CLASSES))) - absent):
+        own = sorted((item for item in items if item.label == label), key=lambda item: item.impath)
+        if rarer > 1 and label % 2 == seed % 2 and own:
+            own = rng.sample(own, max(1, round(len(own) / rarer)))
+        kept += own
+    return sorted(kept, key=lambda item: item.impath)
 
 
 def write_digits(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """Runs of one or more trainers on a data set, one a seed, then the table. All scripts call it.
 
 CONFIG is the name of a file in configs/trainers/<trainer>, or a backbone of configs/backbones, by itself or with a
-generator of configs/generators (vit_b32, vit_b32+sdxl); these go on top of the trainer's default.yaml.
+generator of configs/generators (vit_b32, vit_b32+sdxl); these go on top of the trainer's default.yaml. A preset of
+configs/presets may stand behind (mini+plus); trainers that draw nothing leave it out.
 
 Environment: DATA (default ./data), OUTPUT (default ./output), SEEDS (default "1 2 3"), JOBS (runs at once; default: 1,
 or as many as there are cores where the config gives every run its number of threads), AIR_OFFLINE (1: no network).
@@ -81,6 +82,11 @@ def compose(trainer: str, config: str) -> list[Path]:
     Raises:
         UserError: a part of it is unknown, or it names no backbone, or two.
     """
+    presets = {path.stem: path for path in (ROOT / "configs" / "presets").glob("*.yaml")}
+    chosen = [presets[name] for name in config.split("+")[1:] if name in presets]
+    if chosen:
+        plain = "+".join(name for name in config.split("+") if name not in presets)
+        return [*compose(trainer, plain), *(chosen if draws(trainer) else [])]
     own_kind = f"trainers/{trainer.removesuffix('+AiR')}"
     folders = {kind: ROOT / "configs" / kind for kind in (own_kind, "backbones", "generators")}
     files = {kind: {path.stem: path for path in folder.glob("*.yaml")} for kind, folder in folders.items()}
@@ -93,7 +99,7 @@ def compose(trainer: str, config: str) -> list[Path]:
         kind = next((kind for kind in files if name in files[kind]), None)
         if kind is None:
             where = ", ".join(f"configs/{kind}" for kind in folders)
-            known = {*own, *files["backbones"], *files["generators"]}
+            known = {*own, *files["backbones"], *files["generators"], *presets}
             raise unknown(f"config in {where}:", name, known)
         parts[kind].append(files[kind][name])
     if len(parts["backbones"]) != 1 or len(parts["generators"]) > 1:

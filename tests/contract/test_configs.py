@@ -24,6 +24,7 @@ GENERATORS = sorted((CONFIGS / "generators").glob("*.yaml"))
 EMBEDDED = CONFIGS / "generators" / "mini.yaml"  # goes with the backbone of its name, in every config called mini
 PARTS = [path for path in [*BACKBONES, *GENERATORS] if path != EMBEDDED]
 PLANS = sorted((CONFIGS / "plans").glob("*.yaml"))
+PRESETS = sorted((CONFIGS / "presets").glob("*.yaml"))
 
 
 def label(path: Path) -> str:
@@ -71,7 +72,7 @@ def test_there_are_configs():
     assert not {path.stem for path in WHOLE} & {path.stem for path in PARTS} and EMBEDDED in GENERATORS
     assert not {path.stem for path in BACKBONES} & {path.stem for path in GENERATORS}
     assert {path.suffix for path in CONFIGS.rglob("*") if path.is_file()} == {".yaml"}
-    everything = [*DATASETS, *TRAINERS, *BACKBONES, *GENERATORS, *PLANS]
+    everything = [*DATASETS, *TRAINERS, *BACKBONES, *GENERATORS, *PLANS, *PRESETS]
     assert sorted(everything) == sorted(CONFIGS.rglob("*.yaml"))  # none lies elsewhere
 
 
@@ -180,6 +181,15 @@ def test_order_of_the_parts_does_not_matter():
     assert run.compose("AiR", f"{generator}+vit_b32") == run.compose("AiR", f"vit_b32+{generator}")
 
 
+@pytest.mark.parametrize("config", ["mini", "vit_b32", "vit_b32+sdxl"])
+def test_a_preset_stands_behind_any_config_and_controls_leave_it_out(config: str):
+    preset = ROOT / "configs" / "presets" / "plus.yaml"
+    assert run.compose("AiR", f"{config}+plus") == [*run.compose("AiR", config), preset]
+    assert run.compose("CPL", f"{config}+plus") == run.compose("CPL", config)
+    air = merged(*run.compose("AiR", f"{config}+plus")).AIR
+    assert (air.AUXILIARY, air.REFINE, air.LAMBDA, air.HEADLINE) == ("gaussian", "em", "auto", "fused")
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -188,6 +198,8 @@ def test_order_of_the_parts_does_not_matter():
         ("default", "unknown config"),
         ("minni", "did you mean mini"),
         ("sd15", "must name one backbone"),
+        ("mini+pluss", "did you mean plus"),
+        ("plus", "unknown config"),
         ("vit_b32+vit_b16", "must name one backbone"),
         ("vit_b32+sd15+sd21", "one generator at the most"),
         ("", "unknown config"),

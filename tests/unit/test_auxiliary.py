@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,9 +47,11 @@ def build(tiny_backbone: Backbone, pictures: list[str], store: Store, monkeypatc
 
     def run(*, names: list[str] = NAMES, **changes: Any) -> tuple[Auxiliary, dict[str, bool]]:
         stages = Stages()
+        features = features_of(tiny_backbone, [Path(picture) for picture in pictures])
         made = build_auxiliary(
-            tiny_backbone, names, pictures, probs=probs, settings=air_settings(**changes), store=store, stages=stages
-        )
+            tiny_backbone, names, pictures,
+            features=features, probs=probs, settings=air_settings(**changes), store=store, stages=stages,
+        )  # fmt: skip
         return made, {stage.name: stage.cached for stage in stages.done}
 
     return run
@@ -81,9 +84,10 @@ def test_images_belong_to_their_class(build):
 
 def test_everything_comes_from_the_store_the_second_time(build):
     first, stages = build()
-    assert stages == {"generator": False, "lora": False, "generation": False, "prototypes": False}
+    assert stages == {name: False for name in ("generator", "lora", "generation", "prototypes", "refinement")}
     second, stages = build()
-    assert stages == {"generator": False, "lora": True, "generation": True, "prototypes": True}
+    expected = {"generator": False, "lora": True, "generation": True, "prototypes": True, "refinement": False}
+    assert stages == expected
     assert first.key == second.key and torch.equal(first.classifier.weight, second.classifier.weight)
     assert torch.equal(first.kept, second.kept) and first.images == second.images
 
@@ -122,12 +126,46 @@ def test_the_generator_is_loaded_as_the_settings_say(
                "LCM_LORA": "owner/lora", "LCM_LORA_REVISION": "def", "SAFETY_CHECKER": True,
                "PRECISION": "bf16"}  # fmt: skip
     build_auxiliary(
-        tiny_backbone, NAMES, pictures, probs=torch.eye(7, 3), settings=air_settings(**options), store=store,
-        stages=Stages(),
+        tiny_backbone, NAMES, pictures, features=torch.eye(7, 24), probs=torch.eye(7, 3),
+        settings=air_settings(**options), store=store, stages=Stages(),
     )  # fmt: skip
     assert seen.pop("device") == tiny_backbone.device and seen.pop("name") == "owner/model"
     assert seen == {key.lower(): value for key, value in options.items() if key != "GENERATOR"}
     assert set(seen) < set(inspect.signature(load_generator).parameters)
+
+
+def test_the_labels_of_a_round_are_the_captions_of_the_next(build, monkeypatch: pytest.MonkeyPatch):
+    seen: list[Tensor] = []
+    adapt = module.adapt
+
+    def spy(*args: Any, probs: Tensor, **options: Any) -> Any:
+        seen.append(probs)
+        return adapt(*args, probs=probs, **options)
+
+    monkeypatch.setattr(module, "adapt", spy)
+    monkeypatch.setattr(module.Round, "stable", False)
+    made, stages = build(ROUNDS=2, AUXILIARY="gaussian", REFINE="em")
+    assert len(seen) == len(made.rounds) == 2
+    assert torch.equal(seen[1].argmax(dim=1), made.rounds[0].labels)
+    changed = (made.rounds[1].labels != made.rounds[0].labels).double().mean()
+    assert made.rounds[1].changed == pytest.approx(100 * float(changed), abs=0.01)
+    assert {"lora", "lora, round 2", "refinement, round 2"} <= stages.keys()
+    again, stages = build(ROUNDS=2, AUXILIARY="gaussian", REFINE="em")
+    assert stages["lora, round 2"] and stages["generation, round 2"] and stages["prototypes, round 2"]
+    assert torch.equal(again.classifier.weight, made.classifier.weight)
+
+
+def test_rounds_end_once_labels_stay(build, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module.Round, "stable", True)
+    made, _ = build(ROUNDS=5)
+    assert len(made.rounds) == 1
+
+
+@pytest.mark.parametrize("source", ["real", "none"])
+def test_controls_without_a_generator_load_none(build, monkeypatch: pytest.MonkeyPatch, source: str):
+    monkeypatch.setattr(module, "load_generator", lambda *_, **__: pytest.fail("a generator was loaded"))
+    made, stages = build(SOURCE=source, AUXILIARY="gaussian", REFINE="em")
+    assert set(stages) == {"prototypes", "refinement"} and len(made.rounds) == 1
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -267,7 +305,9 @@ def test_the_headline_is_as_configured_where_there_are_heads_to_choose_from():
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
 def test_the_fused_head_is_the_weighted_mean_of_both(weight: float):
-    trainer, features = Mixed(auxiliary(), LAMBDA=weight), batch()["img"]
+    made = auxiliary()
+    made = replace(made, classifier=replace(made.classifier, fusion_weight=weight))
+    trainer, features = Mixed(made), batch()["img"]
     heads = trainer.head_probs(features)
     text, aux = features[:, :3].softmax(dim=1), trainer.auxiliary.classifier.probs(features)
     assert torch.equal(heads["text"], text)

@@ -309,3 +309,41 @@ def test_flatten_gives_full_keys(cfg: CfgNode):
     flat = flatten(cfg)
     assert flat["AIR.LORA.RANK"] == 16 and flat["SEED"] == -1 and flat["INPUT.SIZE"] == (224, 224)
     assert not any(isinstance(value, CfgNode) for value in flat.values())
+
+
+# What may be chosen without labels
+
+
+@pytest.mark.parametrize("text", ["auto", "'auto'"])
+def test_lambda_may_be_auto_and_a_number_again(cfg: CfgNode, text: str):
+    merge_options(cfg, ["AIR.LAMBDA", text])
+    assert AirSettings.from_cfg(cfg).weight is None
+    merge_options(cfg, ["AIR.LAMBDA", "auto"])
+    merge_options(cfg, ["AIR.LAMBDA", "3"])
+    assert cfg.AIR.LAMBDA == 3.0 and isinstance(cfg.AIR.LAMBDA, float)
+
+
+@pytest.mark.parametrize("options", [["AIR.LAMBDA", "aut"], ["AIR.BETA", "auto"]])
+def test_no_other_word_and_no_other_key_is_auto(cfg: CfgNode, options: list[str]):
+    with pytest.raises(UserError, match=options[0]):
+        merge_options(cfg, options)
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        (["AIR.REFINE", "em"], "AIR.AUXILIARY"),
+        (["AIR.SOURCE", "none"], "AIR.REFINE"),
+        (["AIR.ROUNDS", "0"], "AIR.ROUNDS"),
+        (["AIR.ROUNDS", "2", "AIR.SOURCE", "real"], "AIR.ROUNDS"),
+        (["AIR.ROUNDS", "2", "AIR.LORA.ENABLED", "False"], "AIR.ROUNDS"),
+        (["AIR.LAMBDA", "auto", "AIR.AUX_FORM", "raw"], "AIR.AUX_FORM"),
+        (["AIR.AUXILIARY", "gaussian", "AIR.AUX_FORM", "raw"], "AIR.AUX_FORM"),
+        (["AIR.AUXILIARY", "lda"], "AIR.AUXILIARY"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_by_its_key(cfg: CfgNode, options: list[str], key: str):
+    merge_options(cfg, options)
+    with pytest.raises(UserError) as raised:
+        AirSettings.from_cfg(cfg)
+    assert message(raised).startswith(key)
