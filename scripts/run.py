@@ -2,7 +2,7 @@
 
 CONFIG is the name of a file in configs/trainers/<trainer>, or a backbone of configs/backbones, by itself or with a
 generator of configs/generators (vit_b32, vit_b32+sdxl); these go on top of the trainer's default.yaml. A preset of
-configs/presets may stand behind (mini+plus); trainers that draw nothing leave it out.
+configs/presets may stand behind (mini+plus, or mini_plus); trainers that draw nothing leave it out.
 
 Environment: DATA (default ./data), OUTPUT (default ./output), SEEDS (default "1 2 3"), JOBS (runs at once; default: 1,
 or as many as there are cores where the config gives every run its number of threads), AIR_OFFLINE (1: no network).
@@ -83,6 +83,7 @@ def compose(trainer: str, config: str) -> list[Path]:
         UserError: a part of it is unknown, or it names no backbone, or two.
     """
     presets = {path.stem: path for path in (ROOT / "configs" / "presets").glob("*.yaml")}
+    config = re.sub(rf"_({'|'.join(presets)})$", r"+\1", config)  # mini_plus
     chosen = [presets[name] for name in config.split("+")[1:] if name in presets]
     if chosen:
         plain = "+".join(name for name in config.split("+") if name not in presets)
