@@ -32,7 +32,7 @@ class Auxiliary:
     images: C lists of M image files.
     kept: (C, K) which of them were kept, nearest to the class mean first.
     key: of its artifact; empty where it is none.
-    drawn: (C, M, D) unit features of all images; None where they are not known.
+    drawn: (C, M, D) unit features of all images.
     rounds: how it came about; empty where nobody looked at the unlabelled images.
     """
 
@@ -41,7 +41,7 @@ class Auxiliary:
     images: list[list[Path]]
     kept: Tensor
     key: str
-    drawn: Tensor | None = None
+    drawn: Tensor
     rounds: tuple[Round, ...] = ()
 
 
@@ -78,9 +78,7 @@ def build_auxiliary(
                 backbone, classnames, paths, features=features, probs=probs, settings=settings
             )
         with stages.stage("refinement"):
-            auxiliary, opinion, figures = settle(
-                auxiliary, features=features, probs=probs, settings=settings, store=store
-            )
+            auxiliary, opinion, figures = _settled(auxiliary, features, probs, settings=settings, store=store)
         return replace(auxiliary, rounds=(look_back(opinion, probs, figures),))
     with stages.stage("generator"):
         generator = load_generator(settings.generator, device=backbone.device, **settings.loading)
@@ -92,9 +90,7 @@ def build_auxiliary(
             captions=captions, settings=settings, store=store, stages=stages, suffix=suffix,
         )  # fmt: skip
         with stages.stage(f"refinement{suffix}"):
-            auxiliary, opinion, figures = settle(
-                auxiliary, features=features, probs=probs, settings=settings, store=store
-            )
+            auxiliary, opinion, figures = _settled(auxiliary, features, probs, settings=settings, store=store)
         rounds.append(look_back(opinion, captions, figures))
         if settings.rounds > 1:
             print(f"round {number}: {rounds[-1].changed:.1f} % of the labels changed")
@@ -102,6 +98,15 @@ def build_auxiliary(
             break
         captions = opinion
     return replace(auxiliary, rounds=tuple(rounds))
+
+
+def _settled(
+    auxiliary: Auxiliary, features: Tensor, probs: Tensor, *, settings: AirSettings, store: Store
+) -> tuple[Auxiliary, Tensor, dict[str, Any]]:
+    classifier, opinion, figures = settle(
+        auxiliary.classifier, auxiliary.drawn, features=features, probs=probs, settings=settings, store=store
+    )
+    return replace(auxiliary, classifier=classifier), opinion, figures
 
 
 def _draw_and_keep(

@@ -186,10 +186,12 @@ def run_stage(args: argparse.Namespace) -> int:
         made, _ = auxiliary.make_prototypes(
             backbone, names, report.paths, settings=settings, store=store, adapter=adapter, generator=generator
         )
-        made, _, _ = settle(made, features=table.plain, probs=probs, settings=settings, store=store)
+        classifier, _, _ = settle(
+            made.classifier, made.drawn, features=table.plain, probs=probs, settings=settings, store=store
+        )
         folder = store.root / "prototypes" / made.key
         out = args.out or folder / "classifier.safetensors"
-        made.classifier.save(out)
+        classifier.save(out)
         print(f"prototypes: {folder}\nclassifier: {out}")
     return 0
 

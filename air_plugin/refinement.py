@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from air_plugin.classifier import AuxiliaryClassifier
 from air_plugin.config import AirSettings
 from air_plugin.gaussian import LIKELIHOOD_WEIGHT, Gaussians, Refined, fit_gaussians, posterior, refine
 from air_plugin.pseudo_labels import fuse
 from air_plugin.store import Store, save_tensors, tensor_digest
 from air_plugin.weighting import fusion_weight, match_confidence, mean_confidence
-
-if TYPE_CHECKING:
-    from air_plugin.auxiliary import Auxiliary
 
 STABLE = 0.02  # share of changed labels below which another round is not worth its price
 FILE = "refined.safetensors"
@@ -41,12 +39,19 @@ class Round:
 
 
 def settle(
-    auxiliary: Auxiliary, *, features: Tensor, probs: Tensor, settings: AirSettings, store: Store
-) -> tuple[Auxiliary, Tensor, dict[str, Any]]:
+    classifier: AuxiliaryClassifier,
+    drawn: Tensor,
+    *,
+    features: Tensor,
+    probs: Tensor,
+    settings: AirSettings,
+    store: Store,
+) -> tuple[AuxiliaryClassifier, Tensor, dict[str, Any]]:
     """Give the auxiliary classifier the form that the settings ask for.
 
     Args:
-        auxiliary: in the cosine form, with the features of all its images.
+        classifier: in the cosine form.
+        drawn: (C, M, D) unit features of all its images.
         features: (N, D) of the unlabelled images, unit rows.
         probs: (N, C) their zero-shot probabilities.
         settings: AUXILIARY, REFINE, SOURCE and LAMBDA.
@@ -55,10 +60,10 @@ def settle(
     Returns:
         The classifier, the (N, C) class probabilities of the unlabelled images by all that is known, and figures.
     """
-    classifier, consensus = auxiliary.classifier, None
+    consensus = None
     figures: dict[str, Any] = {}
     if settings.auxiliary == "gaussian":
-        model = None if settings.source == "none" else _fit(auxiliary)
+        model = None if settings.source == "none" else _fit(drawn)
         if settings.refine == "em":
             found = refined(model, features, probs, store=store)
             consensus = posterior(found.model, features, probs)
@@ -79,7 +84,7 @@ def settle(
         classifier = replace(classifier, fusion_weight=fusion_weight(probs, aux_probs, consensus=consensus))
     opinion = fuse(probs, aux_probs, weight=classifier.fusion_weight) if consensus is None else consensus
     figures |= {"lambda": round(classifier.fusion_weight, 4), "scale": classifier.scale}
-    return replace(auxiliary, classifier=classifier), opinion, figures
+    return classifier, opinion, figures
 
 
 def look_back(opinion: Tensor, captions: Tensor, figures: dict[str, Any]) -> Round:
@@ -89,11 +94,11 @@ def look_back(opinion: Tensor, captions: Tensor, figures: dict[str, Any]) -> Rou
     return Round(labels, round(changed, 2), figures)
 
 
-def _fit(auxiliary: Auxiliary) -> Gaussians:
-    assert auxiliary.drawn is not None
-    classes, images, _ = auxiliary.drawn.shape
-    labels = torch.arange(classes, device=auxiliary.drawn.device).repeat_interleave(images)
-    return fit_gaussians(auxiliary.drawn.flatten(0, 1), labels, classes=classes)
+def _fit(drawn: Tensor) -> Gaussians:
+    """The classes of (C, M, D) features."""
+    classes, images, _ = drawn.shape
+    labels = torch.arange(classes, device=drawn.device).repeat_interleave(images)
+    return fit_gaussians(drawn.flatten(0, 1), labels, classes=classes)
 
 
 def refined(prior: Gaussians | None, features: Tensor, probs: Tensor, *, store: Store) -> Refined:

@@ -275,7 +275,8 @@ def air(monkeypatch: pytest.MonkeyPatch):
 
 def auxiliary() -> Auxiliary:
     prototypes = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(1))
-    return Auxiliary(AuxiliaryClassifier.from_prototypes(prototypes, scale=2.0), prototypes, [], torch.empty(0), "key")
+    head = AuxiliaryClassifier.from_prototypes(prototypes, scale=2.0)
+    return Auxiliary(head, prototypes, [], torch.empty(0), "key", prototypes)
 
 
 def batch() -> dict[str, Tensor]:

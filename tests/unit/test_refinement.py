@@ -56,30 +56,31 @@ def auto(settings: Any) -> Any:
 
 
 def test_the_papers_form_stays_as_it_is(auxiliary, inputs, store: Store):
-    made, opinion, _ = settle(auxiliary, **inputs, settings=air_settings(), store=store)
-    assert made.classifier == auxiliary.classifier
+    made, opinion, _ = settle(auxiliary.classifier, auxiliary.drawn, **inputs, settings=air_settings(), store=store)
+    assert made == auxiliary.classifier
     aux_probs = auxiliary.classifier.probs(inputs["features"])
     assert torch.equal(opinion, fuse(inputs["probs"], aux_probs, weight=2.0))
 
 
 def test_gaussian_classes_are_fitted_to_all_drawn_images_not_to_the_kept_ones(auxiliary, inputs, store: Store):
-    made, opinion, _ = settle(auxiliary, **inputs, settings=gaussian(), store=store)
+    made, opinion, _ = settle(auxiliary.classifier, auxiliary.drawn, **inputs, settings=gaussian(), store=store)
     labels = torch.arange(C).repeat_interleave(M)
     weight, bias = fit_gaussians(auxiliary.drawn.flatten(0, 1), labels, classes=C).head()
-    assert torch.allclose(made.classifier.weight, weight.float()) and torch.allclose(made.classifier.bias, bias.float())
-    assert made.classifier.weight.dtype == torch.float32 and made.classifier.card == auxiliary.classifier.card
-    aux_probs = made.classifier.probs(inputs["features"])
+    assert torch.allclose(made.weight, weight.float()) and torch.allclose(made.bias, bias.float())
+    assert made.weight.dtype == torch.float32 and made.card == auxiliary.classifier.card
+    aux_probs = made.probs(inputs["features"])
     assert mean_confidence(aux_probs) == pytest.approx(mean_confidence(inputs["probs"]), abs=1e-4)
     assert torch.allclose(opinion, fuse(inputs["probs"], aux_probs, weight=2.0))
 
 
 @pytest.mark.parametrize("source", ["synthetic", "none"])
 def test_em_has_the_drawn_images_as_its_prior_or_none(auxiliary, inputs, store: Store, source: str):
-    made, opinion, figures = settle(auxiliary, **inputs, settings=gaussian(REFINE="em", SOURCE=source), store=store)
+    settings = gaussian(REFINE="em", SOURCE=source)
+    made, opinion, figures = settle(auxiliary.classifier, auxiliary.drawn, **inputs, settings=settings, store=store)
     labels = torch.arange(C).repeat_interleave(M)
     prior = fit_gaussians(auxiliary.drawn.flatten(0, 1), labels, classes=C) if source == "synthetic" else None
     found = refine(inputs["features"], inputs["probs"], prior=prior)
-    assert torch.allclose(made.classifier.weight, found.model.fair_head()[0].float())
+    assert torch.allclose(made.weight, found.model.fair_head()[0].float())
     assert torch.allclose(opinion, posterior(found.model, inputs["features"], inputs["probs"]))
     assert figures["anchor"] == round(found.anchor, 2) and (figures["anchor"] == 0) == (source == "none")
     assert figures["iterations"] == found.iterations and sum(figures["mass"]) == pytest.approx(120, abs=0.2)
@@ -88,23 +89,23 @@ def test_em_has_the_drawn_images_as_its_prior_or_none(auxiliary, inputs, store: 
 @pytest.mark.parametrize("form", ["cosine", "gaussian"])
 def test_lambda_is_chosen_where_it_is_auto(auxiliary, inputs, store: Store, form: str):
     settings = auto(air_settings(AUXILIARY=form))
-    made, _, figures = settle(auxiliary, **inputs, settings=settings, store=store)
-    aux_probs = made.classifier.probs(inputs["features"])
-    assert made.classifier.fusion_weight == pytest.approx(fusion_weight(inputs["probs"], aux_probs))
-    assert made.classifier.fusion_weight != 2.0 and figures["lambda"] == round(made.classifier.fusion_weight, 4)
+    made, _, figures = settle(auxiliary.classifier, auxiliary.drawn, **inputs, settings=settings, store=store)
+    aux_probs = made.probs(inputs["features"])
+    assert made.fusion_weight == pytest.approx(fusion_weight(inputs["probs"], aux_probs))
+    assert made.fusion_weight != 2.0 and figures["lambda"] == round(made.fusion_weight, 4)
     assert mean_confidence(aux_probs) == pytest.approx(mean_confidence(inputs["probs"]), abs=1e-4)
 
 
 def test_em_is_not_run_again_for_the_same_images(auxiliary, inputs, store: Store, monkeypatch: pytest.MonkeyPatch):
     settings = auto(gaussian(REFINE="em"))
-    first, opinion, figures = settle(auxiliary, **inputs, settings=settings, store=store)
+    first, opinion, figures = settle(auxiliary.classifier, auxiliary.drawn, **inputs, settings=settings, store=store)
     monkeypatch.setattr(module, "refine", lambda *_, **__: pytest.fail("EM was run again"))
-    second, again, same = settle(auxiliary, **inputs, settings=settings, store=store)
-    assert torch.equal(first.classifier.weight, second.classifier.weight) and torch.equal(opinion, again)
+    second, again, same = settle(auxiliary.classifier, auxiliary.drawn, **inputs, settings=settings, store=store)
+    assert torch.equal(first.weight, second.weight) and torch.equal(opinion, again)
     assert figures == same
     moved = {**inputs, "probs": inputs["probs"].roll(1, dims=0)}
     with pytest.raises(pytest.fail.Exception, match="run again"):
-        settle(auxiliary, **moved, settings=settings, store=store)
+        settle(auxiliary.classifier, auxiliary.drawn, **moved, settings=settings, store=store)
 
 
 @pytest.mark.parametrize(("moved", "stable"), [(0, True), (1, True), (2, False), (50, False)])
