@@ -44,14 +44,21 @@ def choose_captions(
         probs: (N, C) zero-shot probabilities; no label.
         classnames: C names.
         template: with {} for the name.
-        settings: `captions` is "confident" (the most confident images a predicted class), "all" (every image with its
-            pseudo-label) or "generic" (every image, one caption without a class).
+        settings: `captions` is "confident" (the most confident images a predicted class), "surer_half" (those of them
+            that are at least as confident as the median of all images: ours), "all" (every image with its pseudo-label)
+            or "generic" (every image, one caption without a class).
 
     Returns:
         Image indices and as many captions.
     """
-    if settings.captions == "confident":
-        index = top_k_per_class(probs, settings.per_class).tolist()
+    if settings.captions in ("confident", "surer_half"):
+        chosen = top_k_per_class(probs, settings.per_class)
+        if settings.captions == "surer_half":
+            # What is taken for an absent or rare class is mostly doubtful images of others. Drawn images would take
+            # their shape; without a caption the generator goes by the class's name and the style of the others.
+            confidence = probs.max(dim=1).values
+            chosen = chosen[confidence[chosen] >= confidence.median()]
+        index = chosen.tolist()
     else:
         index = list(range(len(probs)))
     if settings.captions == "generic":

@@ -128,6 +128,33 @@ def test_confident_captions_are_of_the_most_confident_images_of_each_class():
     assert (index, captions) == ([1, 2, 3, 4], [crop, sea, crop, sea])
 
 
+def sure_images_slowly(probs: Tensor, k: int) -> list[int]:
+    """Reference: of every predicted class the k surest, if at least as many images are no surer as are surer."""
+    best = [max(row) for row in probs.tolist()]
+    chosen = []
+    for c in range(probs.shape[1]):
+        own = [i for i, row in enumerate(probs.tolist()) if row.index(max(row)) == c]
+        chosen += sorted(own, key=lambda i: -best[i])[:k]
+    return sorted(i for i in chosen if sum(b > best[i] for b in best) <= sum(b <= best[i] for b in best))
+
+
+@pytest.mark.parametrize("images, k", [(40, 3), (41, 8), (40, 40), (1, 5)])
+def test_captions_of_the_surer_half_share_one_bound(images: int, k: int):
+    probs = (3 * torch.randn(images, 4, generator=torch.Generator().manual_seed(images))).softmax(dim=1)
+    settings = lora_settings(captions="surer_half", per_class=k)
+    index, captions = choose_captions(probs, list("abcd"), "{}", settings)
+    assert index == sure_images_slowly(probs, k)
+    assert captions == ["abcd"[c] for c in probs[index].argmax(dim=1)]
+
+
+def test_a_class_of_doubtful_images_has_no_caption_of_the_surer_half():
+    probs = torch.tensor([[0.9, 0.1], [0.95, 0.05], [0.8, 0.2], [0.45, 0.55], [0.4, 0.6]])
+    index, captions = choose_captions(probs, NAMES, "{}", lora_settings(captions="surer_half", per_class=2))
+    assert (index, captions) == ([0, 1], ["crop land"] * 2)
+    index, _ = choose_captions(probs, NAMES, "{}", lora_settings(captions="confident", per_class=2))
+    assert index == [0, 1, 3, 4]
+
+
 def test_all_images_with_their_pseudo_labels():
     index, captions = choose_captions(PROBS, NAMES, "{}", lora_settings(captions="all"))
     assert (index, captions) == ([0, 1, 2, 3, 4], ["crop land", "crop land", "sea", "crop land", "sea"])
