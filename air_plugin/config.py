@@ -105,7 +105,7 @@ def add_air_config(cfg: Any) -> None:
     cfg.AIR.LORA.STEPS = 1000
     cfg.AIR.LORA.LR = 1e-4
     cfg.AIR.LORA.BATCH = 16
-    cfg.AIR.LORA.CAPTIONS = "confident"  # or surer_half: of these, the images that are surer than half of all images
+    cfg.AIR.LORA.CAPTIONS = "confident"  # or surer_half: without doubtful images and seemingly rare classes
     cfg.AIR.LORA.PER_CLASS = 32  # images a class where CAPTIONS is "confident" or "surer_half"
     cfg.AIR.LORA.GENERIC = "a photo."  # the one caption where CAPTIONS is "generic"
     cfg.AIR.LORA.CHECKPOINT = 50  # steps between two checkpoints
