@@ -83,11 +83,6 @@ def compose(trainer: str, config: str) -> list[Path]:
         UserError: a part of it is unknown, or it names no backbone, or two.
     """
     presets = {path.stem: path for path in (ROOT / "configs" / "presets").glob("*.yaml")}
-    config = re.sub(rf"_({'|'.join(presets)})$", r"+\1", config)  # mini_plus
-    chosen = [presets[name] for name in config.split("+")[1:] if name in presets]
-    if chosen:
-        plain = "+".join(name for name in config.split("+") if name not in presets)
-        return [*compose(trainer, plain), *(chosen if draws(trainer) else [])]
     own_kind = f"trainers/{trainer.removesuffix('+AiR')}"
     folders = {kind: ROOT / "configs" / kind for kind in (own_kind, "backbones", "generators")}
     files = {kind: {path.stem: path for path in folder.glob("*.yaml")} for kind, folder in folders.items()}
@@ -95,6 +90,11 @@ def compose(trainer: str, config: str) -> list[Path]:
     default = own.pop("default")
     if config in own:
         return [own[config]]
+    config = re.sub(rf"_({'|'.join(presets)})$", r"+\1", config)  # mini_plus, of a trainer that has no such file
+    chosen = [presets[name] for name in config.split("+")[1:] if name in presets]
+    if chosen:
+        plain = "+".join(name for name in config.split("+") if name not in presets)
+        return [*compose(trainer, plain), *(chosen if draws(trainer) else [])]
     parts: dict[str, list[Path]] = {"backbones": [], "generators": []}
     for name in config.split("+"):
         kind = next((kind for kind in files if name in files[kind]), None)

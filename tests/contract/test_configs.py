@@ -185,7 +185,7 @@ def test_order_of_the_parts_does_not_matter():
 def test_a_preset_stands_behind_any_config_and_controls_leave_it_out(config: str):
     preset = ROOT / "configs" / "presets" / "plus.yaml"
     assert run.compose("AiR", f"{config}+plus") == [*run.compose("AiR", config), preset]
-    assert run.compose("AiR", f"{config}_plus") == run.compose("AiR", f"{config}+plus")
+    assert run.compose("ZeroshotAiR", f"{config}_plus") == run.compose("ZeroshotAiR", f"{config}+plus")
     assert run.compose("CPL", f"{config}+plus") == run.compose("CPL", config)
     air = merged(*run.compose("AiR", f"{config}+plus")).AIR
     assert (air.AUXILIARY, air.REFINE, air.LAMBDA, air.HEADLINE) == ("gaussian", "em", "auto", "fused")
