@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from air_plugin.errors import UserError, unknown
 
-Captions = Literal["confident", "all", "generic"]
+Captions = Literal["confident", "surer_half", "all", "generic"]
 LossForm = Literal["consistency", "synthetic"]
 AuxiliaryForm = Literal["softmax", "raw"]
 Head = Literal["text", "fused"]
@@ -105,8 +105,8 @@ def add_air_config(cfg: Any) -> None:
     cfg.AIR.LORA.STEPS = 1000
     cfg.AIR.LORA.LR = 1e-4
     cfg.AIR.LORA.BATCH = 16
-    cfg.AIR.LORA.CAPTIONS = "confident"
-    cfg.AIR.LORA.PER_CLASS = 32  # images a class where CAPTIONS is "confident"
+    cfg.AIR.LORA.CAPTIONS = "confident"  # or surer_half: without doubtful images and seemingly rare classes
+    cfg.AIR.LORA.PER_CLASS = 32  # images a class where CAPTIONS is "confident" or "surer_half"
     cfg.AIR.LORA.GENERIC = "a photo."  # the one caption where CAPTIONS is "generic"
     cfg.AIR.LORA.CHECKPOINT = 50  # steps between two checkpoints
 

@@ -44,20 +44,38 @@ def choose_captions(
         probs: (N, C) zero-shot probabilities; no label.
         classnames: C names.
         template: with {} for the name.
-        settings: `captions` is "confident" (the most confident images a predicted class), "all" (every image with its
-            pseudo-label) or "generic" (every image, one caption without a class).
+        settings: `captions` is "confident" (the most confident images a predicted class), "surer_half" (those of them
+            that are at least as confident as the median of all images, and only of classes that have enough such
+            images: ours), "all" (every image with its pseudo-label) or "generic" (every image, one caption without a
+            class).
 
     Returns:
         Image indices and as many captions.
     """
-    if settings.captions == "confident":
-        index = top_k_per_class(probs, settings.per_class).tolist()
+    if settings.captions in ("confident", "surer_half"):
+        chosen = top_k_per_class(probs, settings.per_class)
+        if settings.captions == "surer_half":
+            chosen = chosen[_sure_and_common(probs)[chosen]]
+        index = chosen.tolist()
     else:
         index = list(range(len(probs)))
     if settings.captions == "generic":
         return index, [settings.generic] * len(index)
     label = probs.argmax(dim=1).tolist()
     return index, [fill(template, classnames[label[i]]) for i in index]
+
+
+def _sure_and_common(probs: Tensor) -> Tensor:
+    """(N,) bool: whose captions from (N, C) probabilities do no harm where classes are absent or rare (ours).
+
+    What is taken for such a class is mostly doubtful images of others, at times sure ones, and drawn images take on
+    their shape. So a caption needs an image as sure as the median, and a class that has N / 4C such images, half of an
+    even share. Without captions the generator goes by the class's name and the style of the others.
+    """
+    confidence, label = probs.max(dim=1)
+    sure = confidence >= confidence.median()
+    counts = torch.bincount(label[sure], minlength=probs.shape[1])
+    return sure & (4 * counts * probs.shape[1] >= len(probs))[label]
 
 
 def denoising_loss(

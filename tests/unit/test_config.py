@@ -102,7 +102,7 @@ def test_settings_are_frozen(cfg: CfgNode):
         ("AIR.LORA.CHECKPOINT", 0, "at least 1"),
         ("AIR.LORA.LR", 0.0, "greater than 0"),
         ("AIR.LORA.TARGETS", [], "at least one"),
-        ("AIR.LORA.CAPTIONS", "true", "confident, all, generic"),
+        ("AIR.LORA.CAPTIONS", "true", "confident, surer_half, all, generic"),
     ],
 )
 def test_bad_values_are_errors_that_name_key_and_value(cfg: CfgNode, key: str, value: Any, named: str):
