@@ -22,14 +22,13 @@ from torch import Tensor
 from air_plugin.backbone import DTYPES, Backbone, load_backbone
 from air_plugin.classifier import AuxiliaryClassifier
 from air_plugin.errors import UserError
-from air_plugin.images import UnreadableImage, digest, find_images, load_rgb, write_atomically
+from air_plugin.images import READERS, UnreadableImage, digest, find_images, load_rgb, write_atomically
 from air_plugin.pseudo_labels import fuse
 from air_plugin.store import save_tensors
 
 MARK = "bundle.json"
 HEADS = "heads.safetensors"
 FORMAT = 1
-READERS = min(8, os.cpu_count() or 1)  # threads that read images
 
 Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 

@@ -45,6 +45,7 @@ def _grey_to_rgb(values: np.ndarray) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
+READERS = min(8, os.cpu_count() or 1)  # threads that read images at once
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,10 +14,11 @@ from torch import Tensor, nn
 
 from air_plugin.auxiliary import Auxiliary, build_auxiliary
 from air_plugin.backbone import Backbone, load_backbone
+from air_plugin.classifier import AuxiliaryClassifier
 from air_plugin.config import AirSettings, require_template
 from air_plugin.errors import UserError
 from air_plugin.features import extract_features, randomness_kept
-from air_plugin.images import load_rgb
+from air_plugin.images import READERS, load_rgb
 from air_plugin.prompts import fill
 from air_plugin.provenance import Stages
 from air_plugin.pseudo_labels import fuse
@@ -27,7 +27,6 @@ from air_plugin.store import Store
 LAMBDAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 SAME = 0.9995  # cosine of two features of one image, above which one tower made both, be it in fp32, fp16 or bf16
 SAMPLES = 8  # kept images that are looked at to tell whether the tower has changed
-READERS = min(8, os.cpu_count() or 1)  # threads that read images
 
 _Host: Any = object  # a Dassl trainer; the library imports none
 
@@ -174,9 +173,10 @@ class AuxiliaryMixin(_Host):
                 raise UserError(f"{self._name}: its image tower is not the frozen backbone, for which AIR.AUXILIARY "
                                 "gaussian and AIR.LAMBDA auto are made; set cosine and a number")
             prototypes = self._encode(paths).unflatten(0, seen.kept.shape)
-            weight = prototypes.mean(dim=1)
-            card = {**seen.classifier.card, "backbone_fingerprint": None}  # its features are the trainer's alone
-            head = replace(seen.classifier, weight=weight, bias=weight.new_zeros(len(weight)), card=card)
+            former = seen.classifier
+            head = AuxiliaryClassifier.from_prototypes(prototypes, scale=former.scale)
+            card = {**former.card, "backbone_fingerprint": None}  # its features are the trainer's alone
+            head = replace(head, fusion_weight=former.fusion_weight, card=card)
             seen = replace(seen, classifier=head, prototypes=prototypes)
         self._seen = seen
         return seen
