@@ -34,12 +34,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes with its lines; `whole` where x counts something."""
+    """One pair of axes with its lines; `whole` where x counts something; `rings` are single points to be marked."""
 
     x_label: str
     y_label: str
     lines: Sequence[Line]
     whole: bool = False
+    rings: Sequence[Line] = ()
 
 
 def bar_chart(names: Sequence[str], series: Sequence[tuple[int, Sequence[float]]], *, y_label: str, alt: str) -> str:
@@ -94,6 +95,9 @@ def line_chart(panels: Sequence[Panel], *, alt: str) -> str:
             style: dict[str, Any] = {"color": SERIES[line.colour], "marker": MARKERS[line.colour], "markersize": 5}
             bars = line.spread if any(line.spread) else None
             axes.errorbar(line.x, line.mean, bars, linewidth=1.6, elinewidth=1, capsize=2.5, **style)
+        for ring in panel.rings:
+            edge = SERIES[ring.colour]
+            axes.plot(ring.x, ring.mean, "o", color="none", markeredgecolor=edge, markersize=11, zorder=3)
         axes.set_xlabel(panel.x_label, color=INK)
         axes.margins(x=0.06, y=0.12)
         values = sorted({x for line in panel.lines for x in line.x})

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 
 from air_plugin.collection import Collection, Method
 from air_plugin.errors import UserError
-from air_plugin.results import Predictions, load_predictions
+from air_plugin.results import Predictions, is_number, load_predictions, settings_of
 
 BOOTSTRAP_CELLS = 4_000_000  # resamples x images at once; about 64 MB
+TRAINING, TESTS = "prompt training", ("features of test", "features of val")
+# Stages in a table's order; others, which a trainer of somebody else's may have, follow them.
+STAGES = (
+    "backbone", "features of train", "generator", "lora", "generation", "prototypes", "refinement", TRAINING, *TESTS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,95 @@ def interval(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
     return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / sqrt(len(values))
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """The weight of the auxiliary classifier in a method's runs, and what it came to; values over seeds.
+
+    Every list is shorter, or empty, where runs do not hold the figure.
+
+    weights: lambda of the last round.
+    fixed: whether the config names lambda; else it was chosen without labels.
+    accuracy: of the fused head in percent. oracle: the same with the best lambda that was tried, each seed its own.
+    regret: oracle less accuracy, at least 0. The last two need test labels, which the method never saw.
+    anchors: n0 of EM, where images were drawn.
+    rounds: how many rounds of captions and drawing were made.
+    labels: percent of the unlabelled images that the last round labels rightly.
+    """
+
+    weights: list[float]
+    fixed: bool
+    accuracy: list[float]
+    oracle: list[float]
+    regret: list[float]
+    anchors: list[float]
+    rounds: list[float]
+    labels: list[float]
+
+
+def fusion_of(method: Method, dataset: str) -> Fusion | None:
+    """What lambda came to on a data set; None where no run tells."""
+    every = [run for _, run in sorted(method.runs.get(dataset, {}).items())]
+    runs = [run for run in every if run.get("auxiliary") or run.get("by_lambda")]
+    if not runs:
+        return None
+    named: list[Any] = [settings_of(run).get("AIR.LAMBDA") for run in runs]
+    fixed = [float(value) for value in named if is_number(value)]
+    last = [run["auxiliary"][-1] for run in runs if run.get("auxiliary")]
+    tried = [
+        (run["heads"]["fused"]["accuracy"], [accuracy for _, accuracy in run["by_lambda"]])
+        for run in runs if run.get("by_lambda") and run["heads"].get("fused", {}).get("accuracy") is not None
+    ]  # fmt: skip
+    # The lambda that was used is among those tried; by_lambda is float32, and must not fall below it by a rounding.
+    oracle = [max(own, *others) for own, others in tried]
+    return Fusion(
+        weights=[figures["lambda"] for figures in last] or fixed,
+        fixed=len(fixed) == len(runs),
+        accuracy=[own for own, _ in tried] or accuracies(method, dataset, head="fused"),
+        oracle=oracle,
+        regret=[best - own for best, (own, _) in zip(oracle, tried, strict=True)],
+        anchors=[figures["anchor"] for figures in last if figures.get("anchor")],  # 0: no image was drawn
+        rounds=[float(len(run["auxiliary"])) for run in runs if run.get("auxiliary")],
+        labels=[figures["accuracy"] for figures in last if figures.get("accuracy") is not None],
+    )
+
+
+def stage_seconds(method: Method, dataset: str) -> dict[str, list[float | None]]:
+    """Stage -> seconds of its first round, its second, ...; means over seeds.
+
+    What a seed took from the store does not count; None where every seed did. A seed that needed no such round has
+    0 seconds of it.
+    """
+    runs = [_own_seconds(run) for run in method.runs.get(dataset, {}).values()]
+    found: dict[str, list[float | None]] = {}
+    for name in dict.fromkeys(name for run in runs for name, _ in run):
+        rounds = max(number for run in runs for other, number in run if other == name)
+        first = [run[name, 1] for run in runs if (name, 1) in run]
+        later = [[run.get((name, number), 0.0) for run in runs] for number in range(2, rounds + 1)]
+        found[name] = [_mean_known(values) for values in [first, *later]]
+    return found
+
+
+def _own_seconds(run: Mapping[str, Any]) -> dict[tuple[str, int], float | None]:
+    """(stage, number of its round) -> seconds; None where all of it came from the store."""
+    parts: dict[tuple[str, int], list[float]] = defaultdict(list)
+    tested = 0.0
+    for stage in run.get("stages") or []:
+        later = re.fullmatch(r"(.+), round ([2-9]|[1-9][0-9])", stage["name"])
+        name, number = (later[1], int(later[2])) if later else (stage["name"], 1)
+        seconds = stage["seconds"]
+        if name in TESTS:
+            tested += seconds
+        if name == TRAINING:  # Dassl tests at the end of training: that stage lies within this one
+            seconds = max(0.0, seconds - tested)
+        parts[name, number] += [] if stage["cached"] else [seconds]
+    return {key: sum(values) if values else None for key, values in parts.items()}
+
+
+def _mean_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
 
 
 def paired_difference(

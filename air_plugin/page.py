@@ -10,6 +10,7 @@ from typing import Any
 from air_plugin.comparison import Comparison, accuracies, is_unknown
 from air_plugin.images import write_atomically
 from air_plugin.page_sections import CLASSES, DIFFERENT, MISTAKES, View, cell, sections
+from air_plugin.report import FUSION_NOTES, TIME_NOTES, fusion_table, time_table
 
 
 def write_page(shown: Comparison, target: Path) -> Path:
@@ -25,14 +26,17 @@ def write_page(shown: Comparison, target: Path) -> Path:
     faults = [*collection.faults, *shown.faults]
     views = [View(name, [m for m in collection.methods if name in m.runs], baseline, shown.spread, faults)
              for name in collection.datasets]  # fmt: skip
-    parts = [sections(view) for view in views]
+    parts = [
+        {**sections(view), "fusion": fusion_table(shown, view.dataset), "seconds": time_table(shown, view.dataset)}
+        for view in views
+    ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": _figure, "breakable": _breakable}
+    environment.filters |= {"figure": _figure, "breakable": _breakable, "typeset": _typeset}
     template = environment.from_string(resources.files("air_plugin").joinpath("page.html.j2").read_text("utf-8"))
     text = template.render(
         collection=collection, baseline=baseline, ci95=shown.ci95, table=_table(shown), parts=parts,
         faults=list(dict.fromkeys(faults)), most_classes=CLASSES, most_different=DIFFERENT,
-        most_mistakes=MISTAKES,
+        most_mistakes=MISTAKES, fusion_notes=FUSION_NOTES, time_notes=TIME_NOTES,
     )  # fmt: skip
     write_atomically(target, text.encode("utf-8", "replace"))
     return target
@@ -44,6 +48,11 @@ def _figure(value: tuple[float, float | None] | None, digits: int = 1) -> str:
         return ""
     mean, spread = value
     return f"{mean:.{digits}f}" if spread is None else f"{mean:.{digits}f}\u00a0\u00b1\u00a0{spread:.{digits}f}"
+
+
+def _typeset(text: str) -> str:
+    """A cell of a text table as the page writes it."""
+    return text.replace("+-", "\u00b1").replace(" ", "\u00a0")
 
 
 def _breakable(name: str) -> Any:

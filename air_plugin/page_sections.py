@@ -18,10 +18,10 @@ import numpy as np
 
 from air_plugin.charts import COLOURS, GLYPHS, Line, Panel, bar_chart, line_chart
 from air_plugin.collection import Cell, Method
-from air_plugin.comparison import accuracies, is_unknown
+from air_plugin.comparison import accuracies, fusion_of, is_unknown
 from air_plugin.errors import UserError
 from air_plugin.images import UnreadableImage, digest, load_rgb
-from air_plugin.results import Predictions, load_predictions
+from air_plugin.results import Predictions, load_predictions, settings_of
 
 CLASSES = 40  # above: a chart of the classes that differ most, and pairs instead of matrices
 DIFFERENT, PAIRS, MISTAKES = 20, 15, 12
@@ -238,11 +238,6 @@ def _by_round(view: View, method: Method, column: str) -> Points:
 # Settings
 
 
-def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting of a run by its full key; empty where the result does not hold them."""
-    return (run.get("provenance") or {}).get("settings") or {}
-
-
 def _series(view: View, key: str, *free: str) -> list[list[tuple[float, Method]]]:
     """Methods of one trainer whose settings differ in `key` (and the free keys) only, by rising value."""
     groups: dict[str, list[tuple[float, Method]]] = defaultdict(list)
@@ -298,27 +293,43 @@ def _by_weight(view: View) -> list[dict[str, Any]]:
         for run in view.runs(method):
             for weight, accuracy in run.get("by_lambda") or []:
                 points[weight].append(accuracy)
-        if points:
-            curves[cell(method)] = points
+        if points:  # a lambda that was chosen without labels is one seed's alone; the others' curves go on without it
+            seeds = max(map(len, points.values()))
+            curves[cell(method)] = {weight: values for weight, values in points.items() if len(values) == seeds}
     found = []
     if curves:
         coloured = view.coloured([method for method in view.methods if cell(method) in curves])
         lines = [view.line(colour, curves[cell(method)]) for colour, method in coloured]
-        found.append(_weight_chart(view, coloured, lines, of=len(curves), trained=False))
+        rings = [ring for colour, method in coloured for ring in _rings(view, colour, method)]
+        found.append(_weight_chart(view, coloured, lines, of=len(curves), trained=False, rings=rings))
     series = _series(view, "AIR.LAMBDA")
     if any(accuracies(method, view.dataset) for group in series for _, method in group):
         found.append(_weight_chart(view, *_swept(view, series), of=len(series), trained=True))
     return found
 
 
+def _rings(view: View, colour: int, method: Method) -> list[Line]:
+    """The lambda that the runs used, and what it came to, as means over seeds: one point, or none."""
+    found = fusion_of(method, view.dataset)
+    if found is None or not found.weights or not found.accuracy:
+        return []
+    return [Line(colour, [view.spread(found.weights)[0]], [view.spread(found.accuracy)[0]], [0.0])]
+
+
 def _weight_chart(
-    view: View, coloured: list[tuple[int, Method]], lines: list[Line], *, of: int, trained: bool
+    view: View,
+    coloured: list[tuple[int, Method]],
+    lines: list[Line],
+    *,
+    of: int,
+    trained: bool,
+    rings: Sequence[Line] = (),
 ) -> dict[str, Any]:
     head = "headline head, trained with each lambda" if trained else "fused head, trained once"
     alt = f"Accuracy on {view.dataset} in percent against lambda, {head}: {_titles(coloured)}."
     label = "accuracy (%)" if trained else "accuracy of the fused head (%)"
-    chart = line_chart([Panel("lambda", label, lines)], alt=alt)
-    return {"chart": _svg(chart), "legend": _legend(coloured), "of": of, "trained": trained}
+    chart = line_chart([Panel("lambda", label, lines, rings=rings)], alt=alt)
+    return {"chart": _svg(chart), "legend": _legend(coloured), "of": of, "trained": trained, "rings": len(rings)}
 
 
 # Pictures

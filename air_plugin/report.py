@@ -12,11 +12,34 @@ from pathlib import Path
 from typing import Any, Literal
 
 from air_plugin.collection import Cell, Collection, Method, collect
-from air_plugin.comparison import Comparison, Difference, accuracies, is_unknown
+from air_plugin.comparison import (
+    STAGES,
+    Comparison,
+    Difference,
+    Fusion,
+    accuracies,
+    fusion_of,
+    is_unknown,
+    stage_seconds,
+)
 from air_plugin.errors import UserError, unknown
 
 Form = Literal["github", "latex", "csv", "html"]
 UNKNOWN = "-"  # there are runs, but no test labels
+NOT_MEASURED = "-"  # there are runs, but each took the stage from the store
+FUSION_NOTES = (
+    "Lambda: the auxiliary classifier's weight after the last round, chosen without labels, or named by the config "
+    "(fixed).",
+    "Oracle: the fused head with the best lambda of those tried, each seed its own; regret: oracle less fused head, in "
+    "points. Both are computed afterwards from test labels that the method never saw.",
+    "n0: how many real images EM takes a drawn class mean for. Rounds: of captions, LoRA and drawing. Labels right: "
+    "percent of all unlabelled training images after the last round, looked at afterwards, too.",
+)
+TIME_NOTES = (
+    "Seconds: mean over the seeds that did the stage; a + b: the first round and the second. -: every seed took it "
+    "from the store, where another run had put it, so the sum is more than is shown (>). An interrupted run tells the "
+    "time since it was resumed.",
+)
 
 
 def report(
@@ -134,6 +157,7 @@ def notes(view: Comparison, *, details: bool) -> list[str]:
         lines.append(
             "Pseudo-labels: percent right (likeliest candidate) of the selected training images, in the last round."
         )
+        lines += [*(FUSION_NOTES if _any_fusion(view) else []), *(TIME_NOTES if _any_stage(view) else [])]
     return lines
 
 
@@ -174,6 +198,66 @@ def details_table(view: Comparison, dataset: str) -> Table:
     return ["method", "headline head", "text head", "fused head", "pseudo-labels", "every seed"], rows
 
 
+def fusion_table(view: Comparison, dataset: str) -> Table:
+    """A row a method with the auxiliary classifier: lambda, what it came to, and the rounds that led there."""
+    rows = []
+    for method in view.collection.methods:
+        found = fusion_of(method, dataset)
+        if found is None:
+            continue
+        hidden = is_unknown(method, dataset, head="fused")
+        scores = (found.accuracy, found.oracle, found.regret)
+        rows.append([
+            method.title, _weight(view, found), *(UNKNOWN if hidden else _spread(view, values) for values in scores),
+            _spread(view, found.anchors), _count(found.rounds),
+            _spread(view, found.labels) or (UNKNOWN if found.rounds else ""),
+        ])  # fmt: skip
+    return ["method", "lambda", "fused head", "oracle", "regret", "n0", "rounds", "labels right"], rows
+
+
+def _weight(view: Comparison, found: Fusion) -> str:
+    if found.fixed and len(set(found.weights)) == 1:
+        return f"{found.weights[0]:g} (fixed)"
+    return _spread(view, found.weights, digits=2) + (" (fixed)" if found.fixed else "")
+
+
+def _count(values: Sequence[float]) -> str:
+    """A whole number where all are the same."""
+    return _figure(sum(values) / len(values)).removesuffix(".0") if values else ""
+
+
+def time_table(view: Comparison, dataset: str) -> Table:
+    """A row a method: seconds in all, and by stage."""
+    found = [(method, stage_seconds(method, dataset)) for method in view.collection.methods]
+    names = _stages(seconds for _, seconds in found)
+    rows = []
+    for method, seconds in found:
+        if seconds:
+            cells = [" + ".join(_figure(value) or NOT_MEASURED for value in seconds.get(name, [])) for name in names]
+            rows.append([method.title, _total(seconds), *cells])
+    return ["method", "sum", *names], rows
+
+
+def _stages(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of stages in the order of a table."""
+    names = dict.fromkeys(name for seconds in found for name in seconds)
+    return [*(name for name in STAGES if name in names), *(name for name in names if name not in STAGES)]
+
+
+def _total(seconds: Mapping[str, Sequence[float | None]]) -> str:
+    values = [value for parts in seconds.values() for value in parts]
+    known = [value for value in values if value is not None]
+    return f"{'> ' if len(known) < len(values) else ''}{sum(known):.1f}" if known else NOT_MEASURED
+
+
+def _any_fusion(view: Comparison) -> bool:
+    return any(fusion_table(view, name)[1] for name in view.collection.datasets)
+
+
+def _any_stage(view: Comparison) -> bool:
+    return any(time_table(view, name)[1] for name in view.collection.datasets)
+
+
 def _headline(method: Method, dataset: str) -> str:
     return "/".join(sorted({run["headline"] for run in method.runs.get(dataset, {}).values()}))
 
@@ -187,11 +271,11 @@ def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _spread(view: Comparison, values: Sequence[float]) -> str:
+def _spread(view: Comparison, values: Sequence[float], *, digits: int = 1) -> str:
     if not values:
         return ""
     average, spread = view.spread(values)
-    return _figure(average) if spread is None else f"{average:.1f} +- {spread:.1f}"
+    return f"{average:.{digits}f}" + ("" if spread is None else f" +- {spread:.{digits}f}")
 
 
 def _accuracy(view: Comparison, method: Method, dataset: str, *, head: str | None = None) -> str:
@@ -208,8 +292,12 @@ def _change(difference: Difference | None) -> str:
 
 def _tables(view: Comparison, *, details: bool) -> list[tuple[str, Table]]:
     """The main table, and by data set the details, each with its heading."""
-    more = [(f"{name}, every head and seed", details_table(view, name)) for name in view.collection.datasets]
-    return [("", main_table(view)), *(more if details else [])]
+    tables = [("", main_table(view))]
+    for name in view.collection.datasets if details else []:
+        tables.append((f"{name}, every head and seed", details_table(view, name)))
+        more = [(f"{name}, lambda and rounds", fusion_table(view, name)), (f"{name}, seconds", time_table(view, name))]
+        tables += [(heading, table) for heading, table in more if table[1]]
+    return tables
 
 
 # Forms
@@ -257,10 +345,17 @@ def as_csv(view: Comparison, *, details: bool) -> str:
     return text.getvalue()
 
 
+FUSION_COLUMNS = {
+    "lambda": "weights", "oracle": "oracle", "regret": "regret", "n0": "anchors", "rounds": "rounds",
+    "labels right": "labels",
+}  # fmt: skip
+
+
 def _csv_row(view: Comparison, method: Method, *, details: bool) -> dict[str, Any]:
     """Column -> value; every method has the same columns."""
     datasets, kind = view.collection.datasets, "ci95" if view.ci95 else "std"
     row: dict[str, Any] = {"method": method.title, "trainer": method.trainer, "config": method.config}
+    methods = view.collection.methods
 
     def add(name: str, values: Sequence[float]) -> None:
         average, spread = view.spread(values) if values else (None, None)
@@ -280,9 +375,21 @@ def _csv_row(view: Comparison, method: Method, *, details: bool) -> dict[str, An
         for head in ("text", "fused"):
             add(f"{dataset} {head} head", accuracies(method, dataset, head=head))
         add(f"{dataset} pseudo-labels", _label_accuracies(method, dataset))
-        for seed in sorted({seed for other in view.collection.methods for seed in other.runs.get(dataset, {})}):
+        for seed in sorted({seed for other in methods for seed in other.runs.get(dataset, {})}):
             run = method.runs.get(dataset, {}).get(seed)
             row[f"{dataset} seed {seed}"] = _rounded(run["heads"][run["headline"]]["accuracy"]) if run else None
+        if any(fusion_of(other, dataset) for other in methods):
+            fusion = fusion_of(method, dataset)
+            row[f"{dataset} lambda is fixed"] = ("yes" if fusion.fixed else "no") if fusion else None
+            for column, key in FUSION_COLUMNS.items():
+                add(f"{dataset} {column}", getattr(fusion, key) if fusion else [])
+        every, own = [stage_seconds(other, dataset) for other in methods], stage_seconds(method, dataset)
+        for name in _stages(every):
+            for number in range(max(len(seconds.get(name, [])) for seconds in every)):
+                values = own.get(name, [])[number:]
+                row[f"{dataset} seconds {name}{f', round {number + 1}' if number else ''}"] = (
+                    _rounded(values[0]) if values else None
+                )
     return row
 
 

@@ -111,6 +111,11 @@ def _fault(result: Any) -> str | None:
         return "its rounds hold no accuracy in percent"
     if not isinstance(curve, list) or not all(map(_is_point, curve)):
         return "its by_lambda holds no pairs of lambda and percent"
+    auxiliary, stages = result.get("auxiliary") or [], result.get("stages") or []
+    if not isinstance(auxiliary, list) or not all(map(_is_round, auxiliary)):
+        return "its auxiliary holds no lambda and figures of each round"
+    if not isinstance(stages, list) or not all(map(_is_stage, stages)):
+        return "its stages hold no names and seconds"
     if not isinstance(provenance, dict) or not isinstance(provenance.get("settings") or {}, dict):
         return "its provenance holds no settings"
     if not is_line(_wording(result)):
@@ -120,7 +125,12 @@ def _fault(result: Any) -> str | None:
 
 def _wording(result: Mapping[str, Any]) -> Any:
     """How the class names are worded (DATASET.WORDING), which is a setting of the run alone."""
-    return ((result.get("provenance") or {}).get("settings") or {}).get("DATASET.WORDING", USUAL_WORDING)
+    return settings_of(result).get("DATASET.WORDING", USUAL_WORDING)
+
+
+def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting of a run by its full key; empty where the result does not hold them."""
+    return (run.get("provenance") or {}).get("settings") or {}
 
 
 def is_line(value: Any) -> bool:
@@ -128,7 +138,8 @@ def is_line(value: Any) -> bool:
     return isinstance(value, str) and not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", value)
 
 
-def _is_number(value: Any, most: float = LARGE) -> bool:
+def is_number(value: Any, most: float = LARGE) -> bool:
+    """A finite number from 0 to `most`."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= most  # NaN is not
 
 
@@ -137,9 +148,9 @@ def _is_head(head: Any) -> bool:
         return False
     by_class = head.get("per_class") or {}
     return (
-        all(head.get(key) is None or _is_number(head[key], 100) for key in ("accuracy", "macro_f1"))  # None: no labels
+        all(head.get(key) is None or is_number(head[key], 100) for key in ("accuracy", "macro_f1"))  # None: no labels
         and isinstance(by_class, dict)
-        and all(_is_number(value, 100) for value in by_class.values())
+        and all(is_number(value, 100) for value in by_class.values())
     )
 
 
@@ -147,11 +158,34 @@ def _are_label_figures(figures: Any) -> bool:
     if not isinstance(figures, dict) or "accuracy" not in figures:
         return False
     most = {"selected": LARGE, "coverage": 100, "accuracy": 100, "candidates": LARGE, "candidate_recall": 100}
-    return all(figures.get(key) is None or _is_number(figures[key], limit) for key, limit in most.items())
+    return all(figures.get(key) is None or is_number(figures[key], limit) for key, limit in most.items())
 
 
 def _is_point(point: Any) -> bool:
-    return isinstance(point, list) and len(point) == 2 and _is_number(point[0]) and _is_number(point[1], 100)
+    return isinstance(point, list) and len(point) == 2 and is_number(point[0]) and is_number(point[1], 100)
+
+
+def _is_round(figures: Any) -> bool:
+    """Whether this is what a round of the auxiliary classifier came to (AuxiliaryMixin.figures)."""
+    if not isinstance(figures, dict) or not is_number(figures.get("lambda")):
+        return False
+    most = {"changed": 100, "accuracy": 100, "scale": LARGE, "anchor": LARGE, "iterations": LARGE}
+    mass = figures.get("mass") or []
+    return (
+        all(figures.get(key) is None or is_number(figures[key], limit) for key, limit in most.items())
+        and isinstance(figures.get("converged", False), bool)
+        and isinstance(mass, list)
+        and all(map(is_number, mass))
+    )
+
+
+def _is_stage(stage: Any) -> bool:
+    return (
+        isinstance(stage, dict)
+        and is_line(stage.get("name"))
+        and is_number(stage.get("seconds"))
+        and isinstance(stage.get("cached"), bool)
+    )
 
 
 def load_predictions(result: dict[str, Any]) -> Predictions | None:

@@ -79,6 +79,23 @@ def write_run(
     return folder
 
 
+def auxiliary_rounds(*weights: float, seed: int = 1, accuracy: float | None = 88.0) -> list[dict[str, Any]]:
+    """`auxiliary` of a result: a round a lambda, the labels a point better each; EM with drawn images."""
+    return [
+        {"changed": 13.0 - number, "lambda": weight, "scale": 0.09, "anchor": 10.0 + seed + number, "iterations": 17,
+         "converged": True, "mass": [10.5, 9.5], "accuracy": None if accuracy is None else accuracy + number}
+        for number, weight in enumerate(weights)
+    ]  # fmt: skip
+
+
+def stages(*entries: tuple[str, float | None]) -> list[dict[str, Any]]:
+    """`stages` of a result, from names and seconds; None is one that came from the store."""
+    return [
+        {"name": name, "seconds": 0.05 if seconds is None else seconds, "cached": seconds is None}
+        for name, seconds in entries
+    ]
+
+
 def guesses(labels: Sequence[int], classes: int, *, right: float, seed: int) -> list[int]:
     """Predictions of which about this share is right."""
     rng = np.random.default_rng(seed)
@@ -111,6 +128,11 @@ def write_several(output: Path, classnames: Sequence[str], *, dataset: str = "di
             if trainer == "AiR":
                 said["fused"] = guesses(labels, len(classnames), right=right + 0.05, seed=1000 + 10 * number + seed)
                 more["by_lambda"] = [[weight, 60.0 + weight + seed] for weight in (0.0, 1.0, 2.0)]
+                more["auxiliary"] = auxiliary_rounds(2.0, 2.0, seed=seed)
+                more["stages"] = stages(("backbone", 2.5), ("features of train", None), ("generator", 3.0),
+                                        ("lora", 100.0 + seed), ("generation", 60.0), ("lora, round 2", 90.0 + seed),
+                                        ("generation, round 2", 55.0), ("features of test", 0.5),
+                                        ("prompt training", 20.5))  # fmt: skip
             more["settings"] = {**base, "SEED": seed, **settings}
             write_run(output, classnames, labels, said, images=names, dataset=dataset, trainer=trainer, config=config,
                       seed=seed, gallery=trainer == "AiR", **more)  # fmt: skip

@@ -10,10 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_results import auxiliary_rounds, stages
 from test_results import predictions_of, result, write, write_predictions, write_run
 
 from air_plugin.collection import Method, collect
-from air_plugin.comparison import Comparison, accuracies, interval, paired_difference, summary
+from air_plugin.comparison import (
+    Comparison,
+    accuracies,
+    fusion_of,
+    interval,
+    paired_difference,
+    stage_seconds,
+    summary,
+)
 
 
 def test_mean_and_deviation_against_plain_loops():
@@ -191,3 +200,141 @@ def test_a_comparison_holds_every_difference_to_the_baseline_and_the_reasons_for
     (reason,) = found.faults
     assert reason.startswith("digits: no difference of UPL (mini) to CPL (mini): ")
     assert not Comparison(collection).differences and not Comparison(collection).faults
+
+
+# Lambda
+
+
+def settings(weight: object) -> dict[str, object]:
+    return {"settings": {"AIR.LAMBDA": weight}}
+
+
+def test_regret_against_a_plain_loop(tmp_path: Path):
+    rng = random.Random(5)
+    slow_oracle, slow_regret, slow_accuracy, slow_weights = [], [], [], []
+    for seed in range(1, 6):
+        chosen = rng.uniform(0.5, 4)
+        curve = {weight: rng.uniform(60, 90) for weight in (0.0, 1.0, 2.0, 4.0, chosen)}
+        heads = {"text": {"accuracy": curve[0.0]}, "fused": {"accuracy": curve[chosen]}}
+        rounds = auxiliary_rounds(99.0, chosen, seed=seed)
+        write(tmp_path, result(seed=seed, heads=heads, by_lambda=sorted(map(list, curve.items())), auxiliary=rounds,
+                               provenance=settings("auto")))  # fmt: skip
+        best = -1.0
+        for weight in curve:
+            if curve[weight] > best:
+                best = curve[weight]
+        slow_oracle.append(best)
+        slow_regret.append(best - curve[chosen])
+        slow_accuracy.append(curve[chosen])
+        slow_weights.append(chosen)
+    found = fusion_of(method_of(tmp_path, "AiR"), "digits")
+    assert found is not None and not found.fixed
+    assert found.oracle == pytest.approx(slow_oracle) and found.regret == pytest.approx(slow_regret)
+    assert found.accuracy == pytest.approx(slow_accuracy) and found.weights == pytest.approx(slow_weights)
+    assert len(set(slow_regret)) == 5 and max(slow_regret) > 1  # each seed has its own oracle
+    assert found.rounds == [2.0] * 5 and found.labels == [89.0] * 5
+    assert found.anchors == [12.0, 13.0, 14.0, 15.0, 16.0]  # of the last round
+
+
+def test_the_best_lambda_has_no_regret_whatever_its_rounding(tmp_path: Path):
+    exact = 100.0 * 713 / 797  # by_lambda is made from float32
+    for seed, error in enumerate((-2e-6, 0.0, 2e-6), start=1):
+        heads = {"text": {"accuracy": 50.0}, "fused": {"accuracy": exact}}
+        write(tmp_path, result(seed=seed, heads=heads, by_lambda=[[0.0, 50.0], [2.0, exact + error]]))
+    found = fusion_of(method_of(tmp_path, "AiR"), "digits")
+    assert found is not None and all(0 <= regret < 1e-5 for regret in found.regret) and len(found.regret) == 3
+
+
+def test_lambda_of_the_config_is_fixed_and_that_of_older_results_is_read_there(tmp_path: Path):
+    write(tmp_path, result(by_lambda=[[0, 70.0], [2, 83.0]], provenance=settings(2)))
+    found = fusion_of(method_of(tmp_path, "AiR"), "digits")
+    assert found is not None and found.fixed and found.weights == [2.0]
+    assert (found.accuracy, found.oracle, found.regret) == ([81.0], [83.0], [2.0])
+    assert found.rounds == found.anchors == found.labels == []
+    for seed, odd in enumerate((True, "2", float("nan"), -1, [2], None), start=2):
+        write(tmp_path, result(seed=seed, by_lambda=[[0, 70.0]], provenance=settings(odd)))
+    found = fusion_of(method_of(tmp_path, "AiR"), "digits")
+    assert found is not None and not found.fixed and found.weights == [2.0] and len(found.regret) == 7
+
+
+def test_a_method_without_the_auxiliary_classifier_has_no_lambda(tmp_path: Path):
+    write(tmp_path, result("CPL", provenance=settings(2.0), by_lambda=None, auxiliary=[]))
+    assert fusion_of(method_of(tmp_path, "CPL"), "digits") is None
+    assert fusion_of(method_of(tmp_path, "CPL"), "letters") is None
+
+
+def test_without_test_labels_there_is_a_lambda_but_no_regret(tmp_path: Path):
+    heads = {"text": {"accuracy": None}, "fused": {"accuracy": None}}
+    write(tmp_path, result(heads=heads, auxiliary=auxiliary_rounds(2.5, accuracy=None)))
+    found = fusion_of(method_of(tmp_path, "AiR"), "digits")
+    assert found is not None and found.weights == [2.5]
+    assert found.accuracy == found.oracle == found.regret == found.labels == []
+
+
+def test_another_fused_head_has_an_accuracy_but_no_regret(tmp_path: Path):
+    write(tmp_path, result(auxiliary=auxiliary_rounds(2.5), by_lambda=None))  # TransCLIP makes its own
+    found = fusion_of(method_of(tmp_path, "AiR"), "digits")
+    assert found is not None and found.accuracy == [81.0] and found.oracle == found.regret == []
+
+
+def test_em_without_drawn_images_has_no_anchor(tmp_path: Path):
+    rounds = [{**entry, "anchor": 0.0} for entry in auxiliary_rounds(2.5)]
+    write(tmp_path, result(auxiliary=rounds))
+    found = fusion_of(method_of(tmp_path, "AiR"), "digits")
+    assert found is not None and found.anchors == []
+
+
+# Seconds
+
+
+def test_seconds_of_stages_against_a_plain_loop(tmp_path: Path):
+    rng = random.Random(6)
+    names = ["backbone", "lora", "generation", "lora, round 2", "generation, round 2", "lora, round 3"]
+    spent: dict[str, list[float]] = {name: [] for name in names}
+    for seed in range(1, 6):
+        entries: list[tuple[str, float | None]] = []
+        for name in names if seed > 1 else names[:3]:  # the first seed needs one round only
+            seconds = rng.uniform(1, 9) if rng.random() < 0.6 and name != "generation" else None
+            entries.append((name, seconds))
+            if seconds is not None:
+                spent[name].append(seconds)
+        if seed == 1:
+            for name in names[3:]:
+                spent[name].append(0.0)
+        write(tmp_path, result(seed=seed, stages=stages(*entries)))
+    slow = {}
+    for name in names:
+        total = 0.0
+        for value in spent[name]:
+            total += value
+        slow[name] = pytest.approx(total / len(spent[name])) if spent[name] else None
+    found = stage_seconds(method_of(tmp_path, "AiR"), "digits")
+    assert list(found) == ["backbone", "lora", "generation"]
+    assert found["backbone"] == [slow["backbone"]]
+    assert found["lora"] == [slow["lora"], slow["lora, round 2"], slow["lora, round 3"]]
+    assert found["generation"] == [None, slow["generation, round 2"]]
+    assert any(len(values) < 5 for values in spent.values()) and len(spent["lora"]) > 1
+
+
+def test_the_test_at_the_end_of_training_counts_once(tmp_path: Path):
+    write(tmp_path, result("CPL", stages=stages(("features of test", 4.0), ("prompt training", 10.0))))
+    assert stage_seconds(method_of(tmp_path, "CPL"), "digits") == {"features of test": [4.0], "prompt training": [6.0]}
+    write(tmp_path, result("AiR", stages=stages(("prompt training", 10.0), ("features of test", 4.0))))
+    assert stage_seconds(method_of(tmp_path, "AiR"), "digits")["prompt training"] == [10.0]  # it stands by itself
+
+
+def test_two_stages_of_one_name_are_summed_less_what_was_in_the_store(tmp_path: Path):
+    entries = [("features of train", None), ("features of train", 5.0), ("features of train", 2.0)]
+    write(tmp_path, result(stages=stages(*entries)))
+    assert stage_seconds(method_of(tmp_path, "AiR"), "digits") == {"features of train": [7.0]}
+
+
+def test_a_name_that_is_no_round_of_ours_is_a_stage_of_its_own(tmp_path: Path):
+    names = ["lora, round 1", "lora, round 1000", "lora, round two", ", round 2"]
+    write(tmp_path, result(stages=stages(*((name, 1.0) for name in names))))
+    assert stage_seconds(method_of(tmp_path, "AiR"), "digits") == {name: [1.0] for name in names}
+
+
+def test_older_results_have_no_seconds(tmp_path: Path):
+    write(tmp_path, result())
+    assert stage_seconds(method_of(tmp_path, "AiR"), "digits") == {}

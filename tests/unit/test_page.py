@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up_results import guesses, write_pictures, write_run, write_several
+from made_up_results import auxiliary_rounds, guesses, write_pictures, write_run, write_several
 from PIL import Image
 
+from air_plugin import page_sections
 from air_plugin.charts import COLOURS, Line, Panel, bar_chart, line_chart
 from air_plugin.collection import Collection, Method, collect
 from air_plugin.comparison import Comparison, summary
 from air_plugin.page import write_page
 from air_plugin.page_sections import MISTAKES, PAIRS, View, confusion_matrix, most_confused, sections
-from air_plugin.report import notes
+from air_plugin.report import fusion_table, notes, time_table
 from air_plugin.results import Predictions
 
 DIGITS = [str(number) for number in range(10)]
@@ -365,6 +366,78 @@ def test_series_differ_in_one_setting_only(several: Path):
     for run in plain.runs["digits"].values():  # now it differs in something else, too
         run["provenance"]["settings"]["OPTIM.LR"] = 0.1
     assert sections(view)["drawn"] is None and len(sections(view)["weight"]) == 1
+
+
+def with_curves(output: Path, chosen: dict[int, float], settings: dict[str, Any]) -> None:
+    """Runs whose fused head is right on 5, 6, ... of ten images with lambda as chosen, by seed."""
+    labels = [0, 1] * 5
+    for number, (seed, weight) in enumerate(chosen.items(), start=5):
+        said = [label if i < number else 1 - label for i, label in enumerate(labels)]
+        curve = {0.0: 40.0, 1.0: 50.0 + seed, 2.0: 60.0, weight: 10.0 * number}
+        write_run(output, ["x", "y"], labels, {"text": labels, "fused": said}, seed=seed, settings=settings,
+                  by_lambda=sorted(map(list, curve.items())), auxiliary=auxiliary_rounds(weight))  # fmt: skip
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, output: Path) -> Panel:
+    """The only panel of the chart by lambda."""
+    panels = []
+
+    def keep(shown: list[Panel], *, alt: str) -> str:
+        panels.extend(shown)
+        return ""
+
+    monkeypatch.setattr(page_sections, "line_chart", keep)
+    sections(View("digits", collect(output).methods, None, summary, []))
+    (panel,) = panels
+    return panel
+
+
+def test_a_lambda_of_one_seed_alone_is_no_point_of_the_mean_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with_curves(tmp_path, {1: 1.4, 2: 1.6}, {"AIR.LAMBDA": "auto"})
+    panel = drawn(monkeypatch, tmp_path)
+    (line,) = panel.lines
+    assert (line.x, line.mean) == ([0.0, 1.0, 2.0], [40.0, 51.5, 60.0])
+    (ring,) = panel.rings
+    assert (ring.colour, ring.x, ring.mean) == (line.colour, [1.5], [55.0])
+
+
+def test_a_ring_is_on_the_curve_where_lambda_is_fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with_curves(tmp_path, {1: 3.0, 2: 3.0}, {"AIR.LAMBDA": 3.0})
+    panel = drawn(monkeypatch, tmp_path)
+    (line,), (ring,) = panel.lines, panel.rings
+    assert (line.x[-1], line.mean[-1]) == (ring.x[0], ring.mean[0]) == (3.0, 55.0)
+
+
+def test_rings_are_drawn_in_their_colour_and_are_no_ticks():
+    line = Line(2, [1.0, 2.0], [3.0, 4.0], [0.0, 0.0])
+    plain = line_chart([Panel("x", "y", [line])], alt="one")
+    chart = line_chart([Panel("x", "y", [line], rings=[Line(4, [1.5], [3.5], [0.0])])], alt="one")
+    assert "var(--c4)" in chart and "var(--c4)" not in plain
+    assert re.findall(r"<text[^>]*>([^<]*)</text>", chart) == re.findall(r"<text[^>]*>([^<]*)</text>", plain)
+
+
+def test_lambda_rounds_and_seconds_are_those_of_the_text_tables(several: Path):
+    shown = Comparison(collect(several))
+    page = page_of(several)
+    for title, table in (("Lambda and rounds", fusion_table(shown, "digits")), ("Time", time_table(shown, "digits"))):
+        headers, rows = table
+        begin = page.rows.index(headers)
+        found = [[cell.replace("\u00a0", " ") for cell in row] for row in page.rows[begin + 1 : begin + 1 + len(rows)]]
+        assert len(rows) == 4 and found == [[cell.replace("+-", "\u00b1") for cell in row] for row in rows]
+        assert title in page.words
+    assert "A ring: the lambda that was used" in page.words
+    assert "from test labels that the method never saw" in page.words
+
+
+def test_lambda_is_on_a_page_without_test_labels(tmp_path: Path):
+    folder = write_run(tmp_path, ["x", "y"], [0, 1], {"text": [0, 1], "fused": [0, 1]},
+                       auxiliary=auxiliary_rounds(2.5, accuracy=None))  # fmt: skip
+    result = json.loads((folder / "result.json").read_text())
+    result["heads"] = {head: {"accuracy": None} for head in ("text", "fused")}
+    (folder / "result.json").write_text(json.dumps(result))
+    page = page_of(tmp_path)
+    assert ["AiR (mini)", "2.50", "-", "-", "-", "11.0", "1", "-"] in page.rows
+    assert "Weight of the auxiliary classifier" not in page.words and "Seconds" not in page.words
 
 
 def test_lines_are_means_with_spreads_by_rising_x():

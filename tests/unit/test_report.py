@@ -10,6 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import pytest
+from made_up_results import auxiliary_rounds, stages
 from test_results import HARMFUL, result, write, write_run
 
 from air_plugin import collection, comparison, page
@@ -144,6 +145,115 @@ def test_details_have_every_head_the_pseudo_labels_and_every_seed(tmp_path: Path
 def test_a_bar_in_a_title_stays_in_its_cell(tmp_path: Path):
     write(tmp_path, result(config="a|b"), "digits/AiR/a/seed1")
     assert rows_of(github(tmp_path))[1] == ["AiR (a\\|b)", "80.0", "1"]
+
+
+# Lambda, rounds and seconds
+
+FUSION = ["method", "lambda", "fused head", "oracle", "regret", "n0", "rounds", "labels right"]
+
+
+def with_lambda(output: Path) -> None:
+    """AiR with a fixed lambda in one round, and with one of its own in one or two; CPL without any."""
+    write(output, result("CPL", stages=stages(("features of train", 5.0), ("prompt training", 9.0))))
+    for seed, (fixed, chosen, best) in {1: (80.0, 84.0, 85.0), 2: (81.0, 85.0, 88.0)}.items():
+        write(output, result(
+            seed=seed, heads={"text": {"accuracy": 70.0}, "fused": {"accuracy": fixed}}, headline="fused",
+            by_lambda=[[0.0, 70.0], [2.0, fixed], [4.0, 82.0]], provenance={"settings": {"AIR.LAMBDA": 2.0}},
+            stages=stages(("generator", 3.0), ("lora", None), ("prompt training", 9.0)),
+        ))  # fmt: skip
+        weights = (9.0, 2.0 + seed / 4) if seed == 2 else (2.0 + seed / 4,)
+        again = [("lora, round 2", 27.0)] if seed == 2 else []
+        write(output, result(
+            seed=seed, heads={"text": {"accuracy": 70.0}, "fused": {"accuracy": chosen}}, headline="fused",
+            config="mini+plus", by_lambda=[[0.0, 70.0], [weights[-1], chosen], [16.0, best]],
+            auxiliary=auxiliary_rounds(*weights, seed=seed), provenance={"settings": {"AIR.LAMBDA": "auto"}},
+            stages=stages(("generator", 3.0), ("lora", 25.0 + seed), *again, ("a new one", 1.25)),
+        ))  # fmt: skip
+
+
+def test_lambda_regret_and_rounds_are_in_the_details(tmp_path: Path):
+    with_lambda(tmp_path)
+    text = github(tmp_path, details=True)
+    found = rows_of(text)
+    begin = found.index(FUSION)
+    assert found[begin + 1 : begin + 3] == [
+        ["AiR (mini)", "2 (fixed)", "80.5 +- 0.7", "82.0 +- 0.0", "1.5 +- 0.7", "", "", ""],
+        ["AiR (mini+plus)", "2.38 +- 0.18", "84.5 +- 0.7", "86.5 +- 2.1", "2.0 +- 1.4", "12.0 +- 1.4", "1.5",
+         "88.5 +- 0.7"],
+    ]  # fmt: skip
+    assert "\ndigits, lambda and rounds\n" in text
+    assert "computed afterwards from test labels that the method never saw" in text
+    assert "oracle" not in github(tmp_path).lower() and "Seconds" not in github(tmp_path)
+
+
+def test_seconds_by_stage_are_in_the_details(tmp_path: Path):
+    with_lambda(tmp_path)
+    text = github(tmp_path, details=True)
+    assert rows_of(text)[-4:] == [
+        ["method", "sum", "features of train", "generator", "lora", "prompt training", "a new one"],
+        ["CPL (mini)", "14.0", "5.0", "", "", "9.0", ""],
+        ["AiR (mini)", "> 12.0", "", "3.0", "-", "9.0", ""],
+        ["AiR (mini+plus)", "44.2", "", "3.0", "26.5 + 13.5", "", "1.2"],  # seed 1 spent nothing on a second round
+    ]
+    assert "\ndigits, seconds\n" in text and "Seconds: mean over the seeds that did the stage" in text
+
+
+def test_where_all_came_from_the_store_no_sum_is_known(tmp_path: Path):
+    write(tmp_path, result(stages=stages(("lora", None), ("lora, round 2", None))))
+    assert rows_of(github(tmp_path, details=True))[-1] == ["AiR (mini)", "-", "- + -"]
+
+
+def test_without_test_labels_regret_is_unknown(tmp_path: Path):
+    heads = {"text": {"accuracy": None}, "fused": {"accuracy": None}}
+    write(tmp_path, result(heads=heads, auxiliary=auxiliary_rounds(2.5, 2.25, accuracy=None), by_lambda=None))
+    found = rows_of(github(tmp_path, details=True))
+    assert found[found.index(FUSION) + 1] == ["AiR (mini)", "2.25", "-", "-", "-", "12.0", "2", "-"]
+
+
+def test_older_results_have_neither_table(tmp_path: Path):
+    three_seeds(tmp_path)
+    text = github(tmp_path, details=True)
+    assert "oracle" not in text.lower() and "econds" not in text and len(rows_of(text)) == 4
+    (row,) = read_csv(as_csv(view_of(tmp_path), details=True))
+    assert not any("oracle" in column or "seconds" in column for column in row)
+
+
+def test_latex_has_lambda_and_seconds(tmp_path: Path):
+    with_lambda(tmp_path)
+    text = as_latex(view_of(tmp_path), details=True)
+    rows = [line for line in text.splitlines() if line.lstrip().startswith("AiR (mini+plus)")]
+    assert len(rows) == 4 and "& $2.38 \\pm 0.18$ & $84.5" in rows[2] and "& $2.0 \\pm 1.4$ &" in rows[2]
+    assert "& $26.5 + 13.5$ &" in rows[3]
+    assert "% digits, lambda and rounds\n" in text and "% digits, seconds\n" in text
+    assert "\\ensuremath{>} 12.0" in text
+
+
+def test_csv_has_lambda_and_seconds(tmp_path: Path):
+    with_lambda(tmp_path)
+    text = as_csv(view_of(tmp_path), details=True)
+    cpl, fixed, chosen = read_csv(text)
+    assert [row["digits lambda is fixed"] for row in (cpl, fixed, chosen)] == ["", "yes", "no"]
+    assert float(chosen["digits regret mean"]) == 2.0 and float(chosen["digits oracle mean"]) == 86.5
+    assert float(chosen["digits regret std"]) == pytest.approx(2**0.5, abs=1e-4)
+    assert float(chosen["digits rounds mean"]) == 1.5 and float(chosen["digits n0 mean"]) == 12.0
+    assert float(fixed["digits lambda mean"]) == 2.0 and fixed["digits labels right mean"] == ""
+    assert float(chosen["digits seconds lora"]) == 26.5 and float(chosen["digits seconds lora, round 2"]) == 13.5
+    assert fixed["digits seconds lora"] == fixed["digits seconds lora, round 2"] == cpl["digits regret mean"] == ""
+    assert float(cpl["digits seconds features of train"]) == 5.0
+    assert "digits seconds generator, round 2" not in cpl
+    assert "oracle" not in as_csv(view_of(tmp_path), details=False)
+
+
+@pytest.mark.parametrize("form", ["github", "latex", "csv", "html"])
+@pytest.mark.parametrize("change", [{"auxiliary": [{"lambda": 2.0, "accuracy": float("nan")}]}, {"stages": ["lora"]}])
+def test_damaged_figures_say_which_file(
+    tmp_path: Path, form: str, change: dict[str, Any], capsys: pytest.CaptureFixture
+):
+    with_lambda(tmp_path)
+    path = write(tmp_path, result(seed=3, config="mini+plus", **change))
+    code, out, err = air(capsys, str(tmp_path), "--format", form, "--details")
+    (fault,) = [line for line in err.splitlines() if str(path) in line]
+    assert code == 0 and out and f"its {next(iter(change))} hold" in fault
 
 
 # LaTeX

@@ -87,6 +87,31 @@ HARMFUL = {
     "a round a number": json.dumps(result(rounds=[80])),
     "by_lambda without pairs": json.dumps(result(by_lambda=[1, 2])),
     "by_lambda NaN": json.dumps(result(by_lambda=[[float("nan"), 80]])),
+    "auxiliary a mapping": json.dumps(result(auxiliary={"lambda": 2.0})),
+    "auxiliary text": json.dumps(result(auxiliary="auto")),
+    "a round of the auxiliary a number": json.dumps(result(auxiliary=[2.0])),
+    "a round of the auxiliary without lambda": json.dumps(result(auxiliary=[{"accuracy": 80}])),
+    **{
+        f"auxiliary with {key} {value}": json.dumps(result(auxiliary=[{"lambda": 2.0}, {"lambda": 2.0, key: value}]))
+        for key, value in (
+            ("lambda", float("nan")), ("lambda", -0.5), ("lambda", "auto"), ("lambda", None), ("lambda", True),
+            ("changed", -1.0), ("changed", 100.5), ("changed", "few"), ("accuracy", float("nan")), ("accuracy", -0.1),
+            ("accuracy", 101), ("scale", float("inf")), ("scale", "0.1"), ("anchor", float("nan")), ("anchor", -1),
+            ("iterations", "17"), ("converged", "yes"), ("converged", 1), ("mass", {"zero": 1}), ("mass", [1, "2"]),
+            ("mass", [float("nan")]), ("mass", "all"),
+        )
+    },
+    "stages a mapping": json.dumps(result(stages={"lora": 5})),
+    "a stage a number": json.dumps(result(stages=[5])),
+    **{
+        f"stage with {key} {value}": json.dumps(
+            result(stages=[{"name": "lora", "seconds": 5.0, "cached": False, key: value}])
+        )
+        for key, value in (
+            ("name", None), ("name", "two\nlines"), ("seconds", float("nan")), ("seconds", -1.0), ("seconds", "5"),
+            ("seconds", 1e13), ("cached", None), ("cached", "no"),
+        )
+    },
     "provenance text": json.dumps(result(provenance="here")),
     "settings a list": json.dumps(result(provenance={"settings": [1]})),
     "wording a number": json.dumps(result(provenance={"settings": {"DATASET.WORDING": 5}})),
@@ -118,8 +143,13 @@ def test_what_only_newer_results_have_is_accepted(tmp_path: Path):
     figures = {"selected": 8, "coverage": 50, "accuracy": None, "candidates": 1.5, "candidate_recall": None}
     write(tmp_path, result(rounds=[figures, figures], by_lambda=[[0, 80.5], [2.0, 81]], stages=[], provenance={}))
     write(tmp_path, result(seed=2, rounds=None, by_lambda=None, provenance={"settings": {"AIR.M": 3}}))
+    round_ = {"changed": 0, "accuracy": None, "lambda": 0.0, "scale": None}  # the paper's form, not a label known
+    em = {"anchor": 0.0, "iterations": 9, "converged": False, "mass": [98.0, 0]}
+    write(tmp_path, result(seed=3, auxiliary=[round_, {**round_, **em, "accuracy": 100.0, "of a later version": "x"}],
+                           stages=[{"name": "lora, round 2", "seconds": 0, "cached": True}]))  # fmt: skip
+    write(tmp_path, result(seed=4, auxiliary=None, stages=None))
     results, faults = read_results(tmp_path)
-    assert [r["seed"] for r in results] == [1, 2] and faults == []
+    assert [r["seed"] for r in results] == [1, 2, 3, 4] and faults == []
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path):
