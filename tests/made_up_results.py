@@ -127,8 +127,11 @@ def write_several(output: Path, classnames: Sequence[str], *, dataset: str = "di
                 more = {"pseudo_labels": rounds[-1], "rounds": rounds}
             if trainer == "AiR":
                 said["fused"] = guesses(labels, len(classnames), right=right + 0.05, seed=1000 + 10 * number + seed)
-                more["by_lambda"] = [[weight, 60.0 + weight + seed] for weight in (0.0, 1.0, 2.0)]
-                more["auxiliary"] = auxiliary_rounds(2.0, 2.0, seed=seed)
+                used = {**base, **settings}["AIR.LAMBDA"]
+                curve = {weight: 60.0 + weight + seed for weight in (0.0, 1.0, 2.0)}
+                curve[used] = 100.0 * float((np.asarray(said["fused"]) == np.asarray(labels)).mean())
+                more["by_lambda"] = [[weight, accuracy] for weight, accuracy in curve.items()]
+                more["auxiliary"] = auxiliary_rounds(used, used, seed=seed)
                 more["stages"] = stages(("backbone", 2.5), ("features of train", None), ("generator", 3.0),
                                         ("lora", 100.0 + seed), ("generation", 60.0), ("lora, round 2", 90.0 + seed),
                                         ("generation, round 2", 55.0), ("features of test", 0.5),
