@@ -22,7 +22,7 @@ Refinement = Literal["none", "em"]
 Sampler = Literal["dpm", "ddim", "euler", "lcm", "own"]
 
 AUTO = "auto"  # in the place of a number that is then chosen without labels
-MAY_BE_AUTO = ("AIR.LAMBDA",)
+MAY_BE_AUTO = ("AIR.LAMBDA", "AIR.BETA")
 
 
 def add_air_config(cfg: Any) -> None:
@@ -70,7 +70,7 @@ def add_air_config(cfg: Any) -> None:
     cfg.AIR.THREADS = 0  # of torch on the CPU; 0 leaves torch's own number
     cfg.AIR.HEADLINE = "fused"
     cfg.AIR.LAMBDA = 2.0  # or auto
-    cfg.AIR.BETA = 1.0
+    cfg.AIR.BETA = 1.0  # or auto
     cfg.AIR.LS = "consistency"
     cfg.AIR.SOURCE = "synthetic"  # of the prototypes; controls: "real", unlabelled images by their zero-shot label;
     # "none", EM from zero-shot without any prototypes (what shows and trains as prototypes is as with "real")
@@ -138,12 +138,12 @@ class LoraSettings:
 class AirSettings:
     """The auxiliary classifier's settings. Names as in AIR; `prompt` is a template with {}.
 
-    weight: AIR.LAMBDA, or None where it is "auto": chosen without labels (air_plugin/weighting.py).
+    weight, beta: AIR.LAMBDA and BETA, or None where they are "auto": chosen without labels (air_plugin/weighting.py).
     """
 
     headline: Head
     weight: float | None
-    beta: float
+    beta: float | None
     loss: LossForm
     source: Source
     auxiliary: Classifier
@@ -171,7 +171,7 @@ class AirSettings:
 
     def __post_init__(self) -> None:
         _require(self.weight is None or self.weight >= 0, "AIR.LAMBDA", self.weight, f"at least 0, or {AUTO}")
-        _require(self.beta >= 0, "AIR.BETA", self.beta, "at least 0")
+        _require(self.beta is None or self.beta >= 0, "AIR.BETA", self.beta, f"at least 0, or {AUTO}")
         _require(self.kept_per_class >= 1, "AIR.K", self.kept_per_class, "at least 1")
         _require(
             self.kept_per_class <= self.images_per_class,
@@ -204,6 +204,9 @@ class AirSettings:
         if self.rounds > 1:
             wanted = "1 where nothing is adapted: AIR.SOURCE is not synthetic, or AIR.LORA.ENABLED is False"
             _require(self.source == "synthetic" and self.lora.enabled, "AIR.ROUNDS", self.rounds, wanted)
+        if self.beta is None:
+            wanted = f"synthetic where AIR.BETA is {AUTO}: two views have no label to be right about"
+            _require(self.loss == "synthetic", "AIR.LS", self.loss, wanted)
         if self.form == "raw":
             wanted = "softmax where AIR.AUXILIARY is gaussian or AIR.LAMBDA is auto"
             _require(self.auxiliary == "cosine" and self.weight is not None, "AIR.AUX_FORM", self.form, wanted)
@@ -226,7 +229,7 @@ class AirSettings:
         return cls(
             headline=air.HEADLINE,
             weight=None if air.LAMBDA == AUTO else air.LAMBDA,
-            beta=air.BETA,
+            beta=None if air.BETA == AUTO else air.BETA,
             loss=air.LS,
             source=air.SOURCE,
             auxiliary=air.AUXILIARY,

@@ -69,10 +69,20 @@ def fusion_weight(text_probs: Tensor, aux_probs: Tensor, *, consensus: Tensor | 
     if consensus is None:
         product = text_probs.double() * aux_probs.double()
         consensus = product / product.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    text, auxiliary = (_log_odds(expected_accuracy(probs, consensus)) for probs in (text_probs, aux_probs))
-    if auxiliary <= 0:
+    return relative_weight(expected_accuracy(aux_probs, consensus), to=expected_accuracy(text_probs, consensus))
+
+
+def relative_weight(accuracy: float, *, to: float) -> float:
+    """Ratio of two teachers' log-odds of being right, in [0, 16]; 0 where the first is no better than a coin.
+
+    Args:
+        accuracy: of the first, in [0, 1].
+        to: of the other, in [0, 1].
+    """
+    weight, unit = _log_odds(accuracy), _log_odds(to)
+    if weight <= 0:
         return 0.0
-    return min(auxiliary / text, LARGEST_WEIGHT) if text > 0 else LARGEST_WEIGHT
+    return min(weight / unit, LARGEST_WEIGHT) if unit > 0 else LARGEST_WEIGHT
 
 
 def _log_odds(share: float) -> float:

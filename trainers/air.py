@@ -12,6 +12,7 @@ from air_plugin.config import Labeler, require_choice
 from air_plugin.features import stable_seed
 from air_plugin.losses import consistency_loss, synthetic_loss
 from air_plugin.mixin import AuxiliaryMixin
+from air_plugin.weighting import relative_weight
 from trainers.self_training import SelfTraining
 
 
@@ -24,16 +25,38 @@ class AiR(AuxiliaryMixin, SelfTraining):
         require_choice("TRAINER.AIR.LABELER", cfg.TRAINER.AIR.LABELER, Labeler)
         self.labeler = cfg.TRAINER.AIR.LABELER
 
+    def train_on(self, index: Tensor, targets: dict[str, Tensor]) -> None:
+        super().train_on(index, targets)
+        self.beta = self._chosen_beta(index, targets["target"]) if self.air.beta is None else self.air.beta
+
+    def _chosen_beta(self, index: Tensor, candidates: Tensor) -> float:
+        """AIR.BETA auto (ours): both losses have labels, and weigh as much as these are likely to be right.
+
+        The zero-shot text head is the judge of both, since the auxiliary classifier has seen the images of one.
+
+        Args:
+            index: (S,) selected images.
+            candidates: (S, C) bool.
+        """
+        real = (self.zero_shot_probs[index] * candidates).sum(dim=1).mean()
+        prototypes = self.auxiliary.prototypes
+        drawn = self.backbone.text_probs(prototypes.flatten(0, 1), self.template_features)
+        own = drawn.unflatten(0, prototypes.shape[:2]).mean(dim=1).diagonal().mean()
+        return relative_weight(float(own), to=float(real))
+
+    def figures(self) -> dict[str, Any]:
+        return {**super().figures(), "beta": getattr(self, "beta", None)}
+
     def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
         losses = super().losses(batch, text)
-        if self.air.beta == 0:
+        if self.beta == 0:
             return losses
         if self.air.loss == "consistency":
             value = consistency_loss(self.model.logits(batch["img"], text), self.model.logits(batch["img2"], text))
         else:
             features, label = self._draw_prototypes(len(batch["img"]))
             value = synthetic_loss(self.model.logits(features, text), label)
-        return {**losses, "loss_s": self.air.beta * value}
+        return {**losses, "loss_s": self.beta * value}
 
     def _draw_prototypes(self, count: int) -> tuple[Tensor, Tensor]:
         """(B, D) kept generated features and their (B,) classes; which ones depends on seed, epoch and batch alone."""

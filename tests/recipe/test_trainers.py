@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,32 @@ def test_both_forms_of_the_regulariser_train(form: str, finished: Path, data: Pa
     assert train.main(arguments("AiR", data, tmp_path / "with", *options, "AIR.BETA", "5")) == 0
     assert train.main(arguments("AiR", data, tmp_path / "without", *options, "AIR.BETA", "0")) == 0
     assert not torch.equal(weights(tmp_path / "with")["ctx"], weights(tmp_path / "without")["ctx"])
+
+
+def test_beta_auto_weighs_both_losses_by_how_right_their_labels_are(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainers.air import AiR
+
+    slow = []
+
+    def watched(self: AiR, index: torch.Tensor, candidates: torch.Tensor) -> float:
+        real = [self.zero_shot_probs[i][row].sum().item() for i, row in zip(index, candidates, strict=True)]
+        drawn = [
+            self.backbone.text_probs(image[None], self.template_features)[0, label].item()
+            for label, images in enumerate(self.auxiliary.prototypes) for image in images
+        ]  # fmt: skip
+        odds = [math.log(share / (1 - share)) for share in (sum(drawn) / len(drawn), sum(real) / len(real))]
+        slow.append(odds[0] / odds[1])
+        return chosen(self, index, candidates)
+
+    chosen = AiR._chosen_beta
+    monkeypatch.setattr(AiR, "_chosen_beta", watched)
+    options = ["AIR.BETA", "auto", "AIR.CACHE", str(finished / "cache")]
+    assert train.main(arguments("AiR", data, tmp_path / "auto", *options)) == 0
+    beta = json.loads((tmp_path / "auto" / "result.json").read_text())["beta"]
+    assert slow == [pytest.approx(beta, rel=1e-4)] and 0 < beta < 16
+    assert not torch.equal(weights(tmp_path / "auto")["ctx"], weights(finished)["ctx"])
 
 
 def test_zero_shot_trains_nothing(data: Path, tmp_path: Path) -> None:

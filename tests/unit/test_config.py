@@ -315,15 +315,17 @@ def test_flatten_gives_full_keys(cfg: CfgNode):
 
 
 @pytest.mark.parametrize("text", ["auto", "'auto'"])
-def test_lambda_may_be_auto_and_a_number_again(cfg: CfgNode, text: str):
-    merge_options(cfg, ["AIR.LAMBDA", text])
-    assert AirSettings.from_cfg(cfg).weight is None
-    merge_options(cfg, ["AIR.LAMBDA", "auto"])
-    merge_options(cfg, ["AIR.LAMBDA", "3"])
-    assert cfg.AIR.LAMBDA == 3.0 and isinstance(cfg.AIR.LAMBDA, float)
+@pytest.mark.parametrize(("key", "field"), [("LAMBDA", "weight"), ("BETA", "beta")])
+def test_what_may_be_auto_may_be_a_number_again(cfg: CfgNode, text: str, key: str, field: str):
+    cfg.AIR.LS = "synthetic"
+    merge_options(cfg, [f"AIR.{key}", text])
+    assert getattr(AirSettings.from_cfg(cfg), field) is None
+    merge_options(cfg, [f"AIR.{key}", "auto"])
+    merge_options(cfg, [f"AIR.{key}", "3"])
+    assert cfg.AIR[key] == 3.0 and isinstance(cfg.AIR[key], float)
 
 
-@pytest.mark.parametrize("options", [["AIR.LAMBDA", "aut"], ["AIR.BETA", "auto"]])
+@pytest.mark.parametrize("options", [["AIR.LAMBDA", "aut"], ["AIR.AUX_SCALE", "auto"]])
 def test_no_other_word_and_no_other_key_is_auto(cfg: CfgNode, options: list[str]):
     with pytest.raises(UserError, match=options[0]):
         merge_options(cfg, options)
@@ -338,6 +340,7 @@ def test_no_other_word_and_no_other_key_is_auto(cfg: CfgNode, options: list[str]
         (["AIR.ROUNDS", "2", "AIR.SOURCE", "real"], "AIR.ROUNDS"),
         (["AIR.ROUNDS", "2", "AIR.LORA.ENABLED", "False"], "AIR.ROUNDS"),
         (["AIR.LAMBDA", "auto", "AIR.AUX_FORM", "raw"], "AIR.AUX_FORM"),
+        (["AIR.BETA", "auto", "AIR.LS", "consistency"], "AIR.LS"),
         (["AIR.AUXILIARY", "gaussian", "AIR.AUX_FORM", "raw"], "AIR.AUX_FORM"),
         (["AIR.AUXILIARY", "lda"], "AIR.AUXILIARY"),
     ],
