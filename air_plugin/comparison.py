@@ -80,6 +80,7 @@ class Fusion:
     fixed: whether the config names lambda; else it was chosen without labels.
     accuracy: of the fused head in percent. oracle: the same with the best lambda that was tried, each seed its own.
     regret: oracle less accuracy, at least 0. The last two need test labels, which the method never saw.
+    betas: weight of the loss on drawn images. beta_fixed: whether the config names it.
     anchors: n0 of EM, where images were drawn.
     rounds: how many rounds of captions and drawing were made.
     labels: percent of the unlabelled images that the last round labels rightly.
@@ -90,6 +91,8 @@ class Fusion:
     accuracy: list[float]
     oracle: list[float]
     regret: list[float]
+    betas: list[float]
+    beta_fixed: bool
     anchors: list[float]
     rounds: list[float]
     labels: list[float]
@@ -101,8 +104,7 @@ def fusion_of(method: Method, dataset: str) -> Fusion | None:
     runs = [run for run in every if run.get("auxiliary") or run.get("by_lambda")]
     if not runs:
         return None
-    named: list[Any] = [settings_of(run).get("AIR.LAMBDA") for run in runs]
-    fixed = [float(value) for value in named if is_number(value)]
+    fixed = _named(runs, "AIR.LAMBDA")
     last = [run["auxiliary"][-1] for run in runs if run.get("auxiliary")]
     tried = [
         (run["heads"]["fused"]["accuracy"], [accuracy for _, accuracy in run["by_lambda"]])
@@ -116,10 +118,18 @@ def fusion_of(method: Method, dataset: str) -> Fusion | None:
         accuracy=[own for own, _ in tried] or accuracies(method, dataset, head="fused"),
         oracle=oracle,
         regret=[best - own for best, (own, _) in zip(oracle, tried, strict=True)],
+        betas=[run["beta"] for run in runs if run.get("beta") is not None],
+        beta_fixed=len(_named(runs, "AIR.BETA")) == len(runs),
         anchors=[figures["anchor"] for figures in last if figures.get("anchor")],  # 0: no image was drawn
         rounds=[float(len(run["auxiliary"])) for run in runs if run.get("auxiliary")],
         labels=[figures["accuracy"] for figures in last if figures.get("accuracy") is not None],
     )
+
+
+def _named(runs: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """The values of a setting in those runs whose config gives it as a number."""
+    values: list[Any] = [settings_of(run).get(key) for run in runs]
+    return [float(value) for value in values if is_number(value)]
 
 
 def stage_seconds(method: Method, dataset: str) -> dict[str, list[float | None]]:

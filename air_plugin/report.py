@@ -16,7 +16,6 @@ from air_plugin.comparison import (
     STAGES,
     Comparison,
     Difference,
-    Fusion,
     accuracies,
     fusion_of,
     is_unknown,
@@ -28,10 +27,10 @@ Form = Literal["github", "latex", "csv", "html"]
 UNKNOWN = "-"  # there are runs, but no test labels
 NOT_MEASURED = "-"  # there are runs, but each took the stage from the store
 FUSION_NOTES = (
-    "Lambda: the auxiliary classifier's weight after the last round, chosen without labels, or named by the config "
-    "(fixed).",
+    "Lambda: weight of the auxiliary classifier after the last round; beta: of the loss on drawn images. Both are "
+    "chosen without labels, or named by the config (fixed).",
     "Oracle: the fused head with the best lambda of those tried, each seed its own; regret: oracle less fused head, in "
-    "points. Both are computed afterwards from test labels that the method never saw.",
+    "points. These two are computed afterwards from test labels that the method never saw.",
     "n0: how many real images EM takes a drawn class mean for. Rounds: of captions, LoRA and drawing. Labels right: "
     "percent of all unlabelled training images after the last round, looked at afterwards, too.",
 )
@@ -206,19 +205,19 @@ def fusion_table(view: Comparison, dataset: str) -> Table:
         if found is None:
             continue
         hidden = is_unknown(method, dataset, head="fused")
-        scores = (found.accuracy, found.oracle, found.regret)
         rows.append([
-            method.title, _weight(view, found), *(UNKNOWN if hidden else _spread(view, values) for values in scores),
-            _spread(view, found.anchors), _count(found.rounds),
+            method.title, _weight(view, found.weights, fixed=found.fixed),
+            *(UNKNOWN if hidden else _spread(view, scores) for scores in (found.accuracy, found.oracle, found.regret)),
+            _weight(view, found.betas, fixed=found.beta_fixed), _spread(view, found.anchors), _count(found.rounds),
             _spread(view, found.labels) or (UNKNOWN if found.rounds else ""),
         ])  # fmt: skip
-    return ["method", "lambda", "fused head", "oracle", "regret", "n0", "rounds", "labels right"], rows
+    return ["method", "lambda", "fused head", "oracle", "regret", "beta", "n0", "rounds", "labels right"], rows
 
 
-def _weight(view: Comparison, found: Fusion) -> str:
-    if found.fixed and len(set(found.weights)) == 1:
-        return f"{found.weights[0]:g} (fixed)"
-    return _spread(view, found.weights, digits=2) + (" (fixed)" if found.fixed else "")
+def _weight(view: Comparison, values: Sequence[float], *, fixed: bool) -> str:
+    if fixed and len(set(values)) == 1:
+        return f"{values[0]:g} (fixed)"
+    return _spread(view, values, digits=2) + (" (fixed)" if fixed and values else "")
 
 
 def _count(values: Sequence[float]) -> str:
@@ -346,7 +345,7 @@ def as_csv(view: Comparison, *, details: bool) -> str:
 
 
 FUSION_COLUMNS = {
-    "lambda": "weights", "oracle": "oracle", "regret": "regret", "n0": "anchors", "rounds": "rounds",
+    "lambda": "weights", "oracle": "oracle", "regret": "regret", "beta": "betas", "n0": "anchors", "rounds": "rounds",
     "labels right": "labels",
 }  # fmt: skip
 

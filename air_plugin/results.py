@@ -114,6 +114,8 @@ def _fault(result: Any) -> str | None:
     auxiliary, stages = result.get("auxiliary") or [], result.get("stages") or []
     if not isinstance(auxiliary, list) or not all(map(_is_round, auxiliary)):
         return "its auxiliary holds no lambda and figures of each round"
+    if result.get("beta") is not None and not is_number(result["beta"]):
+        return "its beta is no number"
     if not isinstance(stages, list) or not all(map(_is_stage, stages)):
         return "its stages hold no names and seconds"
     if not isinstance(provenance, dict) or not isinstance(provenance.get("settings") or {}, dict):

@@ -436,7 +436,7 @@ def test_lambda_is_on_a_page_without_test_labels(tmp_path: Path):
     result["heads"] = {head: {"accuracy": None} for head in ("text", "fused")}
     (folder / "result.json").write_text(json.dumps(result))
     page = page_of(tmp_path)
-    assert ["AiR (mini)", "2.50", "-", "-", "-", "11.0", "1", "-"] in page.rows
+    assert ["AiR (mini)", "2.50", "-", "-", "-", "", "11.0", "1", "-"] in page.rows
     assert "Weight of the auxiliary classifier" not in page.words and "Seconds" not in page.words
 
 

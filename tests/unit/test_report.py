@@ -149,7 +149,7 @@ def test_a_bar_in_a_title_stays_in_its_cell(tmp_path: Path):
 
 # Lambda, rounds and seconds
 
-FUSION = ["method", "lambda", "fused head", "oracle", "regret", "n0", "rounds", "labels right"]
+FUSION = ["method", "lambda", "fused head", "oracle", "regret", "beta", "n0", "rounds", "labels right"]
 
 
 def with_lambda(output: Path) -> None:
@@ -158,7 +158,8 @@ def with_lambda(output: Path) -> None:
     for seed, (fixed, chosen, best) in {1: (80.0, 84.0, 85.0), 2: (81.0, 85.0, 88.0)}.items():
         write(output, result(
             seed=seed, heads={"text": {"accuracy": 70.0}, "fused": {"accuracy": fixed}}, headline="fused",
-            by_lambda=[[0.0, 70.0], [2.0, fixed], [4.0, 82.0]], provenance={"settings": {"AIR.LAMBDA": 2.0}},
+            by_lambda=[[0.0, 70.0], [2.0, fixed], [4.0, 82.0]], beta=1.5,
+            provenance={"settings": {"AIR.LAMBDA": 2.0, "AIR.BETA": 1.5}},
             stages=stages(("generator", 3.0), ("lora", None), ("prompt training", 9.0)),
         ))  # fmt: skip
         weights = (9.0, 2.0 + seed / 4) if seed == 2 else (2.0 + seed / 4,)
@@ -166,7 +167,8 @@ def with_lambda(output: Path) -> None:
         write(output, result(
             seed=seed, heads={"text": {"accuracy": 70.0}, "fused": {"accuracy": chosen}}, headline="fused",
             config="mini+plus", by_lambda=[[0.0, 70.0], [weights[-1], chosen], [16.0, best]],
-            auxiliary=auxiliary_rounds(*weights, seed=seed), provenance={"settings": {"AIR.LAMBDA": "auto"}},
+            auxiliary=auxiliary_rounds(*weights, seed=seed), beta=0.5 + seed / 4,
+            provenance={"settings": {"AIR.LAMBDA": "auto", "AIR.BETA": "auto"}},
             stages=stages(("generator", 3.0), ("lora", 25.0 + seed), *again, ("a new one", 1.25)),
         ))  # fmt: skip
 
@@ -177,9 +179,9 @@ def test_lambda_regret_and_rounds_are_in_the_details(tmp_path: Path):
     found = rows_of(text)
     begin = found.index(FUSION)
     assert found[begin + 1 : begin + 3] == [
-        ["AiR (mini)", "2 (fixed)", "80.5 +- 0.7", "82.0 +- 0.0", "1.5 +- 0.7", "", "", ""],
-        ["AiR (mini+plus)", "2.38 +- 0.18", "84.5 +- 0.7", "86.5 +- 2.1", "2.0 +- 1.4", "12.0 +- 1.4", "1.5",
-         "88.5 +- 0.7"],
+        ["AiR (mini)", "2 (fixed)", "80.5 +- 0.7", "82.0 +- 0.0", "1.5 +- 0.7", "1.5 (fixed)", "", "", ""],
+        ["AiR (mini+plus)", "2.38 +- 0.18", "84.5 +- 0.7", "86.5 +- 2.1", "2.0 +- 1.4", "0.88 +- 0.18", "12.0 +- 1.4",
+         "1.5", "88.5 +- 0.7"],
     ]  # fmt: skip
     assert "\ndigits, lambda and rounds\n" in text
     assert "computed afterwards from test labels that the method never saw" in text
@@ -207,7 +209,7 @@ def test_without_test_labels_regret_is_unknown(tmp_path: Path):
     heads = {"text": {"accuracy": None}, "fused": {"accuracy": None}}
     write(tmp_path, result(heads=heads, auxiliary=auxiliary_rounds(2.5, 2.25, accuracy=None), by_lambda=None))
     found = rows_of(github(tmp_path, details=True))
-    assert found[found.index(FUSION) + 1] == ["AiR (mini)", "2.25", "-", "-", "-", "12.0", "2", "-"]
+    assert found[found.index(FUSION) + 1] == ["AiR (mini)", "2.25", "-", "-", "-", "", "12.0", "2", "-"]
 
 
 def test_older_results_have_neither_table(tmp_path: Path):
@@ -235,6 +237,7 @@ def test_csv_has_lambda_and_seconds(tmp_path: Path):
     assert [row["digits lambda is fixed"] for row in (cpl, fixed, chosen)] == ["", "yes", "no"]
     assert float(chosen["digits regret mean"]) == 2.0 and float(chosen["digits oracle mean"]) == 86.5
     assert float(chosen["digits regret std"]) == pytest.approx(2**0.5, abs=1e-4)
+    assert float(chosen["digits beta mean"]) == 0.875 and float(fixed["digits beta mean"]) == 1.5
     assert float(chosen["digits rounds mean"]) == 1.5 and float(chosen["digits n0 mean"]) == 12.0
     assert float(fixed["digits lambda mean"]) == 2.0 and fixed["digits labels right mean"] == ""
     assert float(chosen["digits seconds lora"]) == 26.5 and float(chosen["digits seconds lora, round 2"]) == 13.5

@@ -101,6 +101,9 @@ HARMFUL = {
             ("mass", [float("nan")]), ("mass", "all"),
         )
     },
+    "beta NaN": json.dumps(result(beta=float("nan"))),
+    "beta text": json.dumps(result(beta="auto")),
+    "beta below 0": json.dumps(result(beta=-1.0)),
     "stages a mapping": json.dumps(result(stages={"lora": 5})),
     "a stage a number": json.dumps(result(stages=[5])),
     **{
@@ -147,9 +150,10 @@ def test_what_only_newer_results_have_is_accepted(tmp_path: Path):
     em = {"anchor": 0.0, "iterations": 9, "converged": False, "mass": [98.0, 0]}
     write(tmp_path, result(seed=3, auxiliary=[round_, {**round_, **em, "accuracy": 100.0, "of a later version": "x"}],
                            stages=[{"name": "lora, round 2", "seconds": 0, "cached": True}]))  # fmt: skip
-    write(tmp_path, result(seed=4, auxiliary=None, stages=None))
+    write(tmp_path, result(seed=4, auxiliary=None, stages=None, beta=None))
+    write(tmp_path, result(seed=5, beta=0))
     results, faults = read_results(tmp_path)
-    assert [r["seed"] for r in results] == [1, 2, 3, 4] and faults == []
+    assert [r["seed"] for r in results] == [1, 2, 3, 4, 5] and faults == []
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path):
