@@ -1,4 +1,7 @@
-"""scikit-learn's handwritten digits (Alpaydin and Kaynak 1998; UCI): 1,797 real images, 8x8, drawn out to 32x32."""
+"""scikit-learn's handwritten digits (Alpaydin and Kaynak 1998; UCI): 1,797 real images, 8x8, drawn out to 32x32.
+
+Beside them the same images changed in one way, as other kinds of target: light and dark exchanged, turned, in noise.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ import json
 import math
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
@@ -18,8 +22,13 @@ from air_plugin.features import randomness_kept
 from air_plugin.images import write_atomically
 from datasets.base import SplitDataset
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SPLIT = "split.json"
+ANGLE = 25  # degrees, counterclockwise
+NOISE = 40  # standard deviation, in levels of 255
 
 
 @DATASET_REGISTRY.register()
@@ -35,7 +44,7 @@ class Digits(SplitDataset):
         folder = root / self.dataset_dir
         if not (folder / SPLIT).exists():
             with randomness_kept():  # else the first run of all draws other shots
-                write_digits(folder)
+                write_digits(folder, self.change)
         try:
             split = json.loads((folder / SPLIT).read_text())
             train, val, test = (self._read(folder, split[name]) for name in ("train", "val", "test"))
@@ -45,8 +54,54 @@ class Digits(SplitDataset):
         super().__init__(cfg, CLASSES, train=train, val=val, test=test)
 
     @staticmethod
+    def change(image: Image, number: int) -> Image:
+        """What is done to an image of 32x32 before it is written; the same for the same number, always."""
+        return image
+
+    @staticmethod
     def _read(folder: Path, items: list[list[Any]]) -> list[Datum]:
         return [Datum(impath=str(folder / path), label=int(label), classname=name) for path, label, name in items]
+
+
+@DATASET_REGISTRY.register()
+class DigitsInverted(Digits):
+    """Dark on light."""
+
+    dataset_dir = "digits_inverted"
+
+    @staticmethod
+    def change(image: Image, number: int) -> Image:
+        from PIL import ImageOps
+
+        return ImageOps.invert(image)
+
+
+@DATASET_REGISTRY.register()
+class DigitsRotated(Digits):
+    """Turned by ANGLE; what comes in from outside is black, as the ground is."""
+
+    dataset_dir = "digits_rotated"
+
+    @staticmethod
+    def change(image: Image, number: int) -> Image:
+        from PIL.Image import Resampling
+
+        return image.rotate(ANGLE, Resampling.BICUBIC, fillcolor=0)
+
+
+@DATASET_REGISTRY.register()
+class DigitsNoisy(Digits):
+    """In Gaussian noise, which depends on the image's number alone."""
+
+    dataset_dir = "digits_noisy"
+
+    @staticmethod
+    def change(image: Image, number: int) -> Image:
+        import numpy as np
+        from PIL.Image import fromarray
+
+        noise = np.random.RandomState(number).normal(0, NOISE, (image.height, image.width))  # numpy never changes it
+        return fromarray(np.round(np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
 
 
 def incomplete(items: list[Datum], *, missing: int, rarer: float, seed: int) -> list[Datum]:
@@ -74,18 +129,24 @@ def incomplete(items: list[Datum], *, missing: int, rarer: float, seed: int) -> 
     return sorted(kept, key=lambda item: item.impath)
 
 
-def write_digits(folder: Path) -> None:
-    """Write images and split below a folder; the split comes last, so that an interrupted writing is begun again."""
+def write_digits(folder: Path, change: Callable[[Image, int], Image] = Digits.change) -> None:
+    """Write images and split below a folder; the split comes last, so that an interrupted writing is begun again.
+
+    Args:
+        folder: of the data set.
+        change: what is done to every image, given with its number.
+    """
     import numpy as np
-    from PIL import Image
+    from PIL.Image import Resampling, fromarray
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     data = load_digits()
     for number, values in enumerate(data.images):
-        small = Image.fromarray(np.round(values * 255 / 16).astype(np.uint8))
+        small = fromarray(np.round(values * 255 / 16).astype(np.uint8))
         buffer = io.BytesIO()
-        small.resize((32, 32), Image.Resampling.BICUBIC).convert("RGB").save(buffer, format="png")
+        image = small.resize((32, 32), Resampling.BICUBIC)
+        change(image, number).convert("RGB").save(buffer, format="png")
         write_atomically(folder / "images" / f"{number:04d}.png", buffer.getvalue())
     numbers = np.arange(len(data.target))
     train, test = train_test_split(numbers, train_size=1000, stratify=data.target, random_state=0)

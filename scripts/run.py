@@ -2,7 +2,8 @@
 
 CONFIG is the name of a file in configs/trainers/<trainer>, or a backbone of configs/backbones, by itself or with a
 generator of configs/generators (vit_b32, vit_b32+sdxl); these go on top of the trainer's default.yaml. A preset of
-configs/presets may stand behind (mini+plus, or mini_plus); trainers that draw nothing leave it out.
+configs/presets may stand behind (mini+plus, or mini_plus); trainers that draw nothing leave it out. A row of a plan may
+name a preset, too: it then stands behind CONFIG for this row.
 
 Environment: DATA (default ./data), OUTPUT (default ./output), SEEDS (default "1 2 3"), JOBS (runs at once; default: 1,
 or as many as there are cores where the config gives every run its number of threads), AIR_OFFLINE (1: no network).
@@ -37,11 +38,20 @@ COOP = ("TRAINER.PROMPT.CLASS_TOKEN_POSITION", "TRAINER.PROMPT.N_CTX", "DATASET.
 
 @dataclass(frozen=True)
 class Row:
-    """What is run for every seed: a trainer with its options. An untitled row is called by its trainer and config."""
+    """What is run for every seed: a trainer with its options. An untitled row is called by its trainer and config.
+
+    A preset stands behind CONFIG; the options come after it.
+    """
 
     trainer: str
     options: list[str]
     title: str = ""
+    preset: str = ""
+
+    def config(self, config: str) -> str:
+        """CONFIG with the row's preset, unless it names that one already: their runs are then the same."""
+        named = self.preset in ("", *config.split("+")[1:]) or config.endswith(f"_{self.preset}")
+        return config if named else f"{config}+{self.preset}"
 
 
 def parse() -> argparse.Namespace:
@@ -128,7 +138,11 @@ def rows_of(trainers: str, options: list[str]) -> list[Row]:
 
 
 def plan_of(name: str, options: list[str]) -> tuple[list[Row], str | None]:
-    """The rows of a plan and the title of its baseline; the rows' own options come after those of the command line."""
+    """The rows of a plan and the title of its baseline; the rows' own options come after those of the command line.
+
+    Raises:
+        UserError: there is no such plan, or a row names an unknown preset.
+    """
     import yaml
 
     plan = yaml.safe_load(config_file("plans", name, "plan").read_text())
@@ -136,7 +150,8 @@ def plan_of(name: str, options: list[str]) -> tuple[list[Row], str | None]:
     for row in plan["rows"]:
         given = options if draws(row["trainer"]) else without_air(options)
         own = [str(part) for pair in row.get("options", {}).items() for part in pair]
-        rows.append(Row(row["trainer"], [*given, *own], row["title"]))
+        preset = config_file("presets", row["preset"], "preset").stem if "preset" in row else ""
+        rows.append(Row(row["trainer"], [*given, *own], row["title"], preset))
     return rows, plan.get("baseline")
 
 
@@ -222,13 +237,13 @@ def run(args: argparse.Namespace) -> int:
     dataset_file = config_file("datasets", args.dataset, "data set")
     config = args.config or default_config(dataset_file)
     rows, baseline = plan_of(args.plan, args.options) if args.plan else (rows_of(args.trainers, args.options), None)
-    compose(rows[-1].trainer, config)
+    compose(rows[-1].trainer, rows[-1].config(config))
     root, output = data_root(), Path(os.environ.get("OUTPUT", ROOT / "output")).absolute()
     titles: dict[tuple[str, str], str] = {}
     lines: dict[str, list[str]] = {}
     for row in rows:
         try:
-            paths = [str(path) for path in compose(row.trainer, config)]
+            paths = [str(path) for path in compose(row.trainer, row.config(config))]
         except UserError:  # a file of the main trainer's alone
             print(f"left out: {row.title or row.trainer}, which has no configs/trainers/{row.trainer}/{config}.yaml")
             continue

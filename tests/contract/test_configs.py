@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,7 @@ def test_a_runs_label_is_its_parts():
     assert named("vit_b32") == "vit_b32"
     assert named("vit_b32+sd21") == "vit_b32+sd21"
     assert named("mini") == "mini"
+    assert named("mini+plus", "AIR.SOURCE", "none") == "mini+plus+AIR.SOURCE=none"
     assert named("vit_b32+sd21", "AIR.M", "60") == "vit_b32+sd21+AIR.M=60"
     assert train.label([str(CONFIGS / "trainers" / "AiR" / "default.yaml")], digits, []) == "default"
 
@@ -243,10 +245,163 @@ def test_a_plan_names_its_command_and_its_rows_are_valid(path: Path):
     assert len(set(titles)) == len(titles)
     assert plan(path.stem).get("baseline", titles[0]) in titles
     for row in rows:
-        assert set(row) <= {"title", "trainer", "options"}
-        cfg = merged(DATASETS[0], *run.compose(row["trainer"], "mini"))
-        merge_options(cfg, [str(part) for pair in row.get("options", {}).items() for part in pair])
+        assert set(row) <= {"title", "trainer", "preset", "options"}
+    for row in run.plan_of(path.stem, [])[0]:
+        cfg = merged(DATASETS[0], *run.compose(row.trainer, row.config("mini")))
+        merge_options(cfg, row.options)
         AirSettings.from_cfg(cfg)
+
+
+def written_in(path: Path) -> set[tuple[str, Any]]:
+    """The keys of a file with their values."""
+    before, after = flatten(default()), flatten(merged(path))
+    return {(key, value) for key, value in after.items() if value != before[key]}
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=label)
+def test_no_plan_writes_a_preset_out(path: Path):
+    assert len(written_in(path)) > 3
+    named = 0
+    for name in (one.stem for one in PLANS):
+        for row in plan(name)["rows"]:
+            assert not written_in(path) <= set(row.get("options", {}).items()), row["title"]
+            named += row.get("preset") == path.stem
+    assert named > 10
+
+
+@pytest.mark.parametrize(
+    ("config", "whole"),
+    [
+        ("mini", "mini+plus"),
+        ("mini+plus", "mini+plus"),
+        ("mini_plus", "mini_plus"),
+        ("vit_b32+sdxl", "vit_b32+sdxl+plus"),
+        ("vit_b32+plus+sdxl", "vit_b32+plus+sdxl"),
+        ("vit_b32_plus", "vit_b32_plus"),
+    ],
+)
+def test_a_rows_preset_stands_behind_config_once(config: str, whole: str):
+    assert run.Row("AiR", [], preset="plus").config(config) == whole
+    assert run.Row("AiR", []).config(config) == config
+    for trainer in ("AiR", "ZeroshotAiR"):
+        preset = CONFIGS / "presets" / "plus.yaml"
+        files = run.compose(trainer, whole)
+        assert files.count(preset) == (0 if files == [CONFIGS / "trainers" / "AiR" / "mini_plus.yaml"] else 1)
+
+
+def test_an_unknown_preset_in_a_plan_is_an_error_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "presets").symlink_to(CONFIGS / "presets")
+    (tmp_path / "configs" / "plans").mkdir()
+    (tmp_path / "configs" / "plans" / "mine.yaml").write_text("rows: [{title: a, trainer: AiR, preset: pluss}]")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    with pytest.raises(UserError, match=r"unknown preset 'pluss'; did you mean plus\?") as raised:
+        run.plan_of("mine", [])
+    assert "\n" not in str(raised.value)
+
+
+Cells = dict[str, tuple[str, dict[str, Any]]]
+
+
+@pytest.fixture
+def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cells]:
+    """What a command would run for one seed: folder of the result -> title and settings. Nothing is run."""
+    monkeypatch.setenv("DATA", str(tmp_path))
+    monkeypatch.setenv("OUTPUT", str(tmp_path))
+    monkeypatch.setenv("SEEDS", "1")
+    monkeypatch.setattr("air_plugin.report.report", lambda *args, **options: 0)
+
+    def of(*command: str) -> Cells:
+        import train
+
+        lines: dict[str, list[str]] = {}
+        monkeypatch.setattr(run, "run_all", lambda given, at_once: lines.update(given) or 0)
+        monkeypatch.setattr("sys.argv", ["run.py", *command])
+        assert run.run(run.parse()) == 0
+        found: Cells = {}
+        for name, line in lines.items():
+            cfg = train.setup_config(train.parse(line))
+            folder = Path(cfg.OUTPUT_DIR).relative_to(tmp_path).as_posix()
+            assert folder not in found, "two rows are the same cell"
+            found[folder] = name.split(" / ")[1], train.resolved(cfg)
+        return found
+
+    return of
+
+
+def test_rows_with_a_preset_are_the_cells_of_main(cells: Callable[..., Cells]):
+    benchmark = cells("--plan", "benchmark", "digits", "mini")
+    preset = cells("--trainers", "AiR", "digits", "mini+plus")
+    without = cells("--trainers", "AiR", "digits", "mini+plus", "AIR.SOURCE", "none")
+    ((folder, (_, settings)),) = preset.items()
+    assert folder == "digits/AiR/mini+plus/seed1" and benchmark[folder] == ("AiR plus", settings)
+    ((folder, (_, settings)),) = without.items()
+    assert benchmark[folder] == ("EM without diffusion, prompts trained", settings)
+    assert cells("--plan", "ablation_plus", "digits")[folder][1] == settings
+    assert settings["AIR.SOURCE"] == "none" and settings["AIR.REFINE"] == "em"
+    folder = "digits/ZeroshotAiR/mini+plus/seed1"
+    assert benchmark[folder][0] == "AiR plus, no prompt trained"
+    assert cells("--plan", "incomplete", "digits")[folder] == ("AiR plus, all classes", benchmark[folder][1])
+
+
+@pytest.mark.parametrize("config", ["mini", "mini+plus", "mini_plus"])
+def test_cells_and_titles_are_clear_over_all_plans(config: str, cells: Callable[..., Cells]):
+    """A folder has the same settings in every plan, and a title never stands for two folders."""
+    settings: dict[str, Any] = {}
+    folders: dict[str, str] = {}
+    for name in (path.stem for path in PLANS):
+        for folder, (title, own) in cells("--plan", name, "digits", config).items():
+            assert settings.setdefault(folder, own) == own
+            if config == "mini":
+                assert folders.setdefault(title, folder) == folder
+    assert len(settings) > 30
+
+
+def test_where_config_names_the_preset_rows_that_differ_in_it_alone_are_one(cells: Callable[..., Cells]):
+    plain, plus = (cells("--plan", "targets", "digits", config) for config in ("mini", "mini+plus"))
+    assert len(plain) == len(plan("targets")["rows"]) == len(plus)  # trainers differ
+    plain, plus = (cells("--plan", "benchmark", "digits", config) for config in ("mini", "mini+plus"))
+    titles = [{title for title, _ in some.values()} for some in (plain, plus)]
+    assert titles[0] - titles[1] == {"AiR plus", "AiR plus, no prompt trained"}  # AiR over CPL, fused zero-shot
+
+
+def test_options_of_a_row_come_after_the_preset_and_the_command_line(cells: Callable[..., Cells]):
+    found = cells("--plan", "ablation_plus", "digits", "mini", "AIR.LORA.CAPTIONS", "all", "AIR.M", "6")
+    captions = {title: settings["AIR.LORA.CAPTIONS"] for title, settings in found.values()}
+    assert captions["+ gaussian, em, auto"] == "confident" and captions["+ captions"] == "surer_half"
+    assert captions["+ gaussian, em, auto, captions: AiR plus"] == "all"  # as main.sh digits mini+plus would have it
+    assert {settings["AIR.M"] for _, settings in found.values()} == {6}
+
+
+def test_the_parts_of_the_preset_alone_and_together(cells: Callable[..., Cells]):
+    """What a title of the ablation names is what differs from its first row, and nothing else."""
+    found = {title: settings for title, settings in cells("--plan", "ablation_plus", "digits", "mini").values()}
+    base = found[plan("ablation_plus")["baseline"]]
+    parts = {
+        "auto": ("AIR.LAMBDA", "auto"), "gaussian": ("AIR.AUXILIARY", "gaussian"), "em": ("AIR.REFINE", "em"),
+        "captions": ("AIR.LORA.CAPTIONS", "surer_half"), "rounds": ("AIR.ROUNDS", 2),
+    }  # fmt: skip
+    seen = set()
+    for title, settings in found.items():
+        if title.startswith("+ "):
+            names = title[2:].split(":")[0].split(", ")
+            changed = {(key, value) for key, value in settings.items() if value != base[key]}
+            assert changed == {parts[name] for name in names}, title
+            seen.add(frozenset(names))
+    assert {frozenset({name}) for name in parts} - seen == {frozenset({"em"})}  # it needs Gaussian classes
+    assert {frozenset(parts), frozenset(parts) - {"rounds"}} <= seen
+
+
+def test_targets_show_the_preset_unchanged(cells: Callable[..., Cells]):
+    for target in ("digits_inverted", "digits_rotated", "digits_noisy"):
+        found = {title: settings for title, settings in cells("--plan", "targets", target).values()}
+        *published, without, plus = found
+        assert published == ["zero-shot", "CPL", "AiR over CPL"] and plan("targets")["baseline"] == "zero-shot"
+        assert (without, plus) == ("EM without diffusion", "AiR plus, no prompt trained")
+        for key, value in written_in(CONFIGS / "presets" / "plus.yaml"):
+            assert found[plus][key] == value
+        assert {key for key, value in found[without].items() if value != found[plus][key]} == {"AIR.SOURCE"}
+        assert {settings["DATASET.NAME"].lower() for settings in found.values()} == {target.replace("_", "")}
 
 
 def test_coop_beside_coop_with_the_auxiliary_classifier():

@@ -779,6 +779,114 @@ def test_digits_with_a_split_that_is_broken(text: bytes, tmp_path: Path):
         Digits(cfg)
 
 
+KINDS = ("Digits", "DigitsInverted", "DigitsRotated", "DigitsNoisy")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Every set of digits, written below one folder."""
+    import datasets.digits
+
+    root = tmp_path_factory.mktemp("digits")
+    cfg = train.setup_config(train.parse(["--root", str(root)]))
+    return {kind: getattr(datasets.digits, kind)(cfg) for kind in KINDS}
+
+
+def grey(data: Any) -> Any:
+    """The images as one array (1797, 32, 32), in the order of their numbers."""
+    import numpy as np
+
+    paths = sorted(item.impath for item in [*data.train_u, *data.test])
+    images = np.stack([np.asarray(load_rgb(path)) for path in paths])
+    assert images.shape == (1797, 32, 32, 3) and (images == images[..., :1]).all()
+    return images[..., 0].astype(float)
+
+
+def test_every_set_of_digits_has_the_same_labels_and_split_in_a_folder_of_its_own(digits: dict[str, Any]):
+    plain = digits["Digits"]
+    folder = Path(plain.test[0].impath).parents[1]
+    assert len(plain.train_u) == 1000 and len(plain.test) == 797 and not plain.val
+    for kind, data in digits.items():
+        own = folder.parent / data.dataset_dir
+        assert kind == "".join(part.capitalize() for part in data.dataset_dir.split("_"))
+        for part in ("train_x", "train_u", "test"):
+            for item, twin in zip(getattr(data, part), getattr(plain, part), strict=True):
+                assert Path(item.impath).relative_to(own) == Path(twin.impath).relative_to(folder)
+                assert (item.label, item.classname) == (twin.label, twin.classname)
+        assert list(data.hidden_labels.values()) == list(plain.hidden_labels.values())
+        assert data.classnames == plain.classnames
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_digits_are_the_same_files_whenever_they_are_written(kind: str, digits: dict[str, Any], tmp_path: Path):
+    import numpy as np
+
+    import datasets.digits
+
+    written = Path(digits[kind].test[0].impath).parents[1]
+    np.random.seed(7)
+    random.seed(7)
+    datasets.digits.write_digits(tmp_path, getattr(datasets.digits, kind).change)
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert len(files) == 1798
+    for file in files:
+        assert (tmp_path / file).read_bytes() == (written / file).read_bytes(), file
+
+
+def test_plain_digits_are_scikit_learns_and_nothing_is_done_to_them(digits: dict[str, Any]):
+    """Stored features, adapters and images are found again by these files."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    folder = Path(digits["Digits"].test[0].impath).parent
+    for number, values in enumerate(load_digits().images):
+        image = Image.new("L", (8, 8))
+        image.putdata([round(value * 255 / 16) for value in values.ravel().tolist()])
+        buffer = io.BytesIO()
+        image.resize((32, 32), Image.Resampling.BICUBIC).convert("RGB").save(buffer, format="png")
+        assert (folder / f"{number:04d}.png").read_bytes() == buffer.getvalue(), number
+    assert len(np.unique(grey(digits["Digits"])[0])) > 10  # there is something to be seen
+
+
+def test_inverted_digits_are_dark_on_light(digits: dict[str, Any]):
+    plain, inverted = grey(digits["Digits"]), grey(digits["DigitsInverted"])
+    assert (plain + inverted == 255).all() and plain.mean() < 100 < 150 < inverted.mean()
+
+
+def test_rotated_digits_are_all_turned_the_same_way(digits: dict[str, Any]):
+    """Ink lies where the same point of the plain image, turned by 25 degrees about the middle, has it."""
+    import numpy as np
+    from scipy.ndimage import map_coordinates
+
+    plain, rotated = grey(digits["Digits"]), grey(digits["DigitsRotated"])
+    cos, sin = math.cos(math.radians(25)), math.sin(math.radians(25))
+    y, x = (part - 15.5 for part in np.mgrid[:32, :32])
+    inside = x**2 + y**2 < 13**2
+    for number in range(0, 1797, 100):
+        at = np.array([sin * x + cos * y, cos * x - sin * y]) + 15.5  # counterclockwise, y being downwards
+        want = map_coordinates(plain[number], at, order=3)
+        assert np.abs(want - rotated[number])[inside].mean() < 6, number
+    corners = rotated[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert (corners == 0).all()
+
+
+def test_noise_is_gaussian_and_another_one_for_every_image(digits: dict[str, Any]):
+    import numpy as np
+
+    plain, noisy = grey(digits["Digits"]), grey(digits["DigitsNoisy"])
+    middle = (plain >= 120) & (plain <= 135)  # three standard deviations to either end: next to nothing is clipped
+    noise = (noisy - plain)[middle]
+    assert len(noise) > 10_000 and abs(noise.mean()) < 1 and abs(noise.std() - 40) < 1
+    black = plain == 0
+    assert abs((noisy[black] == 0).mean() - 0.5) < 0.02  # below: clipped, not wrapped around
+    assert abs(noisy[black & (noisy > 0)].mean() - 40 * math.sqrt(2 / math.pi)) < 1
+    both = black[0] & black[10]
+    assert both.sum() > 100 and np.abs(noisy[0] - noisy[10])[both].mean() > 10
+
+
 # What a result records
 
 

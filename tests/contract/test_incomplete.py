@@ -12,14 +12,14 @@ import train
 from air_plugin.errors import UserError
 
 
-def digits_of(tmp_path: Path, *, seed: int = 1, **options: float) -> Any:
-    from datasets.digits import Digits
+def digits_of(tmp_path: Path, *, seed: int = 1, kind: str = "Digits", **options: float) -> Any:
+    from datasets import digits
 
     cfg = train.setup_config(train.parse(["--root", str(tmp_path)]))
     cfg.SEED = seed
     for key, value in options.items():
         cfg.DATASET[key] = value
-    return Digits(cfg)
+    return getattr(digits, kind)(cfg)
 
 
 def numbers(data: Any) -> Counter[int]:
@@ -47,6 +47,16 @@ def test_every_other_class_is_rarer(tmp_path: Path, seed: int):
     for label, count in counts.items():
         assert count == (round(whole[label] / 10) if label % 2 == seed else whole[label])
     assert min(numbers(digits_of(tmp_path, RARER=1e6)).values()) == 1
+
+
+@pytest.mark.parametrize("kind", ["DigitsInverted", "DigitsRotated", "DigitsNoisy"])
+def test_other_kinds_of_digits_lack_the_same_images(tmp_path: Path, kind: str):
+    for options in ({"MISSING": 4}, {"RARER": 10.0}):
+        plain, changed = digits_of(tmp_path, **options), digits_of(tmp_path, kind=kind, **options)
+        assert 0 < numbers(changed).total() < 1000
+        names = [[Path(item.impath).name for item in data.train_u] for data in (plain, changed)]
+        assert names[0] == names[1]
+        assert list(changed.hidden_labels.values()) == list(plain.hidden_labels.values())
 
 
 @pytest.mark.parametrize("options", [{"MISSING": 9}, {"MISSING": -1}, {"RARER": 0.5}])

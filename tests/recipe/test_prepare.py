@@ -212,12 +212,19 @@ def test_commands_can_be_pasted_whatever_the_root_is_called(root: Path, capsys: 
         assert command.format(name) in prepared(capsys, name, "--root", str(spaced), "--check")[2]
 
 
-def test_digits(root: Path, capsys: pytest.CaptureFixture[str]):
-    code, _, err = prepared(capsys, "digits", "--root", str(root), "--check")
-    assert code == 2 and "python prepare.py digits" in err and not list(root.iterdir())
-    code, out, _ = prepared(capsys, "digits", "--root", str(root))
+@pytest.mark.parametrize("name", prepare.WRITTEN)
+def test_digits(name: str, root: Path, capsys: pytest.CaptureFixture[str]):
+    code, _, err = prepared(capsys, name, "--root", str(root), "--check")
+    assert code == 2 and f"python prepare.py {name} " in err and not list(root.iterdir())
+    code, out, _ = prepared(capsys, name, "--root", str(root))
     assert code == 0 and re.search(r"all +1000 +0 +797\n", out)
-    assert prepared(capsys, "digits", "--root", str(root), "--check")[0] == 0
+    assert [path.name for path in root.iterdir()] == [name]
+    assert prepared(capsys, name, "--root", str(root), "--check")[0] == 0
+
+
+def test_every_data_set_can_be_prepared():
+    configs = (prepare.ROOT / "configs" / "datasets").glob("*.yaml")
+    assert sorted([*prepare.SOURCES, *prepare.OWN]) == sorted(path.stem for path in configs)
 
 
 def test_folder(root: Path, capsys: pytest.CaptureFixture[str]):

@@ -44,10 +44,12 @@ def test_main_script_runs_every_seed_prints_the_table_and_skips_what_is_complete
 
 def test_the_ablation_is_one_table_of_titled_rows_whatever_the_number_of_jobs(tmp_path: Path) -> None:
     places = {"DATA": str(tmp_path), "SEEDS": "1"}
+    fewer = ["DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "2", "TRAINER.CPL.PER_CLASS", "8", "AIR.M", "3",
+             "AIR.K", "1", "AIR.LORA.STEPS", "2"]  # fmt: skip
     tables = []
     for jobs in ("1", "2"):
         output = tmp_path / f"out{jobs}"
-        done = bash("scripts/air/ablation.sh", "digits", *SHORT, **places, OUTPUT=str(output), JOBS=jobs)
+        done = bash("scripts/air/ablation.sh", "digits", *SHORT, *fewer, **places, OUTPUT=str(output), JOBS=jobs)
         assert done.returncode == 0, done.stderr
         tables.append(done.stdout[done.stdout.index("digits: backbone") :].replace(str(output), ""))
         assert "+ both, LoRA: AiR" in (output / "digits" / "ablation.html").read_text()
@@ -86,6 +88,31 @@ def test_options_that_change_nothing_are_the_same_run(tmp_path: Path) -> None:
     for options in ([], ["TRAINER.CPL.ALPHA", "0.60"], ["TRAINER.CPL.LOSS", "cc"]):
         assert bash("scripts/cpl/main.sh", "digits", *SHORT, *options, **places).returncode == 0
     assert len(list((tmp_path / "out").glob("digits/CPL/*"))) == 1
+
+
+def python_that_says_its_arguments(folder: Path, *, fails_at: str = "") -> str:
+    """A search path whose python runs nothing; it ends with 2 where one of its arguments is `fails_at`."""
+    folder.mkdir()
+    (folder / "python").write_text(
+        "#!/usr/bin/env bash\nprintf '<%s>' \"${@:2}\"; echo\n"
+        f"for one in \"$@\"; do [ \"$one\" != '{fails_at}' ] || exit 2; done\n"
+    )
+    (folder / "python").chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_targets_are_run_one_after_another_until_one_fails(tmp_path: Path) -> None:
+    places = {"PATH": python_that_says_its_arguments(tmp_path / "calm"), "TARGETS": ""}
+    sets = ["digits_inverted", "digits_rotated", "digits_noisy"]
+    done = bash("scripts/air/targets.sh", **places)
+    assert done.stdout.splitlines() == [f"<--plan><targets><{name}>" for name in sets] and done.returncode == 0
+    words = ["vit_b32+plus", "DATASET.TEMPLATE", "a photo of {}."]
+    done = bash("scripts/air/targets.sh", *words, **{**places, "TARGETS": "digits dtd"})
+    behind = "<vit_b32+plus><DATASET.TEMPLATE><a photo of {}.>"
+    assert done.stdout.splitlines() == [f"<--plan><targets><{name}>{behind}" for name in ("digits", "dtd")]
+    failing = {"PATH": python_that_says_its_arguments(tmp_path / "fails", fails_at=sets[1]), "TARGETS": ""}
+    done = bash("scripts/air/targets.sh", **failing)
+    assert len(done.stdout.splitlines()) == 2 and done.returncode == 2
 
 
 def test_bad_names_and_places(tmp_path: Path) -> None:
