@@ -358,11 +358,11 @@ def test_cells_and_titles_are_clear_over_all_plans(config: str, cells: Callable[
 
 
 def test_where_config_names_the_preset_rows_that_differ_in_it_alone_are_one(cells: Callable[..., Cells]):
-    plain, plus = (cells("--plan", "targets", "digits", config) for config in ("mini", "mini+plus"))
-    assert len(plain) == len(plan("targets")["rows"]) == len(plus)  # trainers differ
-    plain, plus = (cells("--plan", "benchmark", "digits", config) for config in ("mini", "mini+plus"))
-    titles = [{title for title, _ in some.values()} for some in (plain, plus)]
-    assert titles[0] - titles[1] == {"AiR plus", "AiR plus, no prompt trained"}  # AiR over CPL, fused zero-shot
+    same = {"targets": {"AiR plus"}, "benchmark": {"AiR plus", "AiR plus, no prompt trained"}}  # as rows before them
+    for name, rows in same.items():
+        plain, plus = (cells("--plan", name, "digits", config) for config in ("mini", "mini+plus"))
+        assert {title for title, _ in plain.values()} == {row["title"] for row in plan(name)["rows"]}
+        assert {title for title, _ in plain.values()} - {title for title, _ in plus.values()} == rows
 
 
 def test_options_of_a_row_come_after_the_preset_and_the_command_line(cells: Callable[..., Cells]):
@@ -379,7 +379,7 @@ def test_the_parts_of_the_preset_alone_and_together(cells: Callable[..., Cells])
     base = found[plan("ablation_plus")["baseline"]]
     parts = {
         "auto": ("AIR.LAMBDA", "auto"), "gaussian": ("AIR.AUXILIARY", "gaussian"), "em": ("AIR.REFINE", "em"),
-        "captions": ("AIR.LORA.CAPTIONS", "surer_half"), "rounds": ("AIR.ROUNDS", 2),
+        "captions": ("AIR.LORA.CAPTIONS", "surer_half"), "rounds": ("AIR.ROUNDS", 2), "beta": ("AIR.BETA", "auto"),
     }  # fmt: skip
     seen = set()
     for title, settings in found.items():
@@ -389,18 +389,18 @@ def test_the_parts_of_the_preset_alone_and_together(cells: Callable[..., Cells])
             assert changed == {parts[name] for name in names}, title
             seen.add(frozenset(names))
     assert {frozenset({name}) for name in parts} - seen == {frozenset({"em"})}  # it needs Gaussian classes
-    assert {frozenset(parts), frozenset(parts) - {"rounds"}} <= seen
+    assert {frozenset(parts) - {"beta"}, frozenset(parts) - {"beta", "rounds"}} <= seen
 
 
 def test_targets_show_the_preset_unchanged(cells: Callable[..., Cells]):
     for target in ("digits_inverted", "digits_rotated", "digits_noisy"):
         found = {title: settings for title, settings in cells("--plan", "targets", target).values()}
-        *published, without, plus = found
+        *published, without, untrained, plus = found
         assert published == ["zero-shot", "CPL", "AiR over CPL"] and plan("targets")["baseline"] == "zero-shot"
-        assert (without, plus) == ("EM without diffusion", "AiR plus, no prompt trained")
+        assert [without, untrained, plus] == ["EM without diffusion", "AiR plus, no prompt trained", "AiR plus"]
         for key, value in written_in(CONFIGS / "presets" / "plus.yaml"):
-            assert found[plus][key] == value
-        assert {key for key, value in found[without].items() if value != found[plus][key]} == {"AIR.SOURCE"}
+            assert found[untrained][key] == found[plus][key] == value
+        assert {key for key, value in found[without].items() if value != found[untrained][key]} == {"AIR.SOURCE"}
         assert {settings["DATASET.NAME"].lower() for settings in found.values()} == {target.replace("_", "")}
 
 
