@@ -6,12 +6,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
 from air_plugin.auxiliary import Auxiliary
 from air_plugin.images import load_rgb, write_atomically
 
 KEPT, DROPPED, REAL, CLASSES = 8, 4, 6, 20
+SIDE, GAP, DOTS = 64, 4, 110  # of an image and between two, in pixels; pixels an inch
 
 
 def draw_gallery(
@@ -39,25 +41,30 @@ def draw_gallery(
     from matplotlib.figure import Figure
 
     rows = min(len(classnames), CLASSES)
-    columns = KEPT + DROPPED + REAL
-    figure = Figure(figsize=(0.62 * (columns + 2.5), 0.62 * (rows + 1.2)), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(rows, columns + 2, width_ratios=[1] * KEPT + [0.4] + [1] * DROPPED + [0.4] + [1] * REAL)
-    heads = {0: f"{source}, kept", KEPT + 1: "dropped", KEPT + DROPPED + 2: "real, unlabelled"}
+    sheet = Image.new("RGB", (_left(KEPT + DROPPED + REAL + 2) - GAP, rows * (SIDE + GAP) - GAP), "white")
     for row in range(rows):
-        cells = _row(auxiliary, row, paths, probs[:, row])
-        for column, path in cells.items():
-            axes = figure.add_subplot(grid[row, column])
-            axes.imshow(load_rgb(path).resize((96, 96)))
-            axes.set_xticks([])
-            axes.set_yticks([])
-            if column == 0:
-                axes.set_ylabel(classnames[row], rotation=0, ha="right", va="center")
-            if row == 0 and column in heads:
-                axes.set_title(heads[column], loc="left", fontsize=10)
+        for column, path in _row(auxiliary, row, paths, probs[:, row]).items():
+            sheet.paste(load_rgb(path).resize((SIDE, SIDE)), (_left(column), row * (SIDE + GAP)))
+    inches = [size / DOTS for size in sheet.size]
+    figure = Figure(figsize=(inches[0] + 1.5, inches[1] + 0.5), dpi=DOTS, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()  # one for all images: an axes each takes longer than drawing them does
+    axes.imshow(sheet)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks([])
+    axes.set_yticks([row * (SIDE + GAP) + SIDE / 2 for row in range(rows)], classnames[:rows])
+    axes.tick_params(length=0)
+    for column, head in ((0, f"{source}, kept"), (KEPT + 1, "dropped"), (KEPT + DROPPED + 2, "real, unlabelled")):
+        axes.text(_left(column), -GAP, head)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png")
     write_atomically(target, buffer.getvalue())
+
+
+def _left(column: int) -> int:
+    """Where a column of the sheet begins, in pixels; KEPT and KEPT + DROPPED + 1 are narrow and hold no image."""
+    narrow = (column > KEPT) + (column > KEPT + DROPPED + 1)
+    return (column - narrow) * (SIDE + GAP) + narrow * SIDE // 3
 
 
 def _row(auxiliary: Auxiliary, row: int, paths: Sequence[str], confidence: Tensor) -> dict[int, str | Path]:
