@@ -33,8 +33,8 @@ def add_air_config(cfg: Any) -> None:
     cfg.DATASET.SPLIT_FAMILY = "zhou"  # or elevater: the data set's own train and test lists
     cfg.DATASET.WORDING = "coop"  # of the class names; grip: GRIP's and CPL's, where a data set has both
     cfg.DATASET.TEMPLATE = "a photo of a {}."
-    cfg.DATASET.MISSING = 0  # digits alone: classes that the unlabelled images lack; an experiment, not the method
-    cfg.DATASET.RARER = 1.0  # digits alone: every other class is so many times rarer among the unlabelled images
+    cfg.DATASET.MISSING = 0  # digits sets alone: classes that the unlabelled images lack; an experiment, not the method
+    cfg.DATASET.RARER = 1.0  # digits sets alone: every other class is so many times rarer there
     cfg.DATASET.DEFAULT_CONFIG = ""  # the trainer config that the scripts use where none is named
 
     cfg.TRAINER.PROMPT = CfgNode()
