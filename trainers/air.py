@@ -20,6 +20,8 @@ from trainers.self_training import SelfTraining
 class AiR(AuxiliaryMixin, SelfTraining):
     """CPL or UPL (TRAINER.AIR.LABELER) whose pseudo-labels also hear the auxiliary classifier; L = L_r + beta * L_s."""
 
+    _chosen: float | None = None
+
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
         require_choice("TRAINER.AIR.LABELER", cfg.TRAINER.AIR.LABELER, Labeler)
@@ -27,9 +29,15 @@ class AiR(AuxiliaryMixin, SelfTraining):
 
     def train_on(self, index: Tensor, targets: dict[str, Tensor]) -> None:
         super().train_on(index, targets)
-        self.beta = self._chosen_beta(index, targets["target"]) if self.air.beta is None else self.air.beta
+        if self.air.beta is None:
+            self._chosen = self._choose_beta(index, targets["target"])
 
-    def _chosen_beta(self, index: Tensor, candidates: Tensor) -> float:
+    @property
+    def beta(self) -> float | None:
+        """Weight of L_s; None only where AIR.BETA is auto and nothing was trained on yet."""
+        return self._chosen if self.air.beta is None else self.air.beta
+
+    def _choose_beta(self, index: Tensor, candidates: Tensor) -> float:
         """AIR.BETA auto (ours): both losses have labels, and weigh as much as these are likely to be right.
 
         The zero-shot text head is the judge of both, since the auxiliary classifier has seen the images of one.
@@ -45,18 +53,18 @@ class AiR(AuxiliaryMixin, SelfTraining):
         return relative_weight(float(own), to=float(real))
 
     def figures(self) -> dict[str, Any]:
-        return {**super().figures(), "beta": getattr(self, "beta", None)}
+        return {**super().figures(), "beta": self.beta}
 
     def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
-        losses = super().losses(batch, text)
-        if self.beta == 0:
+        losses, beta = super().losses(batch, text), self.beta
+        if not beta:
             return losses
         if self.air.loss == "consistency":
             value = consistency_loss(self.model.logits(batch["img"], text), self.model.logits(batch["img2"], text))
         else:
             features, label = self._draw_prototypes(len(batch["img"]))
             value = synthetic_loss(self.model.logits(features, text), label)
-        return {**losses, "loss_s": self.beta * value}
+        return {**losses, "loss_s": beta * value}
 
     def _draw_prototypes(self, count: int) -> tuple[Tensor, Tensor]:
         """(B, D) kept generated features and their (B,) classes; which ones depends on seed, epoch and batch alone."""

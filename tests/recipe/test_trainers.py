@@ -170,8 +170,8 @@ def test_beta_auto_weighs_both_losses_by_how_right_their_labels_are(
         slow.append(odds[0] / odds[1])
         return chosen(self, index, candidates)
 
-    chosen = AiR._chosen_beta
-    monkeypatch.setattr(AiR, "_chosen_beta", watched)
+    chosen = AiR._choose_beta
+    monkeypatch.setattr(AiR, "_choose_beta", watched)
     options = ["AIR.BETA", "auto", "AIR.CACHE", str(finished / "cache")]
     assert train.main(arguments("AiR", data, tmp_path / "auto", *options)) == 0
     beta = json.loads((tmp_path / "auto" / "result.json").read_text())["beta"]
