@@ -395,12 +395,14 @@ def test_the_parts_of_the_preset_alone_and_together(cells: Callable[..., Cells])
 def test_targets_show_the_preset_unchanged(cells: Callable[..., Cells]):
     for target in ("digits_inverted", "digits_rotated", "digits_noisy"):
         found = {title: settings for title, settings in cells("--plan", "targets", target).values()}
-        *published, without, untrained, plus = found
+        *published, alone, without, untrained, plus = found
         assert published == ["zero-shot", "CPL", "AiR over CPL"] and plan("targets")["baseline"] == "zero-shot"
-        assert [without, untrained, plus] == ["EM without diffusion", "AiR plus, no prompt trained", "AiR plus"]
+        assert [alone, untrained] == ["EM without diffusion", "AiR plus, no prompt trained"]
+        assert [without, plus] == ["EM without diffusion, prompts trained", "AiR plus"]
         for key, value in written_in(CONFIGS / "presets" / "plus.yaml"):
             assert found[untrained][key] == found[plus][key] == value
-        assert {key for key, value in found[without].items() if value != found[untrained][key]} == {"AIR.SOURCE"}
+        for one, other in ((alone, untrained), (without, plus)):
+            assert {key for key, value in found[one].items() if value != found[other][key]} == {"AIR.SOURCE"}
         assert {settings["DATASET.NAME"].lower() for settings in found.values()} == {target.replace("_", "")}
 
 
