@@ -247,6 +247,7 @@ class Comparison:
     baseline: a method that the others are compared with, image by image.
     ci95: spreads are half of the 95 % interval over seeds, instead of the standard deviation.
     differences: (trainer, config, data set) -> difference to the baseline, where there is one.
+    fusions: the same -> lambda and what it came to, where there is one. stages: the same -> seconds by stage.
     faults: why there is none elsewhere, a line each.
     """
 
@@ -254,16 +255,23 @@ class Comparison:
     baseline: Method | None = None
     ci95: bool = False
     differences: dict[tuple[str, str, str], Difference] = field(default_factory=dict)
+    fusions: dict[tuple[str, str, str], Fusion] = field(default_factory=dict)
+    stages: dict[tuple[str, str, str], dict[str, list[float | None]]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for method in self.collection.methods:
             for dataset in self.collection.datasets:
+                key = method.trainer, method.config, dataset
+                self.stages[key] = stage_seconds(method, dataset)
+                fusion = fusion_of(method, dataset)
+                if fusion:
+                    self.fusions[key] = fusion
                 if self.baseline is None or method is self.baseline or dataset not in method.runs:
                     continue
                 found = paired_difference(method, self.baseline, dataset, reasons=self.faults)
                 if found:
-                    self.differences[method.trainer, method.config, dataset] = found
+                    self.differences[key] = found
 
     def spread(self, values: Sequence[float]) -> tuple[float, float | None]:
         """Mean and spread over seeds of one or more values; no spread for a single one."""
@@ -277,3 +285,9 @@ class Comparison:
 
     def difference(self, method: Method, dataset: str) -> Difference | None:
         return self.differences.get((method.trainer, method.config, dataset))
+
+    def fusion(self, method: Method, dataset: str) -> Fusion | None:
+        return self.fusions.get((method.trainer, method.config, dataset))
+
+    def seconds(self, method: Method, dataset: str) -> dict[str, list[float | None]]:
+        return self.stages[method.trainer, method.config, dataset]

@@ -24,8 +24,8 @@ from air_plugin.collection import Collection, Method, collect
 from air_plugin.comparison import Comparison, summary
 from air_plugin.page import write_page
 from air_plugin.page_sections import MISTAKES, PAIRS, View, confusion_matrix, most_confused, sections
-from air_plugin.report import fusion_table, notes, time_table
 from air_plugin.results import Predictions
+from air_plugin.tables import fusion_table, notes, time_table
 
 DIGITS = [str(number) for number in range(10)]
 VOID = {"meta", "img", "wbr", "br"}

@@ -18,7 +18,8 @@ from air_plugin.cli import main
 from air_plugin.collection import collect
 from air_plugin.comparison import Comparison, Difference, accuracies, interval, paired_difference
 from air_plugin.errors import UserError
-from air_plugin.report import _change, as_csv, as_github, as_latex, report
+from air_plugin.report import as_csv, as_github, as_latex, report
+from air_plugin.tables import _change
 
 
 def rows_of(text: str) -> list[list[str]]:
