@@ -17,8 +17,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent
 sys.path.append(str(ROOT / "compat"))  # last: an installed Dassl wins
 
-from air_plugin.errors import UserError, exit_code, is_disk_full, unknown  # noqa: E402
-from air_plugin.fetching import download, unpack  # noqa: E402
+from air_plugin.utils.errors import UserError, exit_code, is_disk_full, unknown  # noqa: E402
+from datasets.download import download, unpack  # noqa: E402
 
 DOWNLOADS = ".downloads"  # below the data root; an archive that was fetched by hand may be put there, too
 DRIVE = "https://drive.google.com/file/d/{}/view"

@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent
 sys.path.append(str(ROOT / "compat"))  # last: an installed Dassl wins, the stand-in serves where there is none
 
-from air_plugin.errors import UserError, exit_code, unknown  # noqa: E402
+from air_plugin.utils.errors import UserError, exit_code, unknown  # noqa: E402
 
 TRAINERS = ("zsclip", "coop", "upl", "cpl", "air")
 DATASETS = (
@@ -104,7 +104,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         UserError: the folder holds a run of other settings.
     """
-    from air_plugin.images import write_atomically
+    from air_plugin.utils.images import write_atomically
 
     mark = folder / "settings.json"
     plain = json.loads(json.dumps(settings))
@@ -192,7 +192,7 @@ def make_result(cfg: Any, trainer: Any, config: str) -> dict[str, Any]:
     """What a finished run says of itself; see README, "Outputs"."""
     from dataclasses import asdict
 
-    from air_plugin.provenance import collect
+    from air_plugin.utils.provenance import collect
 
     return {
         "trainer": cfg.TRAINER.NAME,
@@ -212,7 +212,7 @@ def make_result(cfg: Any, trainer: Any, config: str) -> dict[str, Any]:
 
 def write_bundle(trainer: Any, folder: Path) -> None:
     """The trained classifier, for use outside of training (`air predict`)."""
-    from air_plugin.bundle import save_bundle
+    from air_plugin.inference.bundle import save_bundle
 
     cfg = trainer.cfg
     auxiliary = getattr(trainer, "auxiliary", None)
@@ -235,7 +235,7 @@ def put_log_aside(folder: Path) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """One run, from the config to result.json; returns the exit code."""
-    from air_plugin.backbone import go_offline, is_offline
+    from air_plugin.clip.backbone import go_offline, is_offline
 
     if args.offline or is_offline():
         go_offline()  # before any library asks the hub
@@ -247,7 +247,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from dassl.utils import setup_logger
 
-    from air_plugin.images import write_atomically
+    from air_plugin.utils.images import write_atomically
 
     cfg.freeze()
     if not args.eval_only:
@@ -267,7 +267,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     trainer.train()
     if hasattr(trainer, "auxiliary"):
-        from air_plugin.gallery import draw_gallery
+        from air_plugin.auxiliary.gallery import draw_gallery
 
         seen = trainer.paths, trainer.zero_shot_probs
         source = "generated" if cfg.AIR.SOURCE == "synthetic" else "pseudo-labelled"

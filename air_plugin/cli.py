@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from air_plugin.errors import UserError, exit_code
+from air_plugin.utils.errors import UserError, exit_code
 
 if TYPE_CHECKING:
-    from air_plugin.bundle import Bundle, Prediction
+    from air_plugin.inference.bundle import Bundle, Prediction
 
 MINI = Path(__file__).parent / "mini" / "settings.yaml"  # what suits the embedded generator
 STAGES = {
@@ -130,7 +130,7 @@ def settings_of(args: argparse.Namespace) -> Any:
 
 def run_report(args: argparse.Namespace) -> int:
     """Print the tables of a folder of results, or write its page."""
-    from air_plugin.report import report
+    from air_plugin.report.formats import report
 
     return report(
         args.output, datasets=args.dataset, methods=args.method, backbone=args.backbone,
@@ -143,16 +143,16 @@ def run_stage(args: argparse.Namespace) -> int:
     """Run the stages up to the one that was asked for, and say where its artifact lies."""
     import torch
 
-    from air_plugin import auxiliary
-    from air_plugin.backbone import load_backbone
-    from air_plugin.classes import read_class_file
+    from air_plugin.auxiliary import build
+    from air_plugin.auxiliary.refinement import settle
+    from air_plugin.clip.backbone import load_backbone
+    from air_plugin.clip.features import extract_features
+    from air_plugin.clip.prompts import fill
     from air_plugin.config import AirSettings, require_template
     from air_plugin.diffusion.pipeline import load_generator
-    from air_plugin.features import extract_features
-    from air_plugin.images import find_images
-    from air_plugin.prompts import fill
-    from air_plugin.refinement import settle
-    from air_plugin.store import Store
+    from air_plugin.utils.class_names import read_class_file
+    from air_plugin.utils.images import find_images
+    from air_plugin.utils.store import Store
 
     cfg = settings_of(args)
     if cfg.AIR.THREADS > 0:
@@ -176,14 +176,14 @@ def run_stage(args: argparse.Namespace) -> int:
         texts = backbone.encode_texts([fill(cfg.DATASET.TEMPLATE, name) for name in names])
         probs = backbone.text_probs(table.plain, texts)
     if settings.lora.enabled:
-        adapter = auxiliary.adapt(generator, names, paths, probs=probs, settings=settings, store=store)
+        adapter = build.adapt(generator, names, paths, probs=probs, settings=settings, store=store)
         print(f"adapter: {adapter.folder}")
     if args.command == "lora":
         return 0
-    report = auxiliary.draw(generator, adapter, names, settings=settings, store=store)
+    report = build.draw(generator, adapter, names, settings=settings, store=store)
     print(f"images: {report.paths[0].parent} ({len(report.paths)}, {report.drawn} drawn now)")
     if args.command == "prototypes":
-        made, _ = auxiliary.make_prototypes(
+        made, _ = build.make_prototypes(
             backbone, names, report.paths, settings=settings, store=store, adapter=adapter, generator=generator
         )
         classifier, _, _ = settle(
@@ -198,7 +198,7 @@ def run_stage(args: argparse.Namespace) -> int:
 
 def open_bundle(args: argparse.Namespace) -> Bundle:
     """The bundle that a command line names."""
-    from air_plugin.bundle import load_bundle
+    from air_plugin.inference.bundle import load_bundle
 
     bundle = load_bundle(args.bundle, device=pick_device(args.device), backbone=args.backbone)
     if bundle.card.get("transclip"):
@@ -209,7 +209,7 @@ def open_bundle(args: argparse.Namespace) -> Bundle:
 
 def run_predict(args: argparse.Namespace) -> int:
     """Print or write what a bundle says of images."""
-    from air_plugin.images import write_atomically
+    from air_plugin.utils.images import write_atomically
 
     bundle = open_bundle(args)
     found = bundle.predict(args.images, top=args.top, batch_size=args.batch, head=args.head, progress=True)
@@ -237,7 +237,7 @@ def row_of(one: Prediction) -> list[str]:
 
 def run_export(args: argparse.Namespace) -> int:
     """Write a bundle as an ONNX file."""
-    from air_plugin.export import export_onnx, require_packages
+    from air_plugin.inference.onnx import export_onnx, require_packages
 
     require_packages()
     export_onnx(open_bundle(args), args.file)
@@ -261,7 +261,7 @@ def pick_device(name: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if getattr(args, "offline", False):
-        from air_plugin.backbone import go_offline
+        from air_plugin.clip.backbone import go_offline
 
         go_offline()  # before any library asks the hub
     commands = {"report": run_report, "predict": run_predict, "export": run_export}

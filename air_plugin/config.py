@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, Literal, get_args
 
-from air_plugin.errors import UserError, unknown
+from air_plugin.utils.errors import UserError, unknown
 
 Captions = Literal["confident", "surer_half", "all", "generic"]
 LossForm = Literal["consistency", "synthetic"]

@@ -12,17 +12,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from air_plugin.auxiliary import Auxiliary, build_auxiliary
-from air_plugin.backbone import Backbone, load_backbone
-from air_plugin.classifier import AuxiliaryClassifier
+from air_plugin.auxiliary.build import Auxiliary, build_auxiliary
+from air_plugin.auxiliary.classifier import AuxiliaryClassifier
+from air_plugin.clip.backbone import Backbone, load_backbone
+from air_plugin.clip.features import extract_features, randomness_kept
+from air_plugin.clip.prompts import fill
 from air_plugin.config import AirSettings, require_template
-from air_plugin.errors import UserError
-from air_plugin.features import extract_features, randomness_kept
-from air_plugin.images import READERS, load_rgb
-from air_plugin.prompts import fill
-from air_plugin.provenance import Stages
-from air_plugin.pseudo_labels import fuse
-from air_plugin.store import Store
+from air_plugin.functional.pseudo_labels import fuse
+from air_plugin.utils.errors import UserError
+from air_plugin.utils.images import READERS, load_rgb
+from air_plugin.utils.provenance import Stages
+from air_plugin.utils.store import Store
 
 LAMBDAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 SAME = 0.9995  # cosine of two features of one image, above which one tower made both, be it in fp32, fp16 or bf16

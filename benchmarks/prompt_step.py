@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from air_plugin.backbone import Backbone
-from air_plugin.prompts import PromptLearner
+from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.prompts import PromptLearner
 
 ARCHITECTURE = "ViT-B-32-quickgelu"
 TOLERANCE = 1e-4  # of loss and gradient, relative to the largest entry; float32 sums in another order

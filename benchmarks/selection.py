@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from air_plugin.pseudo_labels import Candidates, candidate_sets
+from air_plugin.functional.pseudo_labels import Candidates, candidate_sets
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
-from air_plugin.classes import match_class, read_class_file
-from air_plugin.errors import UserError, unknown
-from air_plugin.images import SUFFIXES, find_images
+from air_plugin.utils.class_names import match_class, read_class_file
+from air_plugin.utils.errors import UserError, unknown
+from air_plugin.utils.images import SUFFIXES, find_images
 from datasets.base import SplitDataset
 
 CLASSES, TRAIN, TEST = "classes.txt", "train", "test"

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from air_plugin.errors import UserError, exit_code, unknown  # noqa: E402
+from air_plugin.utils.errors import UserError, exit_code, unknown  # noqa: E402
 
 # What CoOp's own script takes after DATASET and CONFIG: CTP NCTX SHOTS CSC.
 COOP = ("TRAINER.PROMPT.CLASS_TOKEN_POSITION", "TRAINER.PROMPT.N_CTX", "DATASET.NUM_SHOTS", "TRAINER.PROMPT.CSC")
@@ -267,7 +267,7 @@ def run(args: argparse.Namespace) -> int:
     code = run_all(lines, at_once=min(jobs(threads), len(lines)))
     if code:
         return code
-    from air_plugin.report import report
+    from air_plugin.report.formats import report
 
     if not args.plan:
         try:
@@ -283,7 +283,7 @@ def run(args: argparse.Namespace) -> int:
 
 def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:
     """Let `air report` know the titles of a plan's rows; those of an earlier plan stay as they are."""
-    from air_plugin.images import write_atomically
+    from air_plugin.utils.images import write_atomically
 
     try:
         known = json.loads(path.read_text())

@@ -14,9 +14,9 @@ sys.path.append(str(ROOT / "compat"))  # last: an installed Dassl wins
 import torch  # noqa: E402
 from small_models import make_backbone, make_generator, write_pictures  # noqa: E402
 
-from air_plugin.backbone import Backbone  # noqa: E402
+from air_plugin.clip.backbone import Backbone  # noqa: E402
 from air_plugin.diffusion.pipeline import Generator  # noqa: E402
-from air_plugin.store import Store  # noqa: E402
+from air_plugin.utils.store import Store  # noqa: E402
 
 torch.set_num_threads(1)  # small models; two threads collapse where another process keeps a core busy
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from air_plugin.backbone import Backbone
+from air_plugin.clip.backbone import Backbone
+from air_plugin.config import AirSettings, add_air_config
 from air_plugin.diffusion.pipeline import Generator, _fingerprint
 
 SIDE = 16  # of the pictures that the models see and draw
@@ -118,3 +119,15 @@ def write_pictures(folder: Path, count: int, *, seed: int = 0) -> list[str]:
         squares = torch.randint(256, (3, 3, 3), generator=rng, dtype=torch.uint8).numpy()
         Image.fromarray(squares).resize((20, 18), Image.Resampling.NEAREST).save(path)
     return paths
+
+
+def air_settings(**changes: Any) -> AirSettings:
+    """Settings of a short run on the small models; changes by key of the section AIR."""
+    from yacs.config import CfgNode
+
+    cfg = CfgNode({"DATASET": {}, "TRAINER": {}, "SEED": 0})
+    add_air_config(cfg)
+    options: dict[str, Any] = {"M": 4, "K": 2, "SIZE": SIDE, "STEPS": 1, "BATCH": 5, "LORA.STEPS": 2, "LORA.RANK": 2}
+    for key, value in {**options, **changes}.items():
+        cfg.merge_from_list([f"AIR.{key}", value])
+    return AirSettings.from_cfg(cfg)

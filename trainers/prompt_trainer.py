@@ -13,15 +13,15 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_checkpoint
 from torch import Tensor, nn
 
-from air_plugin.backbone import load_backbone
+from air_plugin.clip.backbone import load_backbone
+from air_plugin.clip.features import FeatureBatches, FeatureTable, extract_features, member_seed, stable_seed
+from air_plugin.clip.prompts import PromptedCLIP, PromptEnsemble, PromptLearner, fill
 from air_plugin.config import require_range, require_template
-from air_plugin.errors import UserError
-from air_plugin.features import FeatureBatches, FeatureTable, extract_features, member_seed, stable_seed
-from air_plugin.metrics import head_metrics, said
-from air_plugin.prompts import PromptedCLIP, PromptEnsemble, PromptLearner, fill
-from air_plugin.provenance import Stages
-from air_plugin.store import Store
-from air_plugin.transduction import transclip
+from air_plugin.functional.metrics import head_metrics, said
+from air_plugin.functional.transclip import transclip
+from air_plugin.utils.errors import UserError
+from air_plugin.utils.provenance import Stages
+from air_plugin.utils.store import Store
 
 
 class PromptTrainer(TrainerX):

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from air_plugin.errors import UserError
-from air_plugin.features import stable_seed
-from air_plugin.images import digest, write_atomically
-from air_plugin.prompts import fill
-from air_plugin.store import key_of
+from air_plugin.clip.features import stable_seed
+from air_plugin.clip.prompts import fill
+from air_plugin.utils.errors import UserError
+from air_plugin.utils.images import digest, write_atomically
+from air_plugin.utils.store import key_of
 
 ATTEMPTS = 8
 MANIFEST = "manifest.jsonl"

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from air_plugin.clip.features import stable_seed
+from air_plugin.clip.prompts import fill
 from air_plugin.config import LoraSettings
 from air_plugin.diffusion.pipeline import (
     ACCELERATOR,
@@ -24,12 +26,10 @@ from air_plugin.diffusion.pipeline import (
     attach_accelerator,
     encode_prompts,
 )
-from air_plugin.errors import UserError, unknown
-from air_plugin.features import stable_seed
-from air_plugin.images import digest_files, load_rgb
-from air_plugin.prompts import fill
-from air_plugin.pseudo_labels import top_k_per_class
-from air_plugin.store import Entry, Store, load_tensors, save_tensors
+from air_plugin.functional.pseudo_labels import top_k_per_class
+from air_plugin.utils.errors import UserError, unknown
+from air_plugin.utils.images import digest_files, load_rgb
+from air_plugin.utils.store import Entry, Store, load_tensors, save_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
 ADAPTER = "target"

@@ -23,8 +23,8 @@ from small_backbones import (
 )
 from torch.nn.functional import normalize
 
-from air_plugin.backbone import Backbone, load_backbone
-from air_plugin.prompts import PromptLearner
+from air_plugin.clip.backbone import Backbone, load_backbone
+from air_plugin.clip.prompts import PromptLearner
 
 pytestmark = pytest.mark.slow
 

@@ -14,14 +14,14 @@ import pytest
 import torch
 from small_models import SIDE, make_backbone, make_generator
 
-from air_plugin import backbone as backbone_module
-from air_plugin import bundle as bundle_module
-from air_plugin.backbone import Backbone
-from air_plugin.bundle import save_bundle
-from air_plugin.classifier import AuxiliaryClassifier
+from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.cli import main, parse, settings_of
+from air_plugin.clip import backbone as backbone_module
+from air_plugin.clip.backbone import Backbone
 from air_plugin.diffusion import pipeline as pipeline_module
 from air_plugin.diffusion.lora import WEIGHTS
+from air_plugin.inference import bundle as bundle_module
+from air_plugin.inference.bundle import save_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "torchvision", "diffusers", "open_clip", "transformers", "peft", "sklearn", "matplotlib")

@@ -10,7 +10,7 @@ import pytest
 from yacs.config import CfgNode
 
 from air_plugin.config import AirSettings, add_air_config, flatten, merge_file, merge_options, require_range
-from air_plugin.errors import UserError
+from air_plugin.utils.errors import UserError
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""The auxiliary classifier: how it is built, refined and shown."""

@@ -1,0 +1,200 @@
+"""The auxiliary classifier: one linear head over image features, and its file (AiR, ACG)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from air_plugin.functional.pseudo_labels import fuse
+from air_plugin.utils.errors import UserError
+from air_plugin.utils.store import save_tensors, tensor_digest
+
+if TYPE_CHECKING:
+    from air_plugin.clip.backbone import Backbone
+    from air_plugin.config import AirSettings
+
+HEADER = "air_classifier"  # the key of the JSON in a file's metadata
+VERSION = 1  # of the file's form
+
+
+@dataclass(frozen=True)
+class AuxiliaryClassifier:
+    """A linear head over unit image features, and what is to be known of it.
+
+    weight: (C, D). For the paper's cosine form the mean, not re-normalised, of the K kept features: its product with f
+        is the mean cosine to the K prototypes, exactly.
+    bias: (C,), zero in the cosine form.
+    scale: inverse temperature of the softmax that makes p^; None is the raw form, p^ = the score itself.
+    fusion_weight: lambda of p* = p + lambda p^ (AiR, PLG), at least 0.
+    card: what it was made of, JSON values only; see `make_card`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    scale: float | None
+    fusion_weight: float = 1.0
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_prototypes(cls, prototypes: Tensor, *, scale: float | None) -> AuxiliaryClassifier:
+        """The cosine form, from (C, K, D) unit features (AiR, ACG)."""
+        weight = prototypes.mean(dim=1)
+        return cls(weight, weight.new_zeros(len(weight)), scale)
+
+    def to(self, device: torch.device | str) -> AuxiliaryClassifier:
+        """The same, on a device."""
+        return replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
+
+    def scores(self, features: Tensor) -> Tensor:
+        """(N, D) unit features to (N, C) scores a = f w + b; in the cosine form they lie in [-1, 1]."""
+        return features @ self.weight.to(features).T + self.bias.to(features)
+
+    def probs(self, features: Tensor) -> Tensor:
+        """(N, D) unit features to (N, C) p^: rows sum to 1, or raw scores, cut at 0, where scale is None."""
+        scores = self.scores(features)
+        return scores.clamp(min=0) if self.scale is None else (self.scale * scores).softmax(dim=1)
+
+    def fuse(self, text_logits: Tensor, features: Tensor, *, weight: float | None = None) -> Tensor:
+        """Any classifier's logits to those of its fusion with this head: log p*, p* = p + lambda p^ (AiR, PLG).
+
+        Args:
+            text_logits: (N, C), of a classifier over the same classes in the same order; of any floating type.
+            features: (N, D), unit rows: of the same images, by the frozen image tower that made this head.
+            weight: lambda >= 0; None is `fusion_weight`.
+
+        Returns:
+            (N, C) in float32, finite: its softmax is p*, so it can stand wherever the logits stood.
+        """
+        weight = self.fusion_weight if weight is None else weight
+        fused = fuse(text_logits.float().softmax(dim=1), self.probs(features.float()), weight=weight)
+        return fused.clamp(min=torch.finfo(fused.dtype).tiny).log()
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, whole or not at all; the card stands in its header."""
+        tensors = {"weight": self.weight, "bias": self.bias}
+        header = {
+            "version": VERSION, "scale": self.scale, "fusion_weight": self.fusion_weight, "card": dict(self.card),
+            "digest": tensor_digest(tensors),
+        }  # fmt: skip
+        save_tensors(Path(path), tensors, metadata={HEADER: json.dumps(header)})
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        classnames: Sequence[str] | None = None,
+        backbone: Backbone | str | None = None,
+    ) -> AuxiliaryClassifier:
+        """Read what `save` wrote; its tensors lie on the CPU.
+
+        Args:
+            path: the file.
+            classnames: the classes that it must have, in this order.
+            backbone: whose features it must be for, or that one's fingerprint.
+
+        Raises:
+            UserError: the file is missing, damaged or another one, or is for other classes or another backbone.
+        """
+        tensors, header = _read(Path(path))
+        scale, weight, card = header["scale"], header["fusion_weight"], header["card"]
+        if classnames is not None:
+            _require_classes(path, card.get("classes"), list(classnames))
+        if backbone is not None:
+            _require_backbone(path, card, backbone)
+        return cls(tensors["weight"], tensors["bias"], scale, weight, card)
+
+
+def make_card(
+    backbone: Backbone,
+    classnames: Sequence[str],
+    *,
+    settings: AirSettings,
+    generator: str | None = None,
+    adapter: str | None = None,
+) -> dict[str, Any]:
+    """What a classifier of this package says of its origin.
+
+    Args:
+        backbone: whose features it reads.
+        classnames: C names.
+        settings: that it was made with.
+        generator: fingerprint of the one that drew the images; None where nothing was drawn.
+        adapter: key of the LoRA in the store; None without one.
+    """
+    return {
+        "classes": list(classnames),
+        "backbone": backbone.name,
+        "backbone_fingerprint": backbone.fingerprint,
+        "source": settings.source,
+        "generator": settings.generator if generator else None,
+        "generator_fingerprint": generator,
+        "lora": adapter,
+        "seed": settings.seed,
+        "template": settings.prompt,
+        "form": settings.form,
+        "auxiliary": settings.auxiliary,
+        "refine": settings.refine,
+        "rounds": settings.rounds,
+        "images_per_class": settings.images_per_class,
+        "kept_per_class": settings.kept_per_class,
+    }
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A classifier file's tensors and header, once both are known to be whole."""
+    if not path.is_file():
+        raise UserError(f"classifier file {path} is missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"classifier file {path} is damaged or no safetensors: {error}") from error
+    if text is None:
+        raise UserError(f"{path} is no classifier of air_plugin; `air prototypes` makes one")
+    try:
+        header = json.loads(text)
+        version, digest = header["version"], header["digest"]
+        whole = isinstance(header["card"], dict) and {"scale", "fusion_weight"} <= header.keys()
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"classifier file {path} is damaged: its header cannot be read; make it again") from error
+    if version != VERSION:
+        raise UserError(f"classifier file {path} is of form {version}; this air_plugin reads form {VERSION}")
+    if not whole or tensors.keys() != {"weight", "bias"} or digest != tensor_digest(tensors):
+        raise UserError(f"classifier file {path} is damaged: its content is not what was saved; make it again")
+    return tensors, header
+
+
+def _require_classes(path: str | Path, own: list[str] | None, wanted: list[str]) -> None:
+    if own is None:
+        raise UserError(f"classifier file {path} does not say its classes, so they cannot be compared")
+    if own == wanted:
+        return
+    if sorted(own) == sorted(wanted):
+        what = "the same classes in another order"
+    else:
+        what = f"{len(own)} other classes than these {len(wanted)}"
+    place = next((i for i, (one, two) in enumerate(zip(own, wanted, strict=False)) if one != two), None)
+    if place is None:
+        place = min(len(own), len(wanted))
+    one, two = (f"'{names[place]}'" if place < len(names) else "nothing" for names in (own, wanted))
+    raise UserError(f"classifier file {path} is for {what}: class {place + 1} is {one} there and {two} here")
+
+
+def _require_backbone(path: str | Path, card: Mapping[str, Any], wanted: Backbone | str) -> None:
+    own = card.get("backbone_fingerprint")
+    if own is None:
+        raise UserError(f"classifier file {path} does not say its backbone, so it cannot be compared")
+    name = "" if isinstance(wanted, str) else f"{wanted.name} "
+    fingerprint = wanted if isinstance(wanted, str) else wanted.fingerprint
+    if own != fingerprint:
+        raise UserError(f"classifier file {path} is for the backbone {card.get('backbone')} ({own[:12]}), not for "
+                        f"{name}({fingerprint[:12]}); features of one mean nothing to the other")  # fmt: skip

@@ -1,0 +1,120 @@
+"""What becomes of the drawn images once the unlabelled ones are looked at: Gaussian head, EM, lambda, rounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from air_plugin.auxiliary.classifier import AuxiliaryClassifier
+from air_plugin.config import AirSettings
+from air_plugin.functional.calibration import fusion_weight, match_confidence, mean_confidence
+from air_plugin.functional.gaussian import LIKELIHOOD_WEIGHT, Gaussians, Refined, fit_gaussians, posterior, refine
+from air_plugin.functional.pseudo_labels import fuse
+from air_plugin.utils.store import Store, save_tensors, tensor_digest
+
+STABLE = 0.02  # share of changed labels below which another round is not worth its price
+FILE = "refined.safetensors"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of captions, drawing and labelling.
+
+    labels: (N,) classes of the unlabelled images as the finished round sees them.
+    changed: share of them, in percent, that the captions of the round had otherwise.
+    figures: what was chosen without labels, JSON values.
+    """
+
+    labels: Tensor
+    changed: float
+    figures: dict[str, Any]
+
+    @property
+    def stable(self) -> bool:
+        """Whether another round would be of the same captions, near enough."""
+        return self.changed < 100 * STABLE
+
+
+def settle(
+    classifier: AuxiliaryClassifier,
+    drawn: Tensor,
+    *,
+    features: Tensor,
+    probs: Tensor,
+    settings: AirSettings,
+    store: Store,
+) -> tuple[AuxiliaryClassifier, Tensor, dict[str, Any]]:
+    """Give the auxiliary classifier the form that the settings ask for.
+
+    Args:
+        classifier: in the cosine form.
+        drawn: (C, M, D) unit features of all its images.
+        features: (N, D) of the unlabelled images, unit rows.
+        probs: (N, C) their zero-shot probabilities.
+        settings: AUXILIARY, REFINE, SOURCE and LAMBDA.
+        store: keeps what EM came to.
+
+    Returns:
+        The classifier, the (N, C) class probabilities of the unlabelled images by all that is known, and figures.
+    """
+    consensus = None
+    figures: dict[str, Any] = {}
+    if settings.auxiliary == "gaussian":
+        model = None if settings.source == "none" else _fit(drawn)
+        if settings.refine == "em":
+            found = refined(model, features, probs, store=store)
+            consensus = posterior(found.model, features, probs)
+            weight, bias = found.model.fair_head()
+            figures |= {
+                "anchor": round(found.anchor, 2), "iterations": found.iterations, "converged": found.converged,
+                "mass": [round(mass, 1) for mass in found.mass.tolist()],
+            }  # fmt: skip
+        else:
+            assert model is not None  # AirSettings: SOURCE none wants EM
+            weight, bias = model.fair_head()
+        classifier = replace(classifier, weight=weight.float(), bias=bias.float())
+    if settings.auxiliary == "gaussian" or settings.weight is None:
+        scale = match_confidence(classifier.scores(features), mean_confidence(probs))
+        classifier = replace(classifier, scale=scale)
+    aux_probs = classifier.probs(features)
+    if settings.weight is None:
+        classifier = replace(classifier, fusion_weight=fusion_weight(probs, aux_probs, consensus=consensus))
+    opinion = fuse(probs, aux_probs, weight=classifier.fusion_weight) if consensus is None else consensus
+    figures |= {"lambda": round(classifier.fusion_weight, 4), "scale": classifier.scale}
+    return classifier, opinion, figures
+
+
+def look_back(opinion: Tensor, captions: Tensor, figures: dict[str, Any]) -> Round:
+    """A finished round, from (N, C) probabilities after it and those that its captions were made of."""
+    labels = opinion.argmax(dim=1)
+    changed = 100.0 * float((labels != captions.argmax(dim=1)).double().mean())
+    return Round(labels, round(changed, 2), figures)
+
+
+def _fit(drawn: Tensor) -> Gaussians:
+    """The classes of (C, M, D) features."""
+    classes, images, _ = drawn.shape
+    labels = torch.arange(classes, device=drawn.device).repeat_interleave(images)
+    return fit_gaussians(drawn.flatten(0, 1), labels, classes=classes)
+
+
+def refined(prior: Gaussians | None, features: Tensor, probs: Tensor, *, store: Store) -> Refined:
+    """`refine`, or what it came to before: with many images it takes longer than anything but drawing."""
+    inputs = {"features": features, "probs": probs}
+    if prior is not None:
+        inputs |= {"mean": prior.mean, "covariance": prior.covariance, "counts": prior.counts}
+    with store.open("refined", {"recipe": 2, "inputs": tensor_digest(inputs), "weight": LIKELIHOOD_WEIGHT}) as entry:
+        if not entry.complete:
+            found = refine(features, probs, prior=prior)
+            numbers = torch.tensor([found.anchor, found.iterations, found.converged], dtype=torch.float64)
+            model = found.model
+            tensors = {"mean": model.mean, "covariance": model.covariance, "counts": model.counts}
+            save_tensors(entry.path / FILE, {**tensors, "mass": found.mass, "numbers": numbers})
+            entry.finish([FILE])
+        saved = {name: tensor.to(features.device) for name, tensor in entry.tensors(FILE).items()}
+    anchor, iterations, converged = saved["numbers"].tolist()
+    model = Gaussians(saved["mean"], saved["covariance"], saved["counts"])
+    return Refined(model, saved["mass"], anchor, int(iterations), bool(converged))

@@ -1,0 +1,1 @@
+"""CLIP: backbones, the text tower, learned prompts, feature tables."""

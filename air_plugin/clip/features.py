@@ -1,0 +1,246 @@
+"""Image features, extracted once: no image encoder runs inside a training epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from air_plugin.utils.errors import UserError
+from air_plugin.utils.images import UnreadableImage, digest_files, load_rgb
+from air_plugin.utils.store import Entry, Store, load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from air_plugin.clip.backbone import Backbone
+
+CHUNK = 4096  # images between two files of unfinished work
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Unit image features of N images in V views.
+
+    features: (N, V, D) float32. View 0 is the image as it is evaluated; the others are augmented.
+    """
+
+    features: Tensor
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def plain(self) -> Tensor:
+        """(N, D): view 0."""
+        return self.features[:, 0]
+
+    def draw(self, index: Tensor, *, generator: torch.Generator, count: int = 1) -> Tensor:
+        """Random augmented views of some images; view 0 where there are no others.
+
+        Args:
+            index: (B,) image indices.
+            generator: of the draw.
+            count: how many, different ones where there are enough.
+
+        Returns:
+            (count, B, D).
+        """
+        views = self.features.shape[1]
+        if views <= count:
+            chosen = torch.arange(count).remainder(views).expand(len(index), -1)
+        else:
+            chosen = 1 + torch.rand(len(index), views - 1, generator=generator).argsort(dim=1)[:, :count]  # (B, count)
+        return self.features[index.to(self.features.device), chosen.T.to(self.features.device)]
+
+
+class FeatureBatches:
+    """Batches of drawn views with their targets; those of an epoch depend on the seed and the epoch alone.
+
+    Like Dassl's loader it leaves out the last, smaller batch, unless it is the only one. For an ensemble of prompts a
+    batch is one batch a member, in an order of its own, behind each other.
+    """
+
+    def __init__(
+        self,
+        table: FeatureTable,
+        index: Tensor,
+        targets: dict[str, Tensor],
+        *,
+        batch_size: int,
+        seed: int,
+        epoch: Callable[[], int],
+        members: int = 1,
+    ) -> None:
+        self.table, self.index, self.targets, self.members = table, index, targets, members
+        self.batch_size, self.seed, self.epoch = min(batch_size, len(index)), seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.index) // self.batch_size
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        streams = [self._stream(self.seed, self.epoch(), *member_seed(member)) for member in range(self.members)]
+        for parts in zip(*streams, strict=True):
+            yield {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _stream(self, *seed: int) -> Iterator[dict[str, Tensor]]:
+        rng = torch.Generator().manual_seed(stable_seed("batches", *seed))
+        order = torch.randperm(len(self.index), generator=rng)
+        for rows in order.split(self.batch_size)[: len(self)]:
+            rows = rows.to(self.index.device)
+            first, second = self.table.draw(self.index[rows], generator=rng, count=2)
+            yield {"img": first, "img2": second, **{name: values[rows] for name, values in self.targets.items()}}
+
+
+class _Views(Dataset):
+    """Images to (V, 3, H, W) pixels; augmentation depends on the seed, the image's position and the view alone."""
+
+    def __init__(self, paths: Sequence[str], plain: Callable, augment: Callable | None, views: int, seed: int) -> None:
+        self.paths, self.plain, self.augment, self.views, self.seed = paths, plain, augment, views, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            image = load_rgb(self.paths[index])
+        except UnreadableImage as error:
+            return str(error)
+        pixels = [self.plain(image)]
+        for view in range(1, self.views):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(stable_seed(self.seed, index, view))
+                pixels.append(self.augment(image))  # type: ignore[misc]
+        return torch.stack(pixels)
+
+
+def stable_seed(*parts: object) -> int:
+    """A seed in [0, 2^63) that depends on the parts alone, on every machine."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def randomness_kept() -> Iterator[None]:
+    """Put the global random states of Python, NumPy and torch back afterwards: others draw what they would have drawn.
+
+    Even an import may use them up (rich, which scikit-learn may import, calls `random`).
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # named: by default several are warned of
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def member_seed(member: int) -> tuple[int, ...]:
+    """What a member of an ensemble adds to the parts of a `stable_seed`; the first adds nothing, as if alone."""
+    return (member,) if member else ()
+
+
+def extract_features(
+    backbone: Backbone,
+    paths: Sequence[str | Path],
+    *,
+    store: Store,
+    views: int = 1,
+    augment: Callable[[Any], Tensor] | None = None,
+    seed: int = 0,
+    batch_size: int = 100,
+    workers: int = 0,
+    title: str = "features",
+) -> tuple[FeatureTable, bool]:
+    """Features of images, from the store where they are.
+
+    Args:
+        backbone: its image encoder and preprocessing make view 0.
+        paths: N image files.
+        store: where the table is kept, by the images' content, the backbone's weights and the transforms.
+        views: V >= 1, view 0 included.
+        augment: PIL image to (3, H, W), random through torch's global generator; needed where views > 1.
+        seed: of the augmentation.
+        batch_size: images a forward pass.
+        workers: processes that read images.
+        title: on the progress bar.
+
+    Returns:
+        The table, and whether it was in the store.
+
+    Raises:
+        UserError: images are unreadable; the message names them.
+    """
+    files = [str(path) for path in paths]
+    if not files:
+        raise UserError(f"{title}: there are no images")
+    settings = {
+        "recipe": 1,
+        "images": digest_files(files),
+        "backbone": backbone.fingerprint,
+        "plain": repr(backbone.preprocess),
+        "augment": repr(augment) if views > 1 else None,
+        "views": views,
+        "seed": seed if views > 1 else None,
+        "dtype": str(next(backbone.model.parameters()).dtype),
+    }
+    with store.open("features", settings) as entry:
+        cached = entry.complete
+        if not cached:
+            pixels = _Views(files, backbone.preprocess, augment, views, seed)
+            _extract(backbone, pixels, entry, batch_size=batch_size, workers=workers, title=title)
+        return FeatureTable(entry.tensors("features.safetensors")["features"].to(backbone.device)), cached
+
+
+def _extract(
+    backbone: Backbone, dataset: _Views, entry: Entry, *, batch_size: int, workers: int, title: str
+) -> None:
+    """Fill an artifact with features, a file a chunk of images, so that a kill costs one chunk at the most."""
+    from tqdm import tqdm
+
+    size = max(batch_size, CHUNK // batch_size * batch_size)  # whole batches: a resumed run has the same ones
+    chunks, unreadable = [], []
+    with tqdm(total=len(dataset), desc=title, unit="image", disable=None) as bar:
+        for start in range(0, len(dataset), size):
+            indices = range(start, min(start + size, len(dataset)))
+            path = entry.path / f"chunk-{indices.start:09d}-{indices.stop:09d}.safetensors"  # sizes follow batch_size
+            part = load_tensors(path)
+            if part is None:
+                features, errors = _encode(backbone, dataset, indices, batch_size=batch_size, workers=workers)
+                unreadable += errors
+                part = {"features": features}
+                if not errors:
+                    save_tensors(path, part)
+            chunks.append(part["features"])
+            bar.update(len(indices))
+    if unreadable:
+        more = f" (and {len(unreadable) - 1} more: {'; '.join(unreadable[1:4])})" if len(unreadable) > 1 else ""
+        raise UserError(f"{unreadable[0]}{more}; repair or remove it")
+    save_tensors(entry.path / "features.safetensors", {"features": torch.cat(chunks)})
+    entry.finish(["features.safetensors"])
+
+
+def _encode(
+    backbone: Backbone, dataset: _Views, indices: range, *, batch_size: int, workers: int
+) -> tuple[Tensor, list[str]]:
+    """(n, V, D) features of some images, and the errors of those that cannot be read."""
+    parts: list[Tensor] = []
+    errors: list[str] = []
+    subset = torch.utils.data.Subset(dataset, indices)
+    generator = torch.Generator()  # else the loader draws from the global one, and a cached run would not
+    loader = DataLoader(subset, batch_size=batch_size, num_workers=workers, collate_fn=list, generator=generator)
+    for batch in loader:
+        errors += [item for item in batch if isinstance(item, str)]
+        pixels = [item for item in batch if not isinstance(item, str)]
+        if pixels and not errors:
+            stacked = torch.stack(pixels)  # (n, V, 3, H, W)
+            flat = backbone.encode_images(stacked.flatten(0, 1)).cpu()
+            parts.append(flat.reshape(len(stacked), dataset.views, -1))
+    return torch.cat(parts) if parts else torch.empty(0), errors

@@ -1,0 +1,260 @@
+"""Learned prompts: context tokens in front of, around or after class names, and the text tower that reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from air_plugin.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from air_plugin.clip.backbone import Backbone
+
+Position = Literal["end", "middle", "front"]
+
+
+def fill(template: str, classname: str) -> str:
+    """A template with one {} and a class name, whose underscores stand for spaces, to a prompt."""
+    return template.format(classname.replace("_", " "))
+
+
+class PromptEncoder(nn.Module):
+    """The text tower of a CLIP model, from token embeddings to text features.
+
+    Takes an open_clip model, or an OpenAI `clip` model as host trainers have it. A causal tower is cut after the
+    longest prompt's end-of-text token: what comes later cannot change anything before it, so the result is exact.
+    In SigLIP's tower every token, padding too, sees every other one, and the last position is pooled: it is read whole.
+    """
+
+    attn_mask: Tensor | None
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        text = getattr(model, "text", model)
+        if not hasattr(text, "token_embedding") or getattr(text, "cls_emb", None) is not None:
+            raise UserError(f"text towers like {type(text).__name__} of this model are not supported; take CLIP's own")
+        self.transformer: Any = text.transformer
+        self.ln_final: nn.Module = text.ln_final
+        self.token_embedding: nn.Embedding = text.token_embedding
+        self.positional_embedding: Tensor = text.positional_embedding
+        self.text_projection: Any = text.text_projection
+        blocks = self.transformer.resblocks
+        self.sequence_first = hasattr(blocks[0], "attn_mask")  # OpenAI's blocks hold their mask themselves
+        mask = blocks[0].attn_mask if self.sequence_first else text.attn_mask
+        self.register_buffer("attn_mask", mask, persistent=False)
+        pool = getattr(text, "pool_type", getattr(text, "text_pool_type", "argmax"))
+        if pool not in ("argmax", "eos", "last"):
+            raise UserError(f"text towers that pool by '{pool}' are not supported")
+        self.pools_last = pool == "last"
+        # "argmax": the end of a text is its largest token; "eos": its first one with that id.
+        self.end_token = getattr(text, "eos_id", getattr(text, "text_eos_id", None)) if pool == "eos" else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        # open_clip leaves layer norms, which come first, in fp32 whatever the precision.
+        return next(self.transformer.resblocks[0].mlp.parameters()).dtype
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """(T, L) token ids to (T, D) features, not normalised."""
+        marks = tokens if self.end_token is None else (tokens == self.end_token).int()
+        return self(self.token_embedding(tokens), marks.argmax(dim=1))
+
+    def forward(self, embeddings: Tensor, end: Tensor) -> Tensor:
+        """Encode prompts.
+
+        Args:
+            embeddings: (T, L, W) token embeddings, without positions.
+            end: (T,) position of each prompt's end-of-text token; a tower that pools the last token needs none.
+
+        Returns:
+            (T, D) text features, not normalised.
+        """
+        causal = self.attn_mask is not None and not self.pools_last
+        length = int(end.max()) + 1 if causal else embeddings.shape[1]
+        x = embeddings[:, :length].to(self.dtype) + self.positional_embedding[:length].to(self.dtype)
+        mask = self.attn_mask[:length, :length] if self.attn_mask is not None else None
+        x = self._read_sequence_first(x, mask) if self.sequence_first else self.transformer(x, attn_mask=mask)
+        x = self.ln_final(x)
+        pooled = x[:, -1] if self.pools_last else x[torch.arange(len(x), device=x.device), end]
+        projection = self.text_projection
+        if projection is None:
+            return pooled
+        return projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
+
+    def _read_sequence_first(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """OpenAI's blocks, run with a mask of our length and without touching the one that they hold."""
+        x = x.transpose(0, 1)  # (T, L, W) -> (L, T, W)
+        mask = None if mask is None else mask.to(x)
+        for block in self.transformer.resblocks:
+            normed = block.ln_1(x)
+            x = x + block.attn(normed, normed, normed, need_weights=False, attn_mask=mask)[0]
+            x = x + block.mlp(block.ln_2(x))
+        return x.transpose(0, 1)
+
+
+class PromptLearner(nn.Module):
+    """Context vectors that are learned, beside class names that are not (CoOp, section 3.1).
+
+    ctx: (n, W), or (C, n, W) with class-specific contexts (CSC); the only parameter.
+    """
+
+    fixed: Tensor
+    order: Tensor
+    end: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classnames: Sequence[str],
+        *,
+        n_ctx: int = 16,
+        ctx_init: str = "",
+        class_specific: bool = False,
+        position: Position = "end",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Make the learner.
+
+        Args:
+            backbone: whose tokens, embeddings and context length are used.
+            classnames: C names, each put where `position` says.
+            n_ctx: number of context tokens, drawn from N(0, 0.02^2), where `ctx_init` is empty.
+            ctx_init: words whose embeddings the context begins as, for instance "a photo of a".
+            class_specific: one context a class (CSC).
+            position: of the class name: end, middle or front.
+            generator: of the initial context.
+
+        Raises:
+            UserError: a prompt is longer than the context length.
+        """
+        super().__init__()
+        embedding = backbone.prompt_encoder.token_embedding
+        device = embedding.weight.device
+        names = [name.replace("_", " ") for name in classnames]
+        start = int(backbone.ends(backbone.tokenize([""])))  # tokens before a text: 1 in CLIP, none in SigLIP
+        if ctx_init:
+            words = backbone.tokenize([ctx_init.replace("_", " ")])
+            context = embedding(words[0, start : int(backbone.ends(words))].to(device)).detach().float()
+        else:
+            context = torch.empty(n_ctx, embedding.weight.shape[1]).normal_(std=0.02, generator=generator).to(device)
+        n_ctx = len(context)
+        if class_specific:
+            context = context.expand(len(names), -1, -1)
+        self.ctx = nn.Parameter(context.clone())
+
+        before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
+        tokens, order, end = _arrangement(backbone, names, n_ctx=n_ctx, before=before, start=start)
+        with torch.no_grad():
+            fixed = embedding(tokens.to(device)).detach()
+        self.register_buffer("fixed", fixed, persistent=False)  # (C, L, W): start, name, full stop, end, padding
+        self.register_buffer("order", order.to(device), persistent=False)
+        self.register_buffer("end", end.to(device), persistent=False)
+        self.identity = {"backbone": backbone.fingerprint, "classes": list(classnames)}
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """The (C, L, W) embeddings of all prompts and the (C,) positions of their end-of-text tokens."""
+        context = self.ctx if self.ctx.ndim == 3 else self.ctx.expand(len(self.fixed), -1, -1)
+        pool = torch.cat([self.fixed, context.to(self.fixed.dtype)], dim=1)  # (C, L + n, W)
+        return pool.gather(1, self.order[..., None].expand(-1, -1, pool.shape[2])), self.end
+
+    def get_extra_state(self) -> Tensor:
+        return torch.frombuffer(bytearray(json.dumps(self.identity).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        saved = json.loads(bytes(state.cpu().tolist()))
+        if saved["classes"] != self.identity["classes"]:
+            raise UserError(f"the checkpoint is of other classes ({_brief(saved['classes'])}) than this run's "
+                            f"({_brief(self.identity['classes'])}); use another output folder or --model-dir")
+        if saved["backbone"] != self.identity["backbone"]:
+            raise UserError("the checkpoint is of another backbone than this run's; "
+                            "use another output folder or --model-dir")
+
+
+class PromptEnsemble(nn.Module):
+    """Several prompt learners, trained side by side and independently of each other (UPL, prompt ensemble)."""
+
+    def __init__(self, members: Sequence[PromptLearner]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """As a learner's, the members' C prompts behind each other."""
+        prompts, ends = zip(*(member() for member in self.members), strict=True)
+        return torch.cat(prompts), torch.cat(ends)
+
+
+class PromptedCLIP(nn.Module):
+    """Learned prompts over a frozen backbone, working on image features. E is 1 where there is no ensemble."""
+
+    def __init__(self, backbone: Backbone, prompt_learner: PromptLearner | PromptEnsemble) -> None:
+        super().__init__()
+        self.prompt_learner = prompt_learner
+        self.members = len(getattr(prompt_learner, "members", [None]))
+        self.text_encoder = backbone.prompt_encoder
+        self.logit_scale = backbone.logit_scale
+
+    def text_features(self) -> Tensor:
+        """(E, C, D) unit features of the prompts as they are now."""
+        flat = nn.functional.normalize(self.text_encoder(*self.prompt_learner()).float(), dim=1)
+        return flat.unflatten(0, (self.members, -1))
+
+    def logits(self, features: Tensor, text: Tensor) -> Tensor:
+        """(E * B, D) image features, B for each member, and (E, C, D) text features to (E * B, C)."""
+        images = features.unflatten(0, (len(text), -1))
+        return self.logit_scale * (images @ text.transpose(1, 2)).flatten(0, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) unit image features to (B, C) logits; of an ensemble, log of the members' mean probabilities."""
+        text = self.text_features()
+        if len(text) == 1:
+            return self.logits(features, text)
+        return torch.stack([self.logits(features, one[None]).softmax(dim=1) for one in text]).mean(dim=0).log()
+
+
+def _brief(names: Sequence[str]) -> str:
+    return f"{len(names)}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+def _arrangement(
+    backbone: Backbone, names: Sequence[str], *, n_ctx: int, before: int, start: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The fixed tokens of the prompts, and where each token of them comes from: these (0..L-1) or the context (L..).
+
+    Args:
+        backbone: whose tokenizer and context length L are used.
+        names: of the C classes.
+        n_ctx: number of context tokens n.
+        before: how many of them stand in front of the name.
+        start: number of tokens before a text.
+
+    Returns:
+        (C, L) token ids, (C, L) sources and (C,) positions of the end-of-text tokens. The context takes the place of
+        padding, so that what a tower finds in its last position stays.
+
+    Raises:
+        UserError: a prompt is longer than the context length.
+    """
+    length = backbone.context_length
+    # A word in front, left out again: some tokenizers write a word differently at the beginning of a text.
+    lead = "a " if before else ""
+    first = int(backbone.ends(backbone.tokenize([lead.strip()])))
+    tokens = backbone.tokenize([f"{lead}{name}." for name in names])
+    ends = backbone.ends(tokens).tolist()
+    # The full stop is a token of its own, or none at all: SigLIP's tokenizer drops it.
+    stops = backbone.ends(backbone.tokenize([f"{lead}{name}" for name in names])).tolist()
+    context = range(length, length + n_ctx)
+    rows, positions = [], []
+    for name, stop, end in zip(names, stops, ends, strict=True):
+        stop = min(stop, end)
+        row = [*range(start), *context[:before], *range(first, stop), *context[before:], *range(stop, end + 1)]
+        if len(row) > length:
+            raise UserError(
+                f"{n_ctx} context tokens and class name '{name}' are longer than the {length} tokens of the backbone"
+            )
+        positions.append(len(row) - 1)
+        rows.append([*row, *range(len(row), length)])  # a prompt is at least as long as its fixed tokens
+    return tokens, torch.tensor(rows), torch.tensor(positions)

@@ -1,0 +1,1 @@
+"""Pure functions of tensors: every formula of the method. They import nothing of ours but each other."""

@@ -1,0 +1,57 @@
+"""Which images stand for a class (AiR, ACG). Pure functions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from air_plugin.functional.pseudo_labels import largest
+
+
+def select_prototypes(features: Tensor, k: int) -> Tensor:
+    """The k images of each class that lie nearest to their class mean (AiR, ACG).
+
+    Args:
+        features: (C, M, D), unit rows: M generated images a class.
+        k: how many to keep, 1 <= k <= M.
+
+    Returns:
+        (C, k) indices into M, by falling cosine to the class mean; ties go to the lower index.
+
+    Raises:
+        ValueError: k is not in 1..M.
+    """
+    if not 1 <= k <= features.shape[1]:
+        raise ValueError(f"k must be in 1..{features.shape[1]}, not {k}")
+    mean = torch.nn.functional.normalize(features.mean(dim=1), dim=1)  # (C, D)
+    cosine = torch.einsum("cmd,cd->cm", features, mean)
+    return cosine.argsort(dim=1, descending=True, stable=True)[:, :k]
+
+
+def real_prototypes(probs: Tensor, images_per_class: int) -> Tensor:
+    """The real images that are most confidently pseudo-labelled as each class: a control of AiR without a generator.
+
+    `select_prototypes` then chooses among their features as it does among those of generated images.
+
+    Args:
+        probs: (N, C) of unlabelled images, rows sum to 1.
+        images_per_class: M, at least 1; cut to N.
+
+    Returns:
+        (C, M) image indices. Of class c, the images that are predicted as c come first, by falling probability of c;
+        where there are fewer than M of them, other images follow in the same order. Ties go to the lower index.
+    """
+    count, classes = probs.shape
+    size = min(images_per_class, count)
+    predicted = probs.argmax(dim=1) == torch.arange(classes, device=probs.device)[:, None]  # (C, N)
+    own = largest(probs.T.masked_fill(~predicted, -1), size)
+    others = largest(probs.T.masked_fill(predicted, -1), size)
+    place = torch.arange(size, device=probs.device).expand(classes, -1)
+    available = predicted.sum(dim=1, keepdim=True).clamp(max=size)
+    place = torch.where(place < available, place, size + place - available)
+    return torch.cat([own, others], dim=1).gather(1, place)
+
+
+def gather_prototypes(features: Tensor, index: Tensor) -> Tensor:
+    """(C, M, D) features and (C, K) indices to the (C, K, D) kept features."""
+    return features.gather(1, index[..., None].expand(-1, -1, features.shape[2]))

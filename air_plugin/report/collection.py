@@ -1,0 +1,235 @@
+"""Which results may stand in one table, and in which order their rows stand."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from air_plugin.report.results import USUAL_WORDING, is_line, read_json, read_results
+from air_plugin.utils.errors import UserError, unknown
+
+TRAINERS = ("ZeroshotCLIP", "CoOp", "UPL", "CPL", "ZeroshotAiR", "AiR")  # rows that no methods.json names, in order
+
+Cell = tuple[str, str]  # trainer, config
+
+
+@dataclass
+class Method:
+    """One row of a table: a trainer with a config.
+
+    title: what the row is called.
+    runs: data set -> seed -> content of result.json, with its `path`.
+    """
+
+    trainer: str
+    config: str
+    title: str
+    runs: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
+
+
+@dataclass
+class Collection:
+    """Results that may stand in one table.
+
+    datasets: columns. methods: rows, in order. templates: data set -> template. faults: a line for everything that
+    was left out or is incomplete. wordings: data set -> wording of its class names, where that is not the usual one.
+    """
+
+    datasets: list[str]
+    methods: list[Method]
+    backbone: str
+    split_family: str
+    templates: dict[str, str]
+    faults: list[str]
+    wordings: dict[str, str] = field(default_factory=dict)
+
+
+def collect(
+    output: Path,
+    *,
+    datasets: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    backbone: str | None = None,
+    split_family: str | None = None,
+    rows: Mapping[Cell, str] | None = None,
+) -> Collection:
+    """The results below a folder that may stand in one table.
+
+    Rows stand in the order of methods.json, then the others: the trainers' own order, configs with their numbers
+    sorted as numbers.
+
+    Args:
+        output: the scripts' OUTPUT, or a folder in it.
+        datasets: names of the columns, in order; empty is all of them, sorted.
+        methods: titles of rows; empty is all of them.
+        backbone, split_family: only results with these; None where all have the same.
+        rows: (trainer, config) -> title, empty where it has none of its own: only these rows, in this order.
+
+    Raises:
+        UserError: nothing to report, an unknown name, or results that cannot be compared with each other.
+    """
+    results, faults = read_results(output)
+    if not results:
+        raise UserError(_nothing(output, faults))
+    results = _choose(results, "dataset", "data set", datasets)
+    results = _choose(results, "backbone", "backbone", [backbone] if backbone else [])
+    results = _choose(results, "split_family", "split family", [split_family] if split_family else [])
+    titles, more = _titles(results, rows)
+    faults += more
+    for title in methods:
+        if title not in titles.values():
+            raise unknown("method", title, titles.values())
+    shown = {cell: Method(*cell, title) for cell, title in titles.items() if not methods or title in methods}
+    results = [r for r in results if (r["trainer"], r["config"]) in shown]
+    results, more = _unambiguous(results)
+    faults += more
+    if not results:
+        raise UserError(_nothing(output, faults))
+    collection = Collection(
+        datasets=[name for name in dict.fromkeys(datasets or sorted({r["dataset"] for r in results}))
+                  if any(r["dataset"] == name for r in results)],
+        methods=[],
+        backbone=_same(results, "backbone", "backbones", "--backbone NAME"),
+        split_family=_same(results, "split_family", "split families", "--split-family NAME"),
+        templates={},
+        faults=faults,
+    )  # fmt: skip
+    for name in collection.datasets:
+        columns = [r for r in results if r["dataset"] == name]
+        collection.templates[name] = _same(columns, "template", f"templates of {name}", "--method TITLE ...")
+        wording = _same(columns, "wording", f"wordings of the class names of {name}", "--method TITLE ...")
+        if wording != USUAL_WORDING:
+            collection.wordings[name] = wording
+    for result in sorted(results, key=lambda r: r["seed"]):
+        runs = shown[result["trainer"], result["config"]].runs
+        runs.setdefault(result["dataset"], {})[result["seed"]] = result
+    collection.methods = [method for method in shown.values() if method.runs]
+    faults += _missing_seeds(collection)
+    return collection
+
+
+def _nothing(output: Path, faults: Sequence[str]) -> str:
+    if not os.path.isdir(output):
+        return f"no results in {output}; there is no such folder"
+    return f"no results in {output}" + (f"; left out: {len(faults)}, the first: {faults[0]}" if faults else "")
+
+
+def _choose(results: list[dict[str, Any]], key: str, kind: str, wanted: Sequence[str]) -> list[dict[str, Any]]:
+    """The results whose key is one of the wanted values; all where none is wanted."""
+    known = {result[key] for result in results}
+    for name in wanted:
+        if name not in known:
+            raise unknown(kind, name, known)
+    return [result for result in results if result[key] in wanted or not wanted]
+
+
+def _titles(
+    results: Sequence[Mapping[str, Any]], rows: Mapping[Cell, str] | None
+) -> tuple[dict[Cell, str], list[str]]:
+    """What every row is called, in the order of the table; and what is wrong there. See `collect` for `rows`."""
+    names, faults = _named_rows(results)
+    cells = {(r["trainer"], r["config"]) for r in results}
+    order = sorted(cells, key=lambda cell: (_place(names, cell), *_natural(cell)))
+    if rows is not None:
+        faults += [f"no result of {title or _plain_title(cell)}" for cell, title in rows.items() if cell not in cells]
+        order = [cell for cell in rows if cell in cells]
+        names |= {cell: title for cell, title in rows.items() if title}
+    return _distinct({cell: names.get(cell) or _plain_title(cell) for cell in order}), faults
+
+
+def _named_rows(results: Iterable[Mapping[str, Any]]) -> tuple[dict[Cell, str], list[str]]:
+    """Titles of rows, in order, from the methods.json of every data set's folder; and what is wrong with these."""
+    titles: dict[Cell, str] = {}
+    faults = []
+    # <dataset>/<trainer>/<config>/seed<k>/result.json
+    for folder in sorted({folder for r in results for folder in r["path"].absolute().parents[3:4]}):
+        path = folder / "methods.json"
+        try:
+            entries = read_json(path)
+        except FileNotFoundError:
+            continue
+        except UserError as error:
+            faults.append(f"{' '.join(str(error).split())}; rows have plain names")
+            continue
+        if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+            faults.append(f"{path} is no list of trainer, config and title; rows have plain names")
+            continue
+        for entry in entries:
+            titles.setdefault((entry["trainer"], entry["config"]), entry["title"].strip())
+    return titles, faults
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(is_line(entry.get(key)) for key in ("trainer", "config", "title"))
+
+
+def _place(names: Mapping[Cell, str], cell: Cell) -> int:
+    """Where methods.json puts a row; behind all of these where it does not name it."""
+    return list(names).index(cell) if cell in names else len(names)
+
+
+def _natural(cell: Cell) -> tuple[int, str, list[tuple[int, str]]]:
+    """A sort key: trainers in their usual order, then configs with 4 before 16."""
+    trainer, config = cell
+    rank = TRAINERS.index(trainer) if trainer in TRAINERS else len(TRAINERS)
+    parts = re.split(r"([0-9]+)", config)  # every second part is a number
+    return rank, trainer, [(len(part.lstrip("0")) if i % 2 else 0, part) for i, part in enumerate(parts)]
+
+
+def _plain_title(cell: Cell) -> str:
+    return f"{cell[0]} ({cell[1]})"
+
+
+def _distinct(titles: dict[Cell, str]) -> dict[Cell, str]:
+    """Titles that several rows have are told apart by trainer and config."""
+    counts = Counter(titles.values())
+    return {cell: title if counts[title] == 1 else f"{title}: {_plain_title(cell)}" for cell, title in titles.items()}
+
+
+def _same(results: Sequence[Mapping[str, Any]], key: str, kinds: str, option: str) -> str:
+    """The value that all results have.
+
+    Raises:
+        UserError: they have several; the message says which, and how to choose one.
+    """
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for result in results:
+        groups[result[key]].append(result["path"])
+    if len(groups) > 1:
+        parts = [f'"{value}" ({len(paths)} results, one of them {paths[0]})' for value, paths in sorted(groups.items())]
+        some = " and ".join(parts[:3]) + (" and others" if len(parts) > 3 else "")
+        raise UserError(f"results with different {kinds} cannot stand in one table: {some}; "
+                        f"choose one with `air report OUTPUT {option}`")  # fmt: skip
+    return next(iter(groups))
+
+
+def _unambiguous(results: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The results less those that claim to be the same run, and a line for each of the latter."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for r in results:
+        groups[r["dataset"], r["trainer"], r["config"], r["seed"], r["backbone"], r["split_family"]].append(r)
+    faults = [
+        f"{key[0]}: {len(group)} results claim to be seed {key[3]} of {_plain_title(key[1:3])}, all are left out: "
+        f"{', '.join(str(r['path']) for r in group)}"
+        for key, group in groups.items() if len(group) > 1
+    ]  # fmt: skip
+    return [group[0] for group in groups.values() if len(group) == 1], faults
+
+
+def _missing_seeds(collection: Collection) -> list[str]:
+    """A line for every method that lacks a seed which others have on the same data set."""
+    faults = []
+    for dataset in collection.datasets:
+        methods = [method for method in collection.methods if dataset in method.runs]
+        seeds = {seed for method in methods for seed in method.runs[dataset]}
+        for method in methods:
+            missing = sorted(seeds - method.runs[dataset].keys())
+            if missing:
+                numbers = f"seed{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
+                faults.append(f"{dataset}: {method.title} lacks {numbers}, which other methods have")
+    return faults

@@ -1,0 +1,229 @@
+"""From results to a report: on the terminal and for GitHub, LaTeX, CSV, and the HTML page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from air_plugin.report.collection import Cell, Collection, Method, collect
+from air_plugin.report.statistics import Comparison, accuracies
+from air_plugin.report.tables import headline, label_accuracies, notes, stage_names, tables
+from air_plugin.utils.errors import UserError, unknown
+
+Form = Literal["github", "latex", "csv", "html"]
+
+
+def report(
+    output: Path,
+    *,
+    only: str | None = None,
+    rows: Mapping[Cell, str] | None = None,
+    datasets: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    backbone: str | None = None,
+    split_family: str | None = None,
+    baseline: str | None = None,
+    form: Form = "github",
+    out: Path | None = None,
+    ci95: bool = False,
+    details: bool = True,
+    page: Path | None = None,
+) -> int:
+    """Report a folder of results; returns the exit code. What was left out goes to stderr, a line each.
+
+    Tables go to standard output, the page to report.html in `output`, unless `out` names a file. In the form github on
+    standard output, the galleries are placed, too.
+
+    Args:
+        output: the scripts' OUTPUT.
+        only: a data set's folder in it; None is all.
+        rows, datasets, methods, backbone, split_family: what to show; see `air_plugin.report.collection.collect`.
+        baseline: title of a row that the others are compared with; it is shown even where `methods` leaves it out.
+        form: of the table.
+        out: a file to write, whole or not at all.
+        ci95: give half of the 95 % interval over seeds instead of the standard deviation.
+        details: every head, the pseudo-labels and every seed, too; the page has them anyway.
+        page: a file for the page, beside a table in another form: what both show is read and computed once.
+
+    Raises:
+        UserError: nothing to report, results that cannot be compared, an unknown name, a file that cannot be written.
+    """
+    wanted = [*methods, *([baseline] if methods and baseline and baseline not in methods else [])]
+    collection = collect(
+        output / only if only else output, datasets=datasets, methods=wanted, backbone=backbone,
+        split_family=split_family, rows=rows,
+    )  # fmt: skip
+    view = Comparison(collection, _named(collection, baseline) if baseline else None, ci95=ci95)
+    _warn([*collection.faults, *view.faults])
+    if form == "html":
+        _write_page(view, out or output / "report.html")
+    elif out:
+        from air_plugin.utils.images import write_atomically
+
+        text = _TEXTS[form](view, details=details)
+        _written(out, lambda: write_atomically(out, text.encode("utf-8")))
+    else:
+        print(_TEXTS[form](view, details=details), end="")
+    if form == "github" and not out:
+        shown = [run for method in collection.methods for runs in method.runs.values() for run in runs.values()]
+        for path in place_gallery(sorted(shown, key=lambda run: run["path"]), output):
+            print(f"gallery: {path}")
+    if page:
+        _write_page(view, page)
+    return 0
+
+
+def _write_page(view: Comparison, target: Path) -> None:
+    from air_plugin.report.page import write_page
+
+    _written(target, lambda: write_page(view, target))
+    print(f"page: {target}")
+
+
+def _named(collection: Collection, title: str) -> Method:
+    for method in collection.methods:
+        if method.title == title:
+            return method
+    raise unknown("baseline", title, [method.title for method in collection.methods])
+
+
+def _warn(faults: Iterable[str]) -> None:
+    for fault in faults:
+        print(f"warning: {fault}", file=sys.stderr)
+
+
+def _written(path: Path, write: Callable[[], Any]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; name another file with --out") from error
+
+
+# Forms
+
+
+def as_github(view: Comparison, *, details: bool) -> str:
+    """Markdown that reads as text, too."""
+    from tabulate import tabulate
+
+    parts = ["\n".join(notes(view, details=details))]
+    for heading, (headers, rows) in tables(view, details=details):
+        escaped = [[cell.replace("|", "\\|") for cell in row] for row in [headers, *rows]]
+        text = tabulate(escaped[1:], headers=escaped[0], tablefmt="github", disable_numparse=True)
+        parts += [heading, text] if heading else [text]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_latex(view: Comparison, *, details: bool) -> str:
+    """Tabulars for booktabs; the notes are comments."""
+    from tabulate import tabulate
+
+    parts = ["\n".join(f"% {line}" for line in notes(view, details=details))]
+    for heading, (headers, rows) in tables(view, details=details):
+        text = tabulate(rows, headers=headers, tablefmt="latex_booktabs", disable_numparse=True)
+        # Whole cells behind the first that are figures; tabulate has escaped every & of a title.
+        text = re.sub(r"(?<!\\)& ([+-]?\d[\d., +\[\]-]*?) *(?=&|\\\\)", _as_math, text)
+        text = re.sub(r"(?m)^( *)([\[*])", r"\1{}\2", text)  # behind a line's end they would be its options
+        parts.append(f"% {heading}\n{text}" if heading else text)
+    return "\n\n".join(parts) + "\n"
+
+
+def _as_math(cell: re.Match[str]) -> str:
+    return f"& ${cell[1].replace('+-', chr(92) + 'pm')}$ "
+
+
+def as_csv(view: Comparison, *, details: bool) -> str:
+    """One table, numbers in columns of their own; the notes stand before it, behind `#`."""
+    text = io.StringIO()
+    text.writelines(f"# {line}\n" for line in notes(view, details=details))
+    rows = [_csv_row(view, method, details=details) for method in view.collection.methods]
+    # Quotes around all that is no number: readers that know comments take a # inside of quotes for text.
+    writer = csv.DictWriter(text, list(rows[0]), quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+FUSION_COLUMNS = {
+    "lambda": "weights", "oracle": "oracle", "regret": "regret", "beta": "betas", "n0": "anchors", "rounds": "rounds",
+    "labels right": "labels",
+}  # fmt: skip
+
+
+def _csv_row(view: Comparison, method: Method, *, details: bool) -> dict[str, Any]:
+    """Column -> value; every method has the same columns."""
+    datasets, kind = view.collection.datasets, "ci95" if view.ci95 else "std"
+    row: dict[str, Any] = {"method": method.title, "trainer": method.trainer, "config": method.config}
+    methods = view.collection.methods
+
+    def add(name: str, values: Sequence[float]) -> None:
+        average, spread = view.spread(values) if values else (None, None)
+        row[f"{name} mean"], row[f"{name} {kind}"] = _rounded(average), _rounded(spread)
+
+    for dataset in datasets:
+        add(dataset, accuracies(method, dataset))
+        row[f"{dataset} seeds"] = len(method.runs.get(dataset, {}))
+    if len(datasets) > 1:
+        row["mean"] = _rounded(view.mean(method))
+    for dataset in datasets if view.baseline else []:
+        found = view.difference(method, dataset)
+        for key in ("points", "low", "high"):
+            row[f"{dataset} difference {key}"] = _rounded(getattr(found, key)) if found else None
+    for dataset in datasets if details else []:
+        row[f"{dataset} headline head"] = headline(method, dataset)
+        for head in ("text", "fused"):
+            add(f"{dataset} {head} head", accuracies(method, dataset, head=head))
+        add(f"{dataset} pseudo-labels", label_accuracies(method, dataset))
+        for seed in sorted({seed for other in methods for seed in other.runs.get(dataset, {})}):
+            run = method.runs.get(dataset, {}).get(seed)
+            row[f"{dataset} seed {seed}"] = _rounded(run["heads"][run["headline"]]["accuracy"]) if run else None
+        if any(view.fusion(other, dataset) for other in methods):
+            fusion = view.fusion(method, dataset)
+            row[f"{dataset} lambda is fixed"] = ("yes" if fusion.fixed else "no") if fusion else None
+            for column, key in FUSION_COLUMNS.items():
+                add(f"{dataset} {column}", getattr(fusion, key) if fusion else [])
+        every, own = [view.seconds(other, dataset) for other in methods], view.seconds(method, dataset)
+        for name in stage_names(every):
+            for number in range(max(len(seconds.get(name, [])) for seconds in every)):
+                values = own.get(name, [])[number:]
+                row[f"{dataset} seconds {name}{f', round {number + 1}' if number else ''}"] = (
+                    _rounded(values[0]) if values else None
+                )
+    return row
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+_TEXTS: dict[str, Callable[..., str]] = {"github": as_github, "latex": as_latex, "csv": as_csv}
+
+
+# Pictures
+
+
+def place_gallery(results: Iterable[Mapping[str, Any]], output: Path) -> list[Path]:
+    """Copy the first gallery of each data set to `<output>/<dataset folder>/gallery.png`; returns these.
+
+    What cannot be copied is told on stderr.
+    """
+    placed: dict[Path, Path] = {}
+    for result in results:
+        source = result["path"].parent / "gallery.png"
+        relative = result["path"].relative_to(output).parts
+        target = output / relative[0] / "gallery.png"
+        if len(relative) == 5 and source.is_file() and target not in placed:
+            placed[target] = source
+    for target, source in list(placed.items()):
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            _warn([f"cannot copy {source} to {target}: {error.strerror or error}"])
+            del placed[target]
+    return list(placed)

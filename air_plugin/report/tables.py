@@ -1,0 +1,188 @@
+"""What stands in the tables of results, whatever their form: notes, headers and cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from air_plugin.report.collection import Method
+from air_plugin.report.statistics import STAGES, Comparison, Difference, accuracies, is_unknown
+
+UNKNOWN = "-"  # there are runs, but no test labels
+NOT_MEASURED = "-"  # there are runs, but each took the stage from the store
+FUSION_NOTES = (
+    "Lambda: weight of the auxiliary classifier after the last round; beta: of the loss on drawn images. Both are "
+    "chosen without labels, or named by the config (fixed).",
+    "Oracle: the fused head with the best lambda of those tried, each seed its own; regret: oracle less fused head, in "
+    "points. These two are computed afterwards from test labels that the method never saw.",
+    "n0: how many real images EM takes a drawn class mean for. Rounds: of captions, LoRA and drawing. Labels right: "
+    "percent of all unlabelled training images after the last round, looked at afterwards, too.",
+)
+TIME_NOTES = (
+    "Seconds: mean over the seeds that did the stage; a + b: the first round and the second. -: every seed took it "
+    "from the store, where another run had put it, so the sum is more than is shown (>). An interrupted run tells the "
+    "time since it was resumed.",
+)
+
+
+def notes(view: Comparison, *, details: bool) -> list[str]:
+    """What one has to know to read the tables."""
+    collection = view.collection
+    spread = "half of the 95 % interval over seeds (Student's t)" if view.ci95 else "the standard deviation over seeds"
+    lines = [
+        f'{name}: backbone {collection.backbone}, split family {collection.split_family}, template "{template}"'
+        + (f", class names in the wording {collection.wordings[name]}" if name in collection.wordings else "")
+        for name, template in collection.templates.items()
+    ]
+    lines += [
+        f'{name}: no test labels, so its accuracy is unknown ("-"); what was predicted is in every predictions.json.'
+        for name in collection.datasets if any(is_unknown(method, name) for method in collection.methods)
+    ]  # fmt: skip
+    lines.append(f"Test accuracy of the headline head in percent; +- is {spread}, and is left out for a single seed.")
+    lines.append("Headline head: the one that the config names beforehand (AIR.HEADLINE); text for methods without it.")
+    if len(collection.datasets) > 1:
+        lines.append("mean: of the data sets' means, for methods that have all; seeds: by data set where they differ.")
+    if view.baseline:
+        lines.append(
+            f"Difference to {view.baseline.title}: in points over common seeds, with the 95 % bootstrap interval over "
+            "test images (images are resampled, seeds are not)."
+        )
+    if details:
+        lines.append(
+            "Pseudo-labels: percent right (likeliest candidate) of the selected training images, in the last round."
+        )
+        lines += [*(FUSION_NOTES if view.fusions else []), *(TIME_NOTES if any(view.stages.values()) else [])]
+    return lines
+
+
+Table = tuple[list[str], list[list[str]]]  # headers, rows
+
+
+def main_table(view: Comparison) -> Table:
+    """A row a method: accuracy on every data set, their mean, number of seeds, differences to the baseline."""
+    datasets = view.collection.datasets
+    several = len(datasets) > 1
+    headers = ["method", *datasets, *(["mean"] if several else []), "seeds"]
+    if view.baseline:
+        headers += [f"difference to {view.baseline.title}{f', {d}' if several else ''}" for d in datasets]
+    rows = []
+    for method in view.collection.methods:
+        counts = [str(len(method.runs.get(dataset, {}))) for dataset in datasets]
+        row = [method.title, *(_accuracy(view, method, dataset) for dataset in datasets)]
+        row += [_figure(view.mean(method))] if several else []
+        row += [counts[0] if len(set(counts)) == 1 else "/".join(counts)]
+        row += [_change(view.difference(method, dataset)) for dataset in datasets] if view.baseline else []
+        rows.append(row)
+    return headers, rows
+
+
+def details_table(view: Comparison, dataset: str) -> Table:
+    """A row a method: which head is the headline, every head, the pseudo-labels, and every seed."""
+    rows = []
+    for method in view.collection.methods:
+        runs = sorted(method.runs.get(dataset, {}).items())
+        if not runs:
+            continue
+        rows.append([
+            method.title, headline(method, dataset),
+            *(_accuracy(view, method, dataset, head=head) for head in ("text", "fused")),
+            _spread(view, label_accuracies(method, dataset)),
+            ", ".join(f"{seed}: {_figure(run['heads'][run['headline']]['accuracy']) or UNKNOWN}" for seed, run in runs),
+        ])  # fmt: skip
+    return ["method", "headline head", "text head", "fused head", "pseudo-labels", "every seed"], rows
+
+
+def fusion_table(view: Comparison, dataset: str) -> Table:
+    """A row a method with the auxiliary classifier: lambda, what it came to, and the rounds that led there."""
+    rows = []
+    for method in view.collection.methods:
+        found = view.fusion(method, dataset)
+        if found is None:
+            continue
+        hidden = is_unknown(method, dataset, head="fused")
+        rows.append([
+            method.title, _weight(view, found.weights, fixed=found.fixed),
+            *(UNKNOWN if hidden else _spread(view, scores) for scores in (found.accuracy, found.oracle, found.regret)),
+            _weight(view, found.betas, fixed=found.beta_fixed), _spread(view, found.anchors), _count(found.rounds),
+            _spread(view, found.labels) or (UNKNOWN if found.rounds else ""),
+        ])  # fmt: skip
+    return ["method", "lambda", "fused head", "oracle", "regret", "beta", "n0", "rounds", "labels right"], rows
+
+
+def _weight(view: Comparison, values: Sequence[float], *, fixed: bool) -> str:
+    if fixed and len(set(values)) == 1:
+        return f"{values[0]:g} (fixed)"
+    return _spread(view, values, digits=2) + (" (fixed)" if fixed and values else "")
+
+
+def _count(values: Sequence[float]) -> str:
+    """A whole number where all are the same."""
+    return _figure(sum(values) / len(values)).removesuffix(".0") if values else ""
+
+
+def time_table(view: Comparison, dataset: str) -> Table:
+    """A row a method: seconds in all, and by stage."""
+    found = [(method, view.seconds(method, dataset)) for method in view.collection.methods]
+    names = stage_names(seconds for _, seconds in found)
+    rows = []
+    for method, seconds in found:
+        if seconds:
+            cells = [" + ".join(_figure(value) or NOT_MEASURED for value in seconds.get(name, [])) for name in names]
+            rows.append([method.title, _total(seconds), *cells])
+    return ["method", "sum", *names], rows
+
+
+def stage_names(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """All stages of several methods, in a table's order."""
+    names = dict.fromkeys(name for seconds in found for name in seconds)
+    return [*(name for name in STAGES if name in names), *(name for name in names if name not in STAGES)]
+
+
+def _total(seconds: Mapping[str, Sequence[float | None]]) -> str:
+    values = [value for parts in seconds.values() for value in parts]
+    known = [value for value in values if value is not None]
+    return f"{'> ' if len(known) < len(values) else ''}{sum(known):.1f}" if known else NOT_MEASURED
+
+
+def headline(method: Method, dataset: str) -> str:
+    """The name of the headline head; of all of them where runs differ."""
+    return "/".join(sorted({run["headline"] for run in method.runs.get(dataset, {}).values()}))
+
+
+def label_accuracies(method: Method, dataset: str) -> list[float]:
+    """Percent of right pseudo-labels, for the seeds that have labels to tell."""
+    figures = [run["pseudo_labels"]["accuracy"] for run in method.runs.get(dataset, {}).values()]
+    return [value for value in figures if value is not None]
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _spread(view: Comparison, values: Sequence[float], *, digits: int = 1) -> str:
+    if not values:
+        return ""
+    average, spread = view.spread(values)
+    return f"{average:.{digits}f}" + ("" if spread is None else f" +- {spread:.{digits}f}")
+
+
+def _accuracy(view: Comparison, method: Method, dataset: str, *, head: str | None = None) -> str:
+    return UNKNOWN if is_unknown(method, dataset, head=head) else _spread(view, accuracies(method, dataset, head=head))
+
+
+def _change(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    # Plus 0.0: what rounds to nothing has no minus.
+    points, low, high = (round(value, 1) + 0.0 for value in (difference.points, difference.low, difference.high))
+    return f"{points:+.1f} [{low:.1f}, {high:.1f}]"
+
+
+def tables(view: Comparison, *, details: bool) -> list[tuple[str, Table]]:
+    """The main table, and by data set the details, each with its heading."""
+    found = [("", main_table(view))]
+    for name in view.collection.datasets if details else []:
+        found.append((f"{name}, every head and seed", details_table(view, name)))
+        more = [(f"{name}, lambda and rounds", fusion_table(view, name)), (f"{name}, seconds", time_table(view, name))]
+        found += [(heading, table) for heading, table in more if table[1]]
+    return found

@@ -1,0 +1,1 @@
+"""What every room uses: errors, files, images, tensors, the store, seeds, class names."""

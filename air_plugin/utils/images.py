@@ -1,0 +1,105 @@
+"""Reading images whatever their mode, and writing files so that a kill leaves none half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from air_plugin.utils.errors import UserError
+
+
+class UnreadableImage(UserError):
+    """A file that is not a whole image."""
+
+
+def load_rgb(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image of any mode as 8-bit RGB; 16-bit grey is scaled, transparency lies on white.
+
+    Raises:
+        UnreadableImage: the file is missing, truncated or no image; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode.startswith("I") or image.mode == "F":
+                return _grey_to_rgb(np.asarray(image, dtype=np.float64))
+            if "A" in image.getbands() or "transparency" in image.info:
+                rgba = image.convert("RGBA")
+                return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(f"cannot read image {path}: {error}") from error
+
+
+def _grey_to_rgb(values: np.ndarray) -> Image.Image:
+    """(H, W) of 8 or 16 bits a pixel, or of [0, 1], to RGB."""
+    top = values.max(initial=0.0)
+    scale = 255.0 if top <= 1.0 else 1.0 if top <= 255.0 else 255.0 / 65535.0
+    grey = np.clip(values * scale, 0, 255).round().astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+READERS = min(8, os.cpu_count() or 1)  # threads that read images at once
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Every image file below a folder, sorted.
+
+    Raises:
+        UserError: the folder is missing or holds none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"image folder {folder} is missing")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise UserError(f"no images below {folder}; looked for {', '.join(sorted(SUFFIXES))}")
+    return paths
+
+
+def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Write a whole file or none.
+
+    Args:
+        path: where; the folder is made.
+        data: the file's content.
+        durable: wait until the disk has it (fsync).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # not mkstemp: others may read our files
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_files(paths: Iterable[str | os.PathLike[str]]) -> str:
+    """SHA-256 over the contents of files in their order, whatever they are called or where they lie.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    total = hashlib.sha256()
+    for path in paths:
+        try:
+            total.update(hashlib.sha256(Path(path).read_bytes()).digest())
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return total.hexdigest()

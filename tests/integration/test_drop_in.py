@@ -1,0 +1,576 @@
+"""Trainers of other people's shapes gain the auxiliary classifier: in two lines, or by `augment`."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dassl_small import TinyColours, tiny_cfg, write_images
+from drop_in_trainers import (
+    CoCoOpShape,
+    CoOpModel,
+    CoOpShape,
+    HeadlessShape,
+    KgCoOpShape,
+    MaPLeShape,
+    VPTShape,
+)
+from torch import Tensor, nn
+
+from air_plugin.config import add_air_config
+from air_plugin.mixin import AuxiliaryMixin, augment
+from air_plugin.utils.errors import UserError
+from air_plugin.utils.images import load_rgb
+
+LAMBDA = 2.0
+
+
+class MyCoOp(AuxiliaryMixin, CoOpShape):
+    """Nothing more is needed."""
+
+
+class MyCoCoOp(AuxiliaryMixin, CoCoOpShape):
+    """Nothing more is needed."""
+
+
+class MyKgCoOp(AuxiliaryMixin, KgCoOpShape):
+    """Nothing more is needed."""
+
+
+class MyVPT(AuxiliaryMixin, VPTShape):
+    """Nothing more is needed."""
+
+
+class MyMaPLe(AuxiliaryMixin, MaPLeShape):
+    """Its image encoder takes prompts, so it says how images are encoded."""
+
+    def image_features(self, images: Tensor) -> Tensor:
+        _, shared_ctx, _, deep_prompts = self.model.prompt_learner()
+        return self.model.image_encoder(images.type(self.model.dtype), shared_ctx, deep_prompts)
+
+
+class MyHeadless(AuxiliaryMixin, HeadlessShape):
+    """Its image encoder has another name."""
+
+    def image_features(self, images: Tensor) -> Tensor:
+        return self.model.tower(images)
+
+
+MINE = (MyCoOp, MyCoCoOp, MyKgCoOp, MyVPT, MyMaPLe, MyHeadless)
+
+
+def theirs(mine: type) -> type:
+    """The trainer that a class is made of."""
+    return mine.__mro__[2]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("colours")
+    write_images(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Makes a configuration; all share one store, so that the images are drawn once."""
+    cache = tmp_path_factory.mktemp("cache")
+    air = {"CACHE": str(cache), "M": 4, "K": 2, "SIZE": 32, "STEPS": 2, "BATCH": 12, "LAMBDA": LAMBDA,
+           "LORA__ENABLED": False}  # fmt: skip
+
+    def make(**options: Any) -> Any:
+        cfg = tiny_cfg(data, tmp_path_factory.mktemp("run"))
+        add_air_config(cfg)
+        cfg.MODEL.BACKBONE.NAME = "mini"
+        cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION = (32, 32), "bicubic"
+        cfg.INPUT.PIXEL_MEAN = [0.48145466, 0.4578275, 0.40821073]
+        cfg.INPUT.PIXEL_STD = [0.26862954, 0.26130258, 0.27577711]
+        for key, value in {**{f"AIR__{key}": value for key, value in air.items()}, **options}.items():
+            *parents, last = key.split("__")
+            node = cfg
+            for parent in parents:
+                node = node[parent]
+            assert last in node, key
+            node[last] = value
+        return cfg
+
+    return make
+
+
+def build(trainer: type, cfg: Any) -> Any:
+    from dassl.utils import set_random_seed
+
+    set_random_seed(1)
+    return trainer(cfg)
+
+
+def train(trainer: type, cfg: Any) -> Any:
+    built = build(trainer, cfg)
+    built.train()
+    return built
+
+
+@pytest.fixture(scope="module")
+def trained(config: Callable[..., Any]) -> Callable[[type], Any]:
+    """A trained trainer of a class, the same one for every test of this file: do not change it."""
+    made: dict[type, Any] = {}
+
+    def get(trainer: type) -> Any:
+        if trainer not in made:
+            made[trainer] = train(trainer, config())
+        return made[trainer]
+
+    return get
+
+
+def first_batch(trainer: Any) -> Tensor:
+    return next(iter(trainer.test_loader))["img"]
+
+
+@contextmanager
+def calls_of(module: nn.Module) -> Iterator[list[int]]:
+    """The sizes of the batches that go through a module meanwhile."""
+    sizes: list[int] = []
+    hook = module.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    yield sizes
+    hook.remove()
+
+
+def softmax(values: list[float]) -> list[float]:
+    top = max(values)
+    parts = [math.exp(value - top) for value in values]
+    return [part / sum(parts) for part in parts]
+
+
+def encoded(trainer: Any, image: Tensor) -> list[float]:
+    """One image's unit features, by the trainer's own tower."""
+    with torch.no_grad():
+        row = trainer.image_features(image[None])[0].double()
+    return (row / row.norm()).tolist()
+
+
+def kept_features(trainer: Any) -> list[list[list[float]]]:
+    """Of each class, the unit features of the images that were kept, as the trainer sees test images."""
+    auxiliary, transform = trainer.auxiliary, trainer.test_loader.dataset.transform
+    return [
+        [encoded(trainer, transform(load_rgb(images[k]))) for k in kept]
+        for images, kept in zip(auxiliary.images, auxiliary.kept.tolist(), strict=True)
+    ]
+
+
+def slow_fusion(trainer: Any, own_logits: Tensor, images: Tensor, *, weight: float) -> Tensor:
+    """(B, C) log of the normalised p + lambda p^, an image and a class at a time."""
+    prototypes = kept_features(trainer)
+    rows = []
+    for logits, image in zip(own_logits.tolist(), images, strict=True):
+        feature = encoded(trainer, image)
+        scores = [
+            sum(sum(a * b for a, b in zip(feature, other, strict=True)) for other in others) / len(others)
+            for others in prototypes
+        ]
+        text, aux = softmax(logits), softmax([trainer.auxiliary.classifier.scale * score for score in scores])
+        total = [p + weight * q for p, q in zip(text, aux, strict=True)]
+        rows.append([math.log(value / sum(total)) for value in total])
+    return torch.tensor(rows)
+
+
+def own_inference(trainer: Any, images: Tensor) -> Tensor:
+    """What the trainer says without us."""
+    with torch.no_grad():
+        return theirs(type(trainer)).model_inference(trainer, images)
+
+
+# What is predicted
+
+
+@pytest.mark.parametrize("mine", MINE)
+def test_output_is_the_log_of_both_classifiers_sum_over_the_tower_as_it_is_now(mine: type, trained: Callable):
+    trainer = trained(mine)
+    trainer.test()
+    images = first_batch(trainer)
+    with torch.no_grad():
+        fused = trainer.model_inference(images)
+    own = own_inference(trainer, images)
+    expected = slow_fusion(trainer, own, images, weight=LAMBDA)
+    assert torch.allclose(fused, expected, atol=1e-4)
+    assert torch.allclose(fused.exp().sum(dim=1), torch.ones(len(images)))
+    assert not torch.allclose(fused, own.log_softmax(dim=1), atol=1e-2)  # the auxiliary classifier was heard
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+@pytest.mark.parametrize("mine", [MyCoOp, MyMaPLe])
+def test_accuracy_is_that_of_the_fused_output(mine: type, split: str, trained: Callable):
+    trainer = trained(mine)
+    accuracy = trainer.test(split=split)
+    hits = []
+    with torch.no_grad():
+        for batch in trainer.val_loader if split == "val" else trainer.test_loader:
+            hits += (trainer.model_inference(batch["img"]).argmax(dim=1) == batch["label"]).tolist()
+    assert accuracy == pytest.approx(100 * sum(hits) / len(hits))
+
+
+@pytest.mark.parametrize("mine", [MyCoOp, MyKgCoOp])
+def test_lambda_zero_is_the_trainers_own_decision(mine: type, config: Callable):
+    trainer = train(mine, config(AIR__LAMBDA=0.0))
+    for batch in [*trainer.test_loader, *trainer.val_loader]:
+        with torch.no_grad():
+            fused = trainer.model_inference(batch["img"])
+        own = own_inference(trainer, batch["img"])
+        assert torch.equal(fused.argmax(dim=1), own.argmax(dim=1))
+        assert torch.allclose(fused, own.log_softmax(dim=1).clamp(min=math.log(1e-37)), atol=1e-4)
+
+
+@pytest.mark.parametrize("mine", [MyCoOp, MyCoCoOp, MyKgCoOp, MyVPT, MyMaPLe])
+def test_the_image_encoder_runs_once_a_batch(mine: type, trained: Callable):
+    trainer = trained(mine)
+    trainer.test()
+    images = first_batch(trainer)
+    with calls_of(trainer.model.image_encoder) as sizes, torch.no_grad():
+        for _ in range(3):
+            trainer.model_inference(images)
+    assert sizes == [len(images)] * 3
+    trainer.refresh()
+    with calls_of(trainer.model.image_encoder) as sizes, torch.no_grad():
+        for _ in range(3):
+            trainer.model_inference(images)
+    assert len(sizes) == 4  # what is heard is compared once
+
+
+def test_what_is_heard_is_not_believed_where_the_features_are_others(config: Callable):
+    class Negated(AuxiliaryMixin, CoOpShape):
+        def image_features(self, images: Tensor) -> Tensor:
+            return -self.model.image_encoder(images)
+
+    trainer = build(Negated, config())
+    images = first_batch(trainer)
+    with torch.no_grad():
+        outputs = [trainer.model_inference(images) for _ in range(2)]
+    assert torch.equal(*outputs)
+    expected = slow_fusion(trainer, own_inference(trainer, images), images, weight=LAMBDA)
+    assert torch.allclose(outputs[0], expected, atol=1e-4)
+
+
+def test_a_model_that_encodes_twice_is_encoded_for_us(config: Callable):
+    class Twice(CoOpModel):
+        def forward(self, image: Tensor) -> Tensor:
+            self.image_encoder(image.flip(3))
+            return super().forward(image)
+
+    class MyTwice(AuxiliaryMixin, CoOpShape):
+        network = Twice
+
+    trainer = build(MyTwice, config())
+    images = first_batch(trainer)
+    with torch.no_grad():
+        fused = trainer.model_inference(images)
+    expected = slow_fusion(trainer, own_inference(trainer, images), images, weight=LAMBDA)
+    assert torch.allclose(fused, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models_are_fused_in_single_precision(dtype: torch.dtype, config: Callable):
+    class Half(CoOpModel):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.image_encoder, self.dtype = copy.deepcopy(self.image_encoder).to(dtype), dtype
+
+        def scaled(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+            return super().scaled(image_features, text_features.to(dtype)).to(dtype)
+
+    class MyHalf(AuxiliaryMixin, CoOpShape):
+        network = Half
+
+    trainer = build(MyHalf, config())
+    trainer.test()
+    images = first_batch(trainer)
+    own = own_inference(trainer, images)
+    with torch.no_grad():
+        fused = trainer.model_inference(images)
+    assert own.dtype == dtype and fused.dtype == torch.float32
+    assert torch.allclose(fused, slow_fusion(trainer, own, images, weight=LAMBDA), atol=0.05)
+    assert trainer._seen is trainer.auxiliary  # rounding is no other tower
+
+
+def test_a_model_in_data_parallel_is_looked_into(trained: Callable, config: Callable):
+    class Parallel(MyCoOp):
+        def register_model(self, *args: Any) -> None:  # the last step of build_model, where CoOp wraps its model
+            super().register_model(*args)
+            self.model = nn.DataParallel(self.model)
+
+    trainer, plain = train(Parallel, config()), trained(MyCoOp)
+    images = first_batch(plain)
+    plain.test()
+    with torch.no_grad(), calls_of(trainer.model.module.image_encoder) as sizes:
+        assert torch.equal(trainer.model_inference(images), plain.model_inference(images))
+    assert sizes == [len(images)]
+
+
+# What training is
+
+
+@pytest.mark.parametrize("mine", MINE)
+def test_training_is_bit_identical_to_the_trainers_own(mine: type, config: Callable):
+    after = []
+    for trainer in (theirs(mine), mine):
+        built = train(trainer, config())
+        randomness = random.random(), float(np.random.rand()), float(torch.rand(1))
+        after.append((built.model.state_dict(), randomness))
+        assert not any(parameter.grad is not None for parameter in built.model.parameters()
+                       if not parameter.requires_grad)  # fmt: skip
+    assert after[0][1] == after[1][1]
+    assert after[0][0].keys() == after[1][0].keys()
+    assert all(torch.equal(value, after[1][0][name]) for name, value in after[0][0].items())
+
+
+def test_no_random_number_is_used_up_by_what_we_make(config: Callable, tmp_path: Path):
+    """With an empty store, LoRA, and a part of ours that draws from every global generator."""
+
+    class Wasteful(MyCoOp):
+        def build_auxiliary(self) -> None:
+            random.random(), np.random.rand(), torch.rand(1)
+            super().build_auxiliary()
+
+    after = []
+    for trainer, options in ((CoOpShape, {}), (Wasteful, {"AIR__LORA__ENABLED": True, "AIR__CACHE": str(tmp_path)})):
+        build(trainer, config(AIR__LORA__STEPS=2, AIR__LORA__BATCH=2, **options))
+        after.append((random.random(), float(np.random.rand()), float(torch.rand(1))))
+    assert after[0] == after[1] and list(tmp_path.glob("lora/*/entry.json"))
+
+
+@pytest.mark.parametrize("mine", MINE)
+def test_training_changes_something(mine: type, trained: Callable, config: Callable):
+    before, after = build(theirs(mine), config()).model.state_dict(), trained(mine).model.state_dict()
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_the_best_epoch_on_validation_data_is_that_of_the_fused_output(config: Callable):
+    trainer = train(MyCoOp, config(TEST__FINAL_MODEL="best_val"))
+    assert trainer.test(split="val") == pytest.approx(trainer.best_result)
+
+
+# The tower's changes
+
+
+@pytest.mark.parametrize(("mine", "changes"), [(MyCoOp, False), (MyKgCoOp, False), (MyVPT, True), (MyMaPLe, True)])
+def test_prototypes_are_seen_anew_where_training_changed_the_tower(mine: type, changes: bool, trained: Callable):
+    trainer = trained(mine)
+    trainer.test()
+    kept = torch.tensor(kept_features(trainer))
+    assert torch.allclose(trainer._seen.prototypes, kept.to(trainer._seen.prototypes), atol=1e-4) or not changes
+    same = torch.allclose(trainer.auxiliary.prototypes, kept.to(trainer.auxiliary.prototypes), atol=1e-3)
+    assert same is not changes and (trainer._seen is trainer.auxiliary) is not changes
+    if changes:  # no file of it passes for one of the backbone
+        assert trainer.auxiliary.classifier.card["backbone_fingerprint"]
+        assert trainer._seen.classifier.card["backbone_fingerprint"] is None
+
+
+def test_kept_images_are_encoded_again_only_after_a_change(config: Callable):
+    trainer = build(MyVPT, config())
+    trainer.refresh()
+    encoder = trainer.model.image_encoder
+
+    def images_encoded() -> int:
+        with calls_of(encoder) as sizes:
+            trainer.refresh()
+        return sum(sizes)
+
+    assert images_encoded() == 6  # 3 classes x 2: all of so few are looked at
+    with torch.no_grad():
+        encoder.VPT.add_(1.0)
+    assert images_encoded() == 12
+    assert images_encoded() == 6
+
+
+def test_few_of_many_kept_images_are_looked_at(config: Callable):
+    trainer = build(MyCoOp, config(AIR__M=20, AIR__K=20, AIR__SOURCE="real"))
+    with calls_of(trainer.model.image_encoder) as sizes:
+        trainer.refresh()
+    assert trainer.auxiliary.kept.numel() == 36 and sum(sizes) == 9
+
+
+def test_looking_at_images_leaves_every_mode_as_it_was(config: Callable):
+    trainer = build(MyVPT, config())
+    trainer.model.train()
+    trainer.model.text_encoder.eval()
+    before = {name: part.training for name, part in trainer.model.named_modules()}
+    state = copy.deepcopy(trainer.model.state_dict())
+    trainer.refresh()
+    assert {name: part.training for name, part in trainer.model.named_modules()} == before
+    assert all(torch.equal(value, state[name]) for name, value in trainer.model.state_dict().items())
+
+
+# From the checkpoint, and from other sources
+
+
+def test_evaluation_alone_from_a_checkpoint_predicts_the_same(config: Callable):
+    for mine in (MyCoOp, MyMaPLe):
+        first = train(mine, config())
+        again = mine(config())
+        again.load_model(first.output_dir, epoch=2)
+        assert again.test() == first.test()
+        images = first_batch(first)
+        with torch.no_grad():
+            assert torch.allclose(again.model_inference(images), first.model_inference(images), atol=1e-5)
+
+
+def test_prototypes_may_be_real_images(data: Path, config: Callable):
+    trainer = build(MyCoOp, config(AIR__SOURCE="real"))
+    own = {str(path) for path in data.glob("*.png")}
+    assert {str(path) for images in trainer.auxiliary.images for path in images} <= own
+    images = first_batch(trainer)
+    with torch.no_grad():
+        fused = trainer.model_inference(images)
+    expected = slow_fusion(trainer, own_inference(trainer, images), images, weight=LAMBDA)
+    assert torch.allclose(fused, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["TinyColours", "TinyColoursBare"])
+def test_unlabelled_images_are_train_u_else_train_x(name: str, config: Callable, data: Path):
+    trainer = build(MyCoOp, config(DATASET__NAME=name))
+    assert trainer.paths == sorted(str(path) for path in data.glob("*.png"))
+    assert trainer.zero_shot_probs.shape == (12, 3)
+
+
+def test_labels_have_no_say(config: Callable, monkeypatch: pytest.MonkeyPatch):
+    before = build(MyCoOp, config(DATASET__NAME="TinyColoursBare", AIR__SOURCE="real"))
+    plain = TinyColours.__init__
+
+    def turned(self: Any, cfg: Any) -> None:
+        plain(self, cfg)
+        for item in self._train_x:
+            item._label = (item._label + 1) % 3
+        self._train_u = []
+
+    monkeypatch.setattr(TinyColours, "__init__", turned)
+    after = build(MyCoOp, config(AIR__SOURCE="real"))
+    assert after.dm.dataset.train_x[0].label != before.dm.dataset.train_x[0].label
+    assert torch.equal(after.auxiliary.classifier.weight, before.auxiliary.classifier.weight)
+
+
+# augment
+
+
+def test_augment_is_the_class_statement(trained: Callable, config: Callable):
+    from dassl.engine import TRAINER_REGISTRY, build_trainer
+    from dassl.utils import set_random_seed
+
+    made = augment(CoOpShape)
+    assert made.__name__ == "CoOpShape+AiR" and made.__mro__[1:3] == (AuxiliaryMixin, CoOpShape)
+    assert made.__module__ == CoOpShape.__module__
+    TRAINER_REGISTRY.register(made)
+    set_random_seed(1)
+    trainer = build_trainer(config(TRAINER__NAME="CoOpShape+AiR"))
+    trainer.train()
+    images, mine = first_batch(trainer), trained(MyCoOp)
+    mine.test()
+    with torch.no_grad():
+        assert torch.equal(trainer.model_inference(images), mine.model_inference(images))
+
+
+def test_twice_is_an_error():
+    for trainer in (MyCoOp, augment(CoOpShape)):
+        with pytest.raises(UserError, match=r"has the auxiliary classifier already"):
+            augment(trainer)
+
+
+# Pseudo-labels
+
+
+class Labels(CoOpShape):
+    """Says what it thinks of the unlabelled images, in an order of its own."""
+
+    def build_model(self) -> None:
+        super().build_model()
+        self.paths = sorted((item.impath for item in self.dm.dataset.train_x), reverse=True)
+
+    def pseudo_probs(self) -> Tensor:
+        return torch.rand(12, 3, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+
+
+def test_pseudo_labels_are_fused_in_the_trainers_own_order(config: Callable):
+    trainer = build(augment(Labels), config())
+    assert trainer.paths == sorted(trainer.paths, reverse=True)
+    fused, own = trainer.pseudo_probs(), Labels.pseudo_probs(trainer)
+    for row, text, path in zip(fused, own, trainer.paths, strict=True):
+        image = trainer.test_loader.dataset.transform(load_rgb(path))
+        expected = slow_fusion(trainer, text[None].log(), image[None], weight=LAMBDA)[0]
+        assert torch.allclose(row.log(), expected, atol=1e-3)
+
+
+# What is wrong is said in one line
+
+
+def said(run: Callable[[], Any]) -> str:
+    with pytest.raises(UserError) as raised:
+        run()
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("shape", [MaPLeShape, HeadlessShape])
+def test_a_model_without_image_features_is_named_before_anything_is_made(
+    shape: type, config: Callable, tmp_path: Path
+):
+    message = said(lambda: build(augment(shape), config(AIR__CACHE=str(tmp_path))))
+    assert f"{shape.__name__}+AiR" in message and "override image_features(images)" in message
+    assert "docs/drop-in.md" in message
+    assert not list(tmp_path.rglob("*.png")) and not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_features_that_are_no_rows_are_named(config: Callable):
+    class Tokens(MyCoOp):
+        def image_features(self, images: Tensor) -> Any:
+            return images.flatten(2)
+
+    class Pair(MyCoOp):
+        def image_features(self, images: Tensor) -> Any:
+            return super().image_features(images), None
+
+    assert "(1, 3, 1024) for 1 images" in said(lambda: build(Tokens, config()))
+    assert "a tuple for 1 images" in said(lambda: build(Pair, config()))
+
+
+def test_an_output_that_is_no_logits_is_named(config: Callable):
+    class Bare(KgCoOpShape):
+        model_inference = CoOpShape.model_inference  # as if its author had forgotten it
+
+    class Narrow(CoOpShape):
+        def model_inference(self, input: Tensor) -> Tensor:
+            return super().model_inference(input)[:, :2]
+
+    assert "model_inference gives a tuple, not (4, 3) logits" in said(build(augment(Bare), config()).test)
+    assert "model_inference gives (4, 2), not (4, 3) logits" in said(build(augment(Narrow), config()).test)
+
+
+def test_pseudo_labels_of_unknown_images_are_named(config: Callable):
+    class Whose(CoOpShape):
+        pseudo_probs = Labels.pseudo_probs
+
+    class TooFew(Labels):
+        def pseudo_probs(self) -> Tensor:
+            return super().pseudo_probs()[:5]
+
+    class TooEarly(Labels):
+        def build_model(self) -> None:
+            super().build_model()
+            self.pseudo_probs()
+
+    assert "set self.paths" in said(lambda: build(augment(Whose), config()))
+    assert "(5, 3), not 12 images" in said(build(augment(TooFew), config()).pseudo_probs)
+    assert "ask for it in before_train" in said(lambda: build(augment(TooEarly), config()))
+
+
+def test_a_config_without_our_keys_is_named(data: Path, tmp_path: Path):
+    assert "add_air_config(cfg)" in said(lambda: MyCoOp(tiny_cfg(data, tmp_path)))
+
+
+def test_a_data_set_without_one_transform_is_named(config: Callable):
+    assert "transform" in said(lambda: build(MyCoOp, config(INPUT__NO_TRANSFORM=True)))

@@ -1,0 +1,152 @@
+"""From a run to what somebody does with it: predictions, ONNX, and the stages by themselves, with no Dassl at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import ROOT, arguments, run
+
+from air_plugin.auxiliary.classifier import AuxiliaryClassifier
+from air_plugin.inference.bundle import load_bundle
+
+RUNS = {
+    "AiR": ("AiR", ["AIR.LORA.ENABLED", "False", "OPTIM.MAX_EPOCH", "1", "TRAINER.PROMPT.ENSEMBLE", "2"]),
+    "zero-shot": ("ZeroshotCLIP", []),
+    "refined": ("ZeroshotCLIP", ["TRAINER.TRANSCLIP.ENABLED", "True"]),
+}
+
+
+def air(*words: str) -> subprocess.CompletedProcess[str]:
+    """`air` in a process in which Dassl cannot be imported."""
+    code = "import sys; sys.modules['dassl'] = None; from air_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with short runs on the digits, by their names in RUNS."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "data").mkdir()
+    for name, (trainer, options) in RUNS.items():
+        cache = ["AIR.CACHE", str(folder / "cache")]
+        done = run(*arguments(trainer, folder / "data", folder / name, *options, *cache))
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(runs: Path) -> Path:
+    """1,000 images without any list: the 797 test digits and others, in folders, one of which is cut off."""
+    said = predictions(runs, "AiR")
+    tested = {Path(said["root"]) / image for image in said["images"]}
+    files = sorted(Path(said["root"]).rglob("*.png"))
+    others = [path for path in files if path not in tested][: 1000 - len(tested)]
+    for number, path in enumerate([*sorted(tested), *others]):
+        target = runs / "photos" / f"{number % 3} \u00fc" / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    cut = next((runs / "photos").rglob(others[7].name))
+    cut.write_bytes(cut.read_bytes()[:-30])
+    (runs / "cut.txt").write_text(str(cut))
+    return runs / "photos"
+
+
+def predictions(runs: Path, name: str) -> dict[str, Any]:
+    return json.loads((runs / name / "predictions.json").read_text())
+
+
+def assert_equal(found: dict[str, tuple[str, float]], said: dict[str, Any], head: str) -> None:
+    """Labels and probabilities by file name against a run's predictions.json."""
+    for image, index, confidence in zip(
+        said["images"], said["heads"][head]["predicted"], said["heads"][head]["confidence"], strict=True
+    ):
+        label, probability = found[Path(image).name]
+        assert label == said["classnames"][index], image
+        assert probability == pytest.approx(confidence, abs=1e-5), image
+
+
+@pytest.mark.parametrize(("name", "head"), [("AiR", ""), ("AiR", "fused"), ("zero-shot", "")])
+def test_a_folder_is_classified_as_the_trainer_did(runs: Path, photos: Path, name: str, head: str):
+    done = air("predict", str(runs / name / "bundle"), str(photos), *(["--head", head] if head else []))
+    assert done.returncode == 0
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert len(rows) == 999 and {len(row) for row in rows} == {3}
+    assert done.stderr.count("\n") == 1 and (runs / "cut.txt").read_text() in done.stderr
+    found = {Path(path).name: (label, float(probability)) for path, label, probability in rows}
+    assert len(found) == 999
+    assert_equal(found, predictions(runs, name), head or "text")
+
+
+def test_python_needs_three_lines(runs: Path):
+    said = predictions(runs, "AiR")
+    bundle = load_bundle(runs / "AiR" / "bundle")
+    found = {one.path.name: (one.label, one.probability)
+             for one in bundle.predict([Path(said["root"]) / image for image in said["images"]])}  # fmt: skip
+    assert_equal(found, said, bundle.headline)
+    assert bundle.skipped == {}
+
+
+def test_a_bundle_says_what_it_is_of(runs: Path):
+    said = json.loads((runs / "AiR" / "bundle" / "bundle.json").read_text())
+    assert said["classes"] == predictions(runs, "AiR")["classnames"] and said["headline"] == "text"
+    assert said["card"]["trainer"] == "AiR" and said["card"]["transclip"] is False
+    card = said["auxiliary"]["card"]
+    assert (card["generator"], card["lora"], card["seed"]) == ("mini", None, 1)
+    assert card["backbone_fingerprint"] == said["backbone"]["fingerprint"]
+    assert load_bundle(runs / "AiR" / "bundle").text.shape == (2, 10, 128)  # the ensemble's members
+
+
+def test_a_refined_run_leaves_the_heads_before_that(runs: Path, photos: Path):
+    some = next(photos.rglob("*.png"))
+    done = air("predict", str(runs / "refined" / "bundle"), str(some), "--top", "10")
+    assert done.returncode == 0 and done.stderr.count("\n") == 1 and "TransCLIP" in done.stderr
+    plain = air("predict", str(runs / "zero-shot" / "bundle"), str(some), "--top", "10")
+    assert done.stdout == plain.stdout and plain.stderr == ""
+
+
+def test_an_exported_bundle_is_the_same_classifier(runs: Path, photos: Path, tmp_path: Path):
+    import onnxruntime
+
+    from air_plugin.utils.images import load_rgb
+
+    done = air("export", str(runs / "AiR" / "bundle"), str(tmp_path / "digits.onnx"))
+    assert (done.returncode, done.stdout) == (0, f"wrote {tmp_path / 'digits.onnx'}\n"), done.stderr
+    bundle = load_bundle(runs / "AiR" / "bundle")
+    said = predictions(runs, "AiR")
+    pixels = torch.stack(
+        [bundle.backbone.preprocess(load_rgb(Path(said["root"]) / image)) for image in said["images"][:50]]
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "digits.onnx", providers=["CPUExecutionProvider"])
+    for head in ("text", "fused"):
+        (probs,) = session.run([head], {"pixels": pixels.numpy()})
+        assert probs.argmax(axis=1).tolist() == said["heads"][head]["predicted"][:50]
+        assert probs.max(axis=1).tolist() == pytest.approx(said["heads"][head]["confidence"][:50], abs=1.5e-4)
+
+
+def test_the_stages_need_a_folder_and_names_and_no_dassl(runs: Path, tmp_path: Path):
+    said = predictions(runs, "AiR")
+    (tmp_path / "images").mkdir()
+    for image in said["images"][:40]:
+        shutil.copy(Path(said["root"]) / image, tmp_path / "images")
+    names = said["classnames"]
+    (tmp_path / "classes.txt").write_text("\n".join([*names, "template: a photo of the digit {}."]))
+    options = ["AIR.M", "2", "AIR.K", "1", "AIR.STEPS", "1", "AIR.LORA.STEPS", "2", "AIR.LORA.BATCH", "2"]
+    line = [str(tmp_path / "images"), "--classes", str(tmp_path / "classes.txt"), "--store", str(tmp_path / "store")]
+    told = {}
+    for command in ("lora", "generate", "prototypes"):
+        done = air(command, *line, "--offline", *options)
+        assert done.returncode == 0, done.stderr
+        told |= dict(row.split(": ", 1) for row in done.stdout.splitlines())
+    assert told["images"].endswith("(20, 0 drawn now)")  # the second command had drawn them
+    backbone = load_bundle(runs / "AiR" / "bundle").backbone
+    head = AuxiliaryClassifier.load(told["classifier"], classnames=names, backbone=backbone)
+    assert head.card["template"] == "a photo of the digit {}." and head.card["lora"] == Path(told["adapter"]).name
+    features = backbone.encode_images(torch.zeros(1, 3, 32, 32))
+    assert head.fuse(torch.zeros(1, 10, dtype=torch.float16), features).shape == (1, 10)

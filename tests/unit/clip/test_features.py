@@ -1,0 +1,360 @@
+"""Feature tables: what is in them, when they are made again, and what an interruption costs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_models import make_backbone, write_pictures
+from torch import Tensor
+
+from air_plugin.clip import features as features_module
+from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.features import FeatureTable, extract_features, stable_seed
+from air_plugin.utils.errors import UserError
+from air_plugin.utils.images import UnreadableImage, find_images, load_rgb
+from air_plugin.utils.store import Store
+
+# FeatureTable
+
+
+def numbered_table(images: int, views: int) -> FeatureTable:
+    """Entry (i, v) is [i, v]."""
+    grid = torch.cartesian_prod(torch.arange(images), torch.arange(views)).float()
+    return FeatureTable(grid.reshape(images, views, 2))
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_plain_is_the_first_view():
+    assert numbered_table(3, 4).plain.tolist() == [[0, 0], [1, 0], [2, 0]]
+    assert len(numbered_table(3, 4)) == 3
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_draw_gives_different_augmented_views_of_the_asked_images(count: int):
+    index = torch.tensor([4, 0, 4, 2] * 20)
+    drawn = numbered_table(5, 5).draw(index, generator=rng(), count=count)
+    assert drawn.shape == (count, 80, 2)
+    assert torch.equal(drawn[:, :, 0], index.float().expand(count, -1))
+    views = drawn[:, :, 1].T.tolist()
+    assert all(len(set(row)) == count and 0 not in row for row in views)
+    assert {view for row in views for view in row} == {1, 2, 3, 4}
+    assert len({tuple(row) for row in views}) > 3  # images draw independently
+
+
+def test_draw_depends_on_the_generator_alone():
+    table, index = numbered_table(5, 5), torch.arange(5)
+    first = table.draw(index, generator=rng(1), count=2)
+    torch.manual_seed(5)
+    assert torch.equal(table.draw(index, generator=rng(1), count=2), first)
+    assert not torch.equal(table.draw(index, generator=rng(2), count=2), first)
+
+
+def test_draw_makes_do_with_too_few_views():
+    one = numbered_table(3, 1).draw(torch.tensor([2, 1]), generator=rng(), count=2)
+    assert one.tolist() == [[[2, 0], [1, 0]]] * 2
+    two = numbered_table(3, 2).draw(torch.tensor([2, 1]), generator=rng(), count=2)
+    assert sorted(two[:, 0, 1].tolist()) == sorted(two[:, 1, 1].tolist()) == [0, 1]
+    assert numbered_table(3, 2).draw(torch.tensor([2]), generator=rng()).tolist() == [[[2, 1]]]
+
+
+# extract_features
+
+
+class Calls:
+    """Counts the images that a backbone encodes, and breaks down where it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.images: list[int] = []
+        self.break_at: int | None = None
+        encode = Backbone.encode_images
+
+        def counting(backbone: Backbone, pixels: Tensor) -> Tensor:
+            if len(self.images) == self.break_at:
+                raise RuntimeError("power cut")
+            self.images.append(len(pixels))
+            return encode(backbone, pixels)
+
+        monkeypatch.setattr(Backbone, "encode_images", counting)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    return Calls(monkeypatch)
+
+
+def shaken(image: Image.Image) -> Tensor:
+    """A random augmentation."""
+    pixels = torch.from_numpy(np.asarray(image.resize((16, 16))).copy()).permute(2, 0, 1) / 255
+    return pixels + torch.randn(3, 1, 1)
+
+
+def test_table_equals_encoding_one_image_after_the_other(tiny_backbone: Backbone, store: Store, pictures: list[str]):
+    table, _ = extract_features(tiny_backbone, pictures, store=store)
+    assert table.features.shape == (7, 1, 24)
+    for path, row in zip(pictures, table.plain, strict=True):
+        alone = tiny_backbone.encode_images(tiny_backbone.preprocess(load_rgb(path))[None])[0]
+        assert torch.allclose(row, alone, atol=1e-6)
+    assert (table.plain[0] - table.plain[1]).abs().max() > 0.01
+
+
+def test_views_are_augmented_and_the_first_is_not(tiny_backbone: Backbone, store: Store, pictures: list[str]):
+    plain, _ = extract_features(tiny_backbone, pictures, store=store)
+    table, _ = extract_features(tiny_backbone, pictures, store=store, views=3, augment=shaken, batch_size=2)
+    assert torch.allclose(table.plain, plain.plain, atol=1e-6)
+    for path, number in ((pictures[0], 0), (pictures[5], 5)):
+        for view in (1, 2):
+            torch.manual_seed(stable_seed(0, number, view))
+            alone = tiny_backbone.encode_images(shaken(load_rgb(path))[None])[0]
+            assert torch.allclose(table.features[number, view], alone, atol=1e-6)
+
+
+def test_global_randomness_is_neither_used_nor_changed(tiny_backbone: Backbone, tmp_path: Path, pictures: list[str]):
+    tables = []
+    for name in ("one", "two"):
+        torch.manual_seed(len(tables))
+        state = torch.random.get_rng_state()
+        table, _ = extract_features(
+            tiny_backbone, pictures, store=Store(tmp_path / name), views=3, augment=shaken, workers=len(tables)
+        )
+        assert torch.equal(torch.random.get_rng_state(), state)
+        tables.append(table.features)
+    assert torch.equal(*tables)
+
+
+def test_second_time_comes_from_the_store(
+    tiny_backbone: Backbone, store: Store, pictures: list[str], calls: Calls, tmp_path: Path
+):
+    first, cached = extract_features(tiny_backbone, pictures, store=store)
+    assert not cached and sum(calls.images) == 7
+    elsewhere = [shutil.copyfile(path, tmp_path / f"moved-{Path(path).name}") for path in pictures]
+    second, cached = extract_features(tiny_backbone, elsewhere, store=store)
+    assert cached and sum(calls.images) == 7
+    assert torch.equal(first.features, second.features)
+
+
+def test_whatever_decides_the_features_makes_another_table(
+    tiny_backbone: Backbone, store: Store, pictures: list[str], tmp_path: Path
+):
+    def is_cached(backbone: Backbone = tiny_backbone, paths: list[str] = pictures, **options) -> bool:
+        return extract_features(backbone, paths, store=store, **options)[1]
+
+    assert not is_cached() and is_cached() and is_cached(seed=1)  # nothing is random in a single view
+    assert not is_cached(make_backbone(seed=1))
+    assert not is_cached(paths=pictures[::-1])
+    assert not is_cached(paths=pictures[:-1])
+    views = {"views": 2, "augment": shaken}
+    assert not is_cached(**views) and is_cached(**views)
+    assert not is_cached(**views, seed=1)
+    assert not is_cached(views=3, augment=shaken)
+    Image.new("RGB", (20, 18)).save(pictures[3])
+    assert not is_cached()
+
+
+def test_batch_size_changes_rounding_at_the_most(tiny_backbone: Backbone, tmp_path: Path, pictures: list[str]):
+    tables = [
+        extract_features(tiny_backbone, pictures, store=Store(tmp_path / str(size)), batch_size=size)[0].features
+        for size in (1, 3, 100)
+    ]
+    assert torch.allclose(tables[0], tables[1], atol=1e-5) and torch.allclose(tables[0], tables[2], atol=1e-5)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    tiny_backbone: Backbone, tmp_path: Path, pictures: list[str], calls: Calls, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(features_module, "CHUNK", 2)
+    whole, _ = extract_features(tiny_backbone, pictures, store=Store(tmp_path / "whole"), batch_size=2)
+    assert calls.images == [2, 2, 2, 1]
+    calls.images.clear()
+    calls.break_at = 2
+    with pytest.raises(RuntimeError, match="power cut"):
+        extract_features(tiny_backbone, pictures, store=Store(tmp_path / "cut"), batch_size=2)
+    calls.break_at = None
+    calls.images.clear()
+    resumed, cached = extract_features(tiny_backbone, pictures, store=Store(tmp_path / "cut"), batch_size=2)
+    assert not cached and calls.images == [2, 1]
+    assert torch.equal(resumed.features, whole.features)
+    left = {path.name for path in (tmp_path / "cut").rglob("*") if path.is_file()}
+    assert left == {"features.safetensors", "entry.json"} | {name for name in left if name.endswith(".lock")}
+
+
+def test_an_interrupted_run_may_go_on_with_another_batch_size(
+    tiny_backbone: Backbone, tmp_path: Path, pictures: list[str], calls: Calls, monkeypatch: pytest.MonkeyPatch
+):
+    whole, _ = extract_features(tiny_backbone, pictures, store=Store(tmp_path / "whole"))
+    monkeypatch.setattr(features_module, "CHUNK", 2)
+    for first, second in ((2, 3), (3, 2)):
+        store = Store(tmp_path / f"cut{first}")
+        calls.images.clear()
+        calls.break_at = 1
+        with pytest.raises(RuntimeError, match="power cut"):
+            extract_features(tiny_backbone, pictures, store=store, batch_size=first)
+        calls.break_at = None
+        resumed, _ = extract_features(tiny_backbone, pictures, store=store, batch_size=second)
+        assert resumed.features.shape == whole.features.shape
+        assert torch.allclose(resumed.features, whole.features, atol=1e-5)
+
+
+def test_a_damaged_table_is_thrown_away_and_made_again(
+    tiny_backbone: Backbone, store: Store, pictures: list[str], capsys: pytest.CaptureFixture
+):
+    first, _ = extract_features(tiny_backbone, pictures, store=store)
+    (path,) = store.root.rglob("features.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+    capsys.readouterr()
+    second, cached = extract_features(tiny_backbone, pictures, store=store)
+    said = capsys.readouterr().out
+    assert said == (
+        f"cache: {path.parent} is thrown away and made again: "
+        "the content of features.safetensors does not match its key\n"
+    )
+    assert not cached and torch.equal(first.features, second.features)
+
+
+def test_a_damaged_chunk_is_made_again(
+    tiny_backbone: Backbone, store: Store, pictures: list[str], calls: Calls, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(features_module, "CHUNK", 2)
+    calls.break_at = 3
+    with pytest.raises(RuntimeError, match="power cut"):
+        extract_features(tiny_backbone, pictures, store=store, batch_size=2)
+    chunks = sorted(store.root.rglob("chunk-*.safetensors"))
+    assert len(chunks) == 3
+    chunks[1].write_bytes(chunks[1].read_bytes()[:-5])
+    calls.break_at = None
+    calls.images.clear()
+    table, _ = extract_features(tiny_backbone, pictures, store=store, batch_size=2)
+    assert calls.images == [2, 1]
+    again, _ = extract_features(tiny_backbone, pictures, store=Store(store.root / "new"), batch_size=2)
+    assert torch.equal(table.features, again.features)
+
+
+def test_unreadable_images_are_named_and_cost_nothing_once_repaired(
+    tiny_backbone: Backbone, store: Store, pictures: list[str]
+):
+    whole = Path(pictures[2]).read_bytes()
+    Path(pictures[2]).write_bytes(whole[:60])
+    Path(pictures[5]).write_text("no image")
+    with pytest.raises(UserError) as raised:
+        extract_features(tiny_backbone, pictures, store=store, batch_size=2)
+    said = str(raised.value)
+    assert pictures[2] in said and pictures[5] in said and pictures[3] not in said and "\n" not in said
+    write_pictures(Path(pictures[0]).parent, 7)
+    table, cached = extract_features(tiny_backbone, pictures, store=store, batch_size=2)
+    assert not cached and len(table) == 7
+
+
+def test_a_missing_image_is_named(tiny_backbone: Backbone, store: Store, pictures: list[str]):
+    with pytest.raises(UserError, match=r"nowhere\.png"):
+        extract_features(tiny_backbone, [*pictures, "nowhere.png"], store=store)
+
+
+def test_stable_seed_is_the_same_everywhere():
+    assert stable_seed("image", 3, "dog", 0) == 7315728664826406896
+    seeds = {stable_seed(*parts) for parts in ((1, 2), (2, 1), (12,), ("1/2", 3), (1, 23))}
+    assert len(seeds) == 5 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+# Images of every mode
+
+
+def ramp() -> np.ndarray:
+    """(4, 6) grey levels."""
+    return np.linspace(0, 255, 24).round().astype(np.uint8).reshape(4, 6)
+
+
+def saved(image: Image.Image, folder: Path, suffix: str = "png") -> Path:
+    path = folder / f"image.{suffix}"
+    image.save(path)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK", "I;16", "I", "F", "PA"])
+def test_every_mode_becomes_rgb(mode: str, tmp_path: Path):
+    grey = Image.fromarray(ramp())
+    expected = np.repeat(ramp()[..., None], 3, axis=2)
+    if mode == "I;16":
+        path = saved(Image.fromarray(ramp().astype(np.uint16) * 257), tmp_path)
+    elif mode in ("I", "F"):
+        path = saved(Image.fromarray(ramp().astype(np.int32 if mode == "I" else np.float32)), tmp_path, "tif")
+    elif mode == "1":
+        path = saved(grey.convert("1", dither=Image.Dither.NONE), tmp_path)
+        expected = np.where(expected >= 128, 255, 0)
+    elif mode == "CMYK":
+        path = saved(grey.convert("RGB").convert("CMYK"), tmp_path, "tif")
+    elif mode == "PA":
+        path = saved(grey.convert("RGB").quantize(256), tmp_path)
+    else:
+        path = saved(grey.convert(mode), tmp_path)
+    image = load_rgb(path)
+    assert image.mode == "RGB" and image.size == (6, 4)
+    assert np.abs(np.asarray(image).astype(int) - expected).max() <= 1
+
+
+def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path):
+    path = saved(Image.fromarray(np.array([[0, 32896, 65535]], dtype=np.uint16)), tmp_path)
+    with Image.open(path) as image:
+        assert image.mode.startswith("I")
+    assert np.asarray(load_rgb(path))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_floats_in_the_unit_interval_are_scaled(tmp_path: Path):
+    path = saved(Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)), tmp_path, "tif")
+    assert np.asarray(load_rgb(path))[0, :, 1].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_lies_on_white(mode: str, tmp_path: Path):
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (0, 0, 0, 255))
+    if mode == "P":
+        palette = Image.new("P", (2, 1))
+        palette.putpalette([0, 0, 0, 0, 0, 0])
+        palette.putpixel((1, 0), 1)
+        palette.save(tmp_path / "image.png", transparency=0)
+        path = tmp_path / "image.png"
+    else:
+        path = saved(image.convert(mode), tmp_path)
+    pixels = np.asarray(load_rgb(path))[0]
+    assert pixels.tolist() == [[255, 255, 255], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"GIF89a\x01\x00"])
+def test_what_is_no_image_is_named(content: bytes, tmp_path: Path):
+    path = tmp_path / "broken.png"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImage, match=r"broken\.png"):
+        load_rgb(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif"])
+def test_images_cut_short_are_named(suffix: str, tmp_path: Path):
+    noise = np.random.default_rng(0).integers(256, size=(40, 40, 3), dtype=np.uint8)
+    path = saved(Image.fromarray(noise), tmp_path, suffix)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UnreadableImage, match=f"image.{suffix}"):
+        load_rgb(path)
+
+
+def test_find_images_goes_deep_and_sorts(tmp_path: Path):
+    for name in ("b/2.PNG", "b/1.jpeg", "a.tif", "b/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)] == ["a.tif", "b/1.jpeg", "b/2.PNG"]
+
+
+def test_a_folder_without_images_is_an_error(tmp_path: Path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="no images below"):
+        find_images(tmp_path)
+    with pytest.raises(UserError, match="missing"):
+        find_images(tmp_path / "nowhere")

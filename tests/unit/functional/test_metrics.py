@@ -1,0 +1,75 @@
+"""Figures against loops and scikit-learn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from air_plugin.functional.metrics import head_metrics, pseudo_label_metrics
+
+NAMES = ["ant", "bee", "cat", "dog"]
+
+
+def f1_reference(true: list[int], predicted: list[int]) -> float:
+    """Mean F1 over the classes that occur among the true labels, in percent."""
+    values = []
+    for c in sorted(set(true)):
+        hits = sum(t == p == c for t, p in zip(true, predicted, strict=True))
+        denominator = true.count(c) + predicted.count(c)
+        values.append(2 * hits / denominator)
+    return 100 * sum(values) / len(values)
+
+
+def test_head_metrics_equal_a_loop():
+    rng = torch.Generator().manual_seed(0)
+    scores, labels = torch.rand(50, 4, generator=rng), torch.randint(4, (50,), generator=rng)
+    scores[torch.arange(50), labels] += 0.3
+    true, predicted = labels.tolist(), scores.argmax(dim=1).tolist()
+    metrics = head_metrics(scores, labels, NAMES)
+    hits = [t == p for t, p in zip(true, predicted, strict=True)]
+    assert metrics["accuracy"] == pytest.approx(100 * sum(hits) / 50)
+    assert metrics["macro_f1"] == pytest.approx(f1_reference(true, predicted))
+    for c, name in enumerate(NAMES):
+        of_class = [hit for hit, t in zip(hits, true, strict=True) if t == c]
+        assert metrics["per_class"][name] == pytest.approx(100 * sum(of_class) / len(of_class))
+
+
+def test_classes_that_do_not_occur_are_left_out():
+    scores = torch.eye(4)[[0, 0, 2, 3]]
+    labels = torch.tensor([0, 0, 2, 2])
+    metrics = head_metrics(scores, labels, NAMES)
+    assert metrics["per_class"] == {"ant": 100.0, "cat": 50.0}
+    assert metrics["accuracy"] == 75.0
+    assert metrics["macro_f1"] == pytest.approx((100 + 100 * 2 / 3) / 2)
+
+
+def test_figures_are_plain_numbers():
+    import json
+
+    metrics = head_metrics(torch.eye(4), torch.arange(4), NAMES)
+    assert json.loads(json.dumps(metrics)) == metrics
+    assert metrics["accuracy"] == metrics["macro_f1"] == 100.0
+
+
+def test_pseudo_label_metrics_by_hand():
+    index = torch.tensor([1, 3, 4, 7])
+    mask = torch.tensor([[1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1]]).bool()
+    likeliest = torch.tensor([0, 1, 2, 2])
+    labels = torch.tensor([9, 0, 9, 0, 2, 9, 9, 0])
+    # The labels of the selected images are 0, 0, 2, 0; candidates hold the label in rows 0, 2, 3.
+    assert pseudo_label_metrics(index, mask, likeliest, total=8, labels=labels) == {
+        "selected": 4,
+        "coverage": 50.0,
+        "accuracy": 50.0,
+        "candidates": 1.5,
+        "candidate_recall": 75.0,
+    }
+
+
+def test_pseudo_label_metrics_without_labels_or_without_images():
+    mask, likeliest = torch.ones(2, 3, dtype=torch.bool), torch.tensor([0, 2])
+    figures = pseudo_label_metrics(torch.tensor([0, 1]), mask, likeliest, total=4, labels=None)
+    assert figures["accuracy"] is None and figures["candidate_recall"] is None and figures["candidates"] == 3.0
+    none = torch.tensor([], dtype=torch.long)
+    empty = pseudo_label_metrics(none, mask[:0], none, total=4, labels=torch.ones(4))
+    assert empty["selected"] == 0 and empty["coverage"] == 0.0 and empty["accuracy"] is None

@@ -1,0 +1,240 @@
+"""Pseudo-labels against slow loops that are written from the method's text."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from air_plugin.functional import pseudo_labels
+from air_plugin.functional.pseudo_labels import candidate_sets, fuse, hard_labels, largest, top_k_per_class
+
+
+def random_probs(images: int, classes: int, *, seed: int = 0) -> Tensor:
+    """Rows that sum to 1, in float64 so that sums of loops and of tensors agree to the last bit that matters."""
+    rng = torch.Generator().manual_seed(seed)
+    return (3 * torch.randn(images, classes, generator=rng, dtype=torch.float64)).softmax(dim=1)
+
+
+def quantile(values: list[float], q: float) -> float:
+    """Linear interpolation between the two nearest ranks."""
+    ordered = sorted(values)
+    position = q * (len(ordered) - 1)
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+def top_k_reference(probs: list[list[float]], k: int) -> list[int]:
+    kept = []
+    for c in range(len(probs[0])):
+        of_class = [i for i, row in enumerate(probs) if row.index(max(row)) == c]
+        kept += sorted(of_class, key=lambda i: (-max(probs[i]), i))[:k]
+    return sorted(kept)
+
+
+def candidates_reference(probs: Tensor, *, alpha: float, beta: float, per_class: int) -> dict[int, set[int]]:
+    """Selected image -> its candidates."""
+    rows = probs.tolist()
+    threshold = quantile([max(row) for row in rows], alpha)
+    columns = [quantile(list(column), beta) for column in zip(*rows, strict=True)]
+    sets: dict[int, set[int]] = {}
+    for i, row in enumerate(rows):
+        intra: set[int] = set()
+        total = 0.0
+        for c in sorted(range(len(row)), key=lambda c: (-row[c], c)):
+            if total >= threshold:
+                break
+            intra.add(c)
+            total += row[c]
+        inter = {c for c in range(len(row)) if row[c] >= columns[c]}
+        if intra & inter:
+            sets[i] = intra & inter
+    survivors = list(sets)
+    kept = top_k_reference([rows[i] for i in survivors], per_class) if survivors else []
+    return {survivors[number]: sets[survivors[number]] for number in kept}
+
+
+def as_sets(candidates) -> dict[int, set[int]]:
+    rows = zip(candidates.index.tolist(), candidates.mask.tolist(), strict=True)
+    return {i: {c for c, is_one in enumerate(row) if is_one} for i, row in rows}
+
+
+# fuse
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0, 100.0])
+def test_fused_rows_sum_to_one_and_equal_the_formula(weight: float):
+    text, aux = random_probs(20, 5), random_probs(20, 5, seed=1)
+    fused = fuse(text, aux, weight=weight)
+    assert torch.allclose(fused.sum(dim=1), torch.ones(20, dtype=torch.float64))
+    assert torch.allclose(fused, (text + weight * aux) / (1 + weight))
+
+
+def test_weight_zero_is_the_text_classifier_alone():
+    text = random_probs(20, 5)
+    assert torch.allclose(fuse(text, random_probs(20, 5, seed=1), weight=0.0), text)
+
+
+def test_raw_scores_shift_the_odds_but_rows_still_sum_to_one():
+    text = torch.tensor([[0.6, 0.4]])
+    fused = fuse(text, torch.tensor([[0.1, 0.4]]), weight=1.0)
+    assert torch.allclose(fused, torch.tensor([[0.7 / 1.5, 0.8 / 1.5]]))
+
+
+def test_fusing_permuted_classes_permutes_the_answer():
+    text, aux, order = random_probs(20, 5), random_probs(20, 5, seed=1), torch.tensor([3, 0, 4, 1, 2])
+    assert torch.allclose(fuse(text[:, order], aux[:, order], weight=2.0), fuse(text, aux, weight=2.0)[:, order])
+
+
+# top_k_per_class
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 1000])
+@pytest.mark.parametrize(("images", "classes"), [(60, 5), (3, 8), (1, 1)])
+def test_top_k_equals_a_loop(images: int, classes: int, k: int):
+    probs = random_probs(images, classes)
+    assert top_k_per_class(probs, k).tolist() == top_k_reference(probs.tolist(), k)
+
+
+def test_top_k_ties_go_to_the_lower_index():
+    probs = torch.tensor([[0.6, 0.4], [0.3, 0.7], [0.6, 0.4], [0.6, 0.4], [0.9, 0.1]])
+    assert top_k_per_class(probs, 2).tolist() == [0, 1, 4]
+
+
+def test_top_k_of_equal_classes_predicts_the_first():
+    assert top_k_per_class(torch.full((4, 3), 1 / 3), 2).tolist() == [0, 1]
+
+
+# hard_labels
+
+
+@pytest.mark.parametrize("per_class", [1, 3, 1000])
+@pytest.mark.parametrize(("images", "classes"), [(60, 5), (3, 8), (1, 1)])
+def test_hard_labels_equal_a_loop(images: int, classes: int, per_class: int):
+    probs = random_probs(images, classes)
+    rows = probs.tolist()
+    expected = {i: {rows[i].index(max(rows[i]))} for i in top_k_reference(rows, per_class)}
+    assert as_sets(hard_labels(probs, per_class)) == expected
+
+
+def test_hard_label_of_equal_classes_is_the_first():
+    labels = hard_labels(torch.tensor([[0.2, 0.4, 0.4], [0.3, 0.35, 0.35]]), 1)
+    assert as_sets(labels) == {0: {1}} and labels.mask.dtype == torch.bool
+
+
+# largest
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 12])
+def test_largest_with_ties_equals_a_loop(k: int):
+    scores = torch.randint(4, (30, 12), generator=torch.Generator().manual_seed(5)).double()
+    expected = [sorted(range(12), key=lambda c, row=row: (-row[c], c))[:k] for row in scores.tolist()]
+    assert largest(scores, k).tolist() == expected
+    assert largest(scores.T.contiguous().T, k).tolist() == expected
+
+
+# candidate_sets
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.75, 1.0])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("per_class", [1, 4, 1000])
+def test_candidates_equal_a_loop(alpha: float, beta: float, per_class: int):
+    for seed, (images, classes) in enumerate([(83, 6), (7, 12), (200, 2)]):
+        probs = random_probs(images, classes, seed=seed)
+        expected = candidates_reference(probs, alpha=alpha, beta=beta, per_class=per_class)
+        assert as_sets(candidate_sets(probs, alpha=alpha, beta=beta, per_class=per_class)) == expected
+        assert expected  # else this compares nothing
+
+
+def test_candidates_with_ties_equal_a_loop():
+    levels = torch.tensor([[4, 3, 1], [4, 4, 0], [3, 3, 2], [4, 2, 2], [0, 4, 4], [8, 0, 0], [4, 3, 1], [0, 0, 8]])
+    probs = levels.double() / 8  # exact in binary, so ties are ties
+    for alpha in (0.0, 0.25, 0.5, 1.0):
+        for beta in (0.0, 0.25, 0.5, 1.0):
+            for per_class in (1, 2, 8):
+                expected = candidates_reference(probs, alpha=alpha, beta=beta, per_class=per_class)
+                assert as_sets(candidate_sets(probs, alpha=alpha, beta=beta, per_class=per_class)) == expected
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.98])
+def test_many_classes_with_ties_equal_a_loop(alpha: float, beta: float):
+    # Rows from peaked to flat, so that the sets reach from one class to almost all; float32, exact in steps of 1/256.
+    rng = torch.Generator().manual_seed(6)
+    probs = torch.zeros(120, 80)
+    for i, row in enumerate(probs):
+        draws = torch.randint(1 + (i * 80) // 120, (256,), generator=rng)
+        row += torch.bincount(draws, minlength=80) / 256
+    expected = candidates_reference(probs, alpha=alpha, beta=beta, per_class=5)
+    assert as_sets(candidate_sets(probs, alpha=alpha, beta=beta, per_class=5)) == expected
+    if alpha == 1 and beta < 0.9:
+        assert max(len(classes) for classes in expected.values()) > 32  # more than are sorted at first
+
+
+def test_the_smallest_set_that_reaches_the_threshold():
+    # The largest probabilities are 0.5, 0.6, 0.7; their median 0.6 is the threshold.
+    probs = torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.25, 0.15], [0.1, 0.2, 0.7]])
+    sets = as_sets(candidate_sets(probs, alpha=0.5, beta=0.0, per_class=9))
+    assert sets == {0: {0, 1}, 1: {0}, 2: {2}}
+
+
+def test_alpha_zero_and_beta_zero_give_every_image_its_top_class_alone():
+    probs = random_probs(40, 5)
+    sets = as_sets(candidate_sets(probs, alpha=0.0, beta=0.0, per_class=40))
+    assert sets == {i: {c} for i, c in enumerate(probs.argmax(dim=1).tolist())}
+
+
+def test_beta_one_leaves_each_class_to_its_most_probable_image():
+    probs = random_probs(40, 5)
+    candidates = candidate_sets(probs, alpha=1.0, beta=1.0, per_class=40)
+    assert (candidates.mask.sum(dim=0) <= 1).all()
+    best = probs.argmax(dim=0).tolist()
+    assert all(i in [best[c] for c in classes] for i, classes in as_sets(candidates).items())
+
+
+def test_images_without_candidates_are_dropped():
+    # Image 1's top class is below the median of its column, and its other classes are not needed.
+    probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2]])
+    candidates = candidate_sets(probs, alpha=0.0, beta=0.5, per_class=9)
+    assert as_sets(candidates) == {0: {0}, 2: {0}}
+
+
+@pytest.mark.parametrize("per_class", [2, 50])
+def test_permuting_classes_permutes_the_candidates(per_class: int):
+    probs, order = random_probs(50, 6), torch.tensor([2, 5, 0, 1, 4, 3])
+    plain = candidate_sets(probs, alpha=0.7, beta=0.6, per_class=per_class)
+    moved = candidate_sets(probs[:, order], alpha=0.7, beta=0.6, per_class=per_class)
+    assert torch.equal(moved.index, plain.index)
+    assert torch.equal(moved.mask, plain.mask[:, order])
+
+
+def test_permuting_images_permutes_the_candidates():
+    probs = random_probs(50, 6)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(2))
+    plain = as_sets(candidate_sets(probs, alpha=0.7, beta=0.6, per_class=3))
+    moved = as_sets(candidate_sets(probs[order], alpha=0.7, beta=0.6, per_class=3))
+    assert {int(order[i]): classes for i, classes in moved.items()} == plain
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 50, 51])
+def test_the_chunk_size_changes_nothing(chunk: int):
+    probs = random_probs(50, 6)
+    plain = candidate_sets(probs, alpha=0.7, beta=0.6, per_class=3)
+    chunked = candidate_sets(probs, alpha=0.7, beta=0.6, per_class=3, chunk=chunk)
+    assert torch.equal(chunked.index, plain.index) and torch.equal(chunked.mask, plain.mask)
+
+
+@pytest.mark.parametrize("block", [1, 90 * 64, 90 * 150])
+def test_more_classes_than_fit_one_block_of_columns(block: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pseudo_labels, "BLOCK", block)
+    probs = random_probs(90, 150)
+    expected = candidates_reference(probs, alpha=0.7, beta=0.95, per_class=2)
+    assert as_sets(candidate_sets(probs, alpha=0.7, beta=0.95, per_class=2)) == expected
+
+
+def test_index_is_ascending_and_no_mask_row_is_empty():
+    candidates = candidate_sets(random_probs(80, 5), alpha=0.9, beta=0.8, per_class=3)
+    assert candidates.index.tolist() == sorted(candidates.index.tolist())
+    assert candidates.mask.dtype == torch.bool and candidates.mask.any(dim=1).all()
