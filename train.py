@@ -104,7 +104,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         UserError: the folder holds a run of other settings.
     """
-    from air_plugin.utils.images import write_atomically
+    from air_plugin.utils.files import write_atomically
 
     mark = folder / "settings.json"
     plain = json.loads(json.dumps(settings))
@@ -235,7 +235,7 @@ def put_log_aside(folder: Path) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """One run, from the config to result.json; returns the exit code."""
-    from air_plugin.clip.backbone import go_offline, is_offline
+    from air_plugin.utils.offline import go_offline, is_offline
 
     if args.offline or is_offline():
         go_offline()  # before any library asks the hub
@@ -247,7 +247,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from dassl.utils import setup_logger
 
-    from air_plugin.utils.images import write_atomically
+    from air_plugin.utils.files import write_atomically
 
     cfg.freeze()
     if not args.eval_only:

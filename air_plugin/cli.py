@@ -38,6 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add_predict(commands.add_parser("predict", help="classify images by a run's bundle"))
     add_export(commands.add_parser("export", help="write a run's bundle as one ONNX file"))
+    add_convert(commands.add_parser("convert", help="write a backbone's pickle as safetensors"))
     add_report(commands.add_parser("report", help="tables or a page of a folder of results"))
     # A positional "options" would swallow every flag that follows the folder, so the pairs are what is left over.
     args, options = parser.parse_known_args(argv)
@@ -98,6 +99,12 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE.onnx", type=Path)
 
 
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    """The argument of `air convert`."""
+    parser.description = "Write FILE's tensors as safetensors beside FILE; nothing else of the pickle is read."
+    parser.add_argument("name", metavar="ARCHITECTURE:FILE", help="for instance ViT-B-32:RemoteCLIP-ViT-B-32.pt")
+
+
 def add_report(parser: argparse.ArgumentParser) -> None:
     """The arguments of `air report`."""
     several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
@@ -145,12 +152,12 @@ def run_stage(args: argparse.Namespace) -> int:
 
     from air_plugin.auxiliary import build
     from air_plugin.auxiliary.refinement import settle
-    from air_plugin.clip.backbone import load_backbone
     from air_plugin.clip.features import extract_features
-    from air_plugin.clip.prompts import fill
-    from air_plugin.config import AirSettings, require_template
+    from air_plugin.clip.loading import load_backbone
+    from air_plugin.config import AirSettings
     from air_plugin.diffusion.pipeline import load_generator
-    from air_plugin.utils.class_names import read_class_file
+    from air_plugin.utils.checks import require_template
+    from air_plugin.utils.class_names import fill, read_class_file
     from air_plugin.utils.images import find_images
     from air_plugin.utils.store import Store
 
@@ -209,7 +216,7 @@ def open_bundle(args: argparse.Namespace) -> Bundle:
 
 def run_predict(args: argparse.Namespace) -> int:
     """Print or write what a bundle says of images."""
-    from air_plugin.utils.images import write_atomically
+    from air_plugin.utils.files import write_atomically
 
     bundle = open_bundle(args)
     found = bundle.predict(args.images, top=args.top, batch_size=args.batch, head=args.head, progress=True)
@@ -245,6 +252,14 @@ def run_export(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_convert(args: argparse.Namespace) -> int:
+    """Convert a backbone's pickle."""
+    from air_plugin.clip.loading import convert
+
+    print(convert(args.name))
+    return 0
+
+
 def pick_device(name: str) -> str:
     """The device of that name, or the best one where there is no name."""
     import torch
@@ -261,10 +276,10 @@ def pick_device(name: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if getattr(args, "offline", False):
-        from air_plugin.clip.backbone import go_offline
+        from air_plugin.utils.offline import go_offline
 
         go_offline()  # before any library asks the hub
-    commands = {"report": run_report, "predict": run_predict, "export": run_export}
+    commands = {"report": run_report, "predict": run_predict, "export": run_export, "convert": run_convert}
     return commands.get(args.command, run_stage)(args)
 
 

@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Formatter
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from air_plugin.utils.checks import require, require_choice, require_template
 from air_plugin.utils.errors import UserError, unknown
 
 Captions = Literal["confident", "surer_half", "all", "generic"]
@@ -128,9 +128,9 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         for key in ("rank", "steps", "batch", "per_class", "checkpoint"):
-            _require(getattr(self, key) >= 1, f"AIR.LORA.{key.upper()}", getattr(self, key), "at least 1")
-        _require(self.lr > 0, "AIR.LORA.LR", self.lr, "greater than 0")
-        _require(bool(self.targets), "AIR.LORA.TARGETS", self.targets, "at least one module name")
+            require(getattr(self, key) >= 1, f"AIR.LORA.{key.upper()}", getattr(self, key), "at least 1")
+        require(self.lr > 0, "AIR.LORA.LR", self.lr, "greater than 0")
+        require(bool(self.targets), "AIR.LORA.TARGETS", self.targets, "at least one module name")
         require_choice("AIR.LORA.CAPTIONS", self.captions, Captions)
 
 
@@ -170,21 +170,21 @@ class AirSettings:
     lora: LoraSettings
 
     def __post_init__(self) -> None:
-        _require(self.weight is None or self.weight >= 0, "AIR.LAMBDA", self.weight, f"at least 0, or {AUTO}")
-        _require(self.beta is None or self.beta >= 0, "AIR.BETA", self.beta, f"at least 0, or {AUTO}")
-        _require(self.kept_per_class >= 1, "AIR.K", self.kept_per_class, "at least 1")
-        _require(
+        require(self.weight is None or self.weight >= 0, "AIR.LAMBDA", self.weight, f"at least 0, or {AUTO}")
+        require(self.beta is None or self.beta >= 0, "AIR.BETA", self.beta, f"at least 0, or {AUTO}")
+        require(self.kept_per_class >= 1, "AIR.K", self.kept_per_class, "at least 1")
+        require(
             self.kept_per_class <= self.images_per_class,
             "AIR.K",
             self.kept_per_class,
             f"at most AIR.M = {self.images_per_class}, the number of images a class",
         )
-        _require(self.scale > 0, "AIR.AUX_SCALE", self.scale, "greater than 0")
-        _require(self.guidance >= 0, "AIR.GUIDANCE", self.guidance, "at least 0")
+        require(self.scale > 0, "AIR.AUX_SCALE", self.scale, "greater than 0")
+        require(self.guidance >= 0, "AIR.GUIDANCE", self.guidance, "at least 0")
         for key, value in (("STEPS", self.steps), ("SIZE", self.size), ("BATCH", self.batch)):
-            _require(value >= 1, f"AIR.{key}", value, "at least 1")
+            require(value >= 1, f"AIR.{key}", value, "at least 1")
         if self.scheduler == "lcm":
-            _require(self.steps <= 50, "AIR.STEPS", self.steps, "at most 50 where AIR.SCHEDULER is lcm")
+            require(self.steps <= 50, "AIR.STEPS", self.steps, "at most 50 where AIR.SCHEDULER is lcm")
         require_template("AIR.PROMPT", self.prompt)
         require_choice("AIR.HEADLINE", self.headline, Head)
         require_choice("AIR.LS", self.loss, LossForm)
@@ -196,20 +196,20 @@ class AirSettings:
         self._require_what_goes_together()
 
     def _require_what_goes_together(self) -> None:
-        _require(self.rounds >= 1, "AIR.ROUNDS", self.rounds, "at least 1")
+        require(self.rounds >= 1, "AIR.ROUNDS", self.rounds, "at least 1")
         if self.refine == "em":
-            _require(self.auxiliary == "gaussian", "AIR.AUXILIARY", self.auxiliary, "gaussian where AIR.REFINE is em")
+            require(self.auxiliary == "gaussian", "AIR.AUXILIARY", self.auxiliary, "gaussian where AIR.REFINE is em")
         if self.source == "none":
-            _require(self.refine == "em", "AIR.REFINE", self.refine, "em where AIR.SOURCE is none")
+            require(self.refine == "em", "AIR.REFINE", self.refine, "em where AIR.SOURCE is none")
         if self.rounds > 1:
             wanted = "1 where nothing is adapted: AIR.SOURCE is not synthetic, or AIR.LORA.ENABLED is False"
-            _require(self.source == "synthetic" and self.lora.enabled, "AIR.ROUNDS", self.rounds, wanted)
+            require(self.source == "synthetic" and self.lora.enabled, "AIR.ROUNDS", self.rounds, wanted)
         if self.beta is None:
             wanted = f"synthetic where AIR.BETA is {AUTO}: two views have no label to be right about"
-            _require(self.loss == "synthetic", "AIR.LS", self.loss, wanted)
+            require(self.loss == "synthetic", "AIR.LS", self.loss, wanted)
         if self.form == "raw":
             wanted = "softmax where AIR.AUXILIARY is gaussian or AIR.LAMBDA is auto"
-            _require(self.auxiliary == "cosine" and self.weight is not None, "AIR.AUX_FORM", self.form, wanted)
+            require(self.auxiliary == "cosine" and self.weight is not None, "AIR.AUX_FORM", self.form, wanted)
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -255,30 +255,6 @@ class AirSettings:
             batch=air.BATCH,
             lora=LoraSettings(**{**lora, "targets": tuple(air.LORA.TARGETS)}),
         )
-
-
-def _require(condition: bool, key: str, value: object, what: str) -> None:
-    if not condition:
-        raise UserError(f"{key} is {value}; it must be {what}")
-
-
-def require_choice(key: str, value: str, choices: Any) -> None:
-    """Raise a UserError that names a config key whose value is none of a Literal's."""
-    _require(value in get_args(choices), key, repr(value), f"one of {', '.join(get_args(choices))}")
-
-
-def require_range(key: str, value: float, low: float, high: float) -> None:
-    """Raise a UserError that names a config key whose value is not in [low, high]."""
-    _require(low <= value <= high, key, value, f"in [{low}, {high}]")
-
-
-def require_template(key: str, value: str) -> None:
-    """Raise a UserError that names a config key whose value is no text with one {} in it."""
-    try:
-        fields = [field for _, field, _, _ in Formatter().parse(value) if field is not None]
-    except ValueError:  # a brace without its partner
-        fields = []
-    _require(fields == [""], key, repr(value), "a template with one {} for the class name")
 
 
 def merge_file(

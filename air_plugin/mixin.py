@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from air_plugin.auxiliary.build import Auxiliary, build_auxiliary
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
-from air_plugin.clip.backbone import Backbone, load_backbone
-from air_plugin.clip.features import extract_features, randomness_kept
-from air_plugin.clip.prompts import fill
-from air_plugin.config import AirSettings, require_template
-from air_plugin.functional.pseudo_labels import fuse
+from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.features import extract_features
+from air_plugin.clip.loading import load_backbone
+from air_plugin.config import AirSettings
+from air_plugin.functional.fusion import fuse
+from air_plugin.utils.checks import require_template
+from air_plugin.utils.class_names import fill
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.images import READERS, load_rgb
 from air_plugin.utils.provenance import Stages
+from air_plugin.utils.seeding import randomness_kept
 from air_plugin.utils.store import Store
 
 LAMBDAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)

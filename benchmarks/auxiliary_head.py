@@ -26,7 +26,8 @@ from torch.nn.functional import normalize
 
 from air_plugin.auxiliary.build import Auxiliary
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
-from air_plugin.clip.backbone import Backbone, load_backbone
+from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.loading import load_backbone
 from air_plugin.mixin import AuxiliaryMixin
 from benchmarks.prompt_step import ARCHITECTURE, positive, random_backbone
 

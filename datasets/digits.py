@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
-from air_plugin.clip.features import randomness_kept
-from air_plugin.config import require_range
+from air_plugin.utils.checks import require_range
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.images import write_atomically
+from air_plugin.utils.files import write_atomically
+from air_plugin.utils.seeding import randomness_kept
 from datasets.base import SplitDataset
 
 if TYPE_CHECKING:

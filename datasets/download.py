@@ -59,7 +59,7 @@ def download(
     """
     from filelock import FileLock
 
-    from air_plugin.clip.backbone import is_offline
+    from air_plugin.utils.offline import is_offline
 
     if urlsplit(address).scheme not in ("http", "https"):
         raise UserError(f"{address} is no address of a file; it must begin with http:// or https://")

@@ -283,7 +283,7 @@ def run(args: argparse.Namespace) -> int:
 
 def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:
     """Let `air report` know the titles of a plan's rows; those of an earlier plan stay as they are."""
-    from air_plugin.utils.images import write_atomically
+    from air_plugin.utils.files import write_atomically
 
     try:
         known = json.loads(path.read_text())

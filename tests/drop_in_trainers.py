@@ -16,7 +16,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from torch import nn
 from torch.nn import functional as F
 
-from air_plugin.clip.backbone import load_backbone
+from air_plugin.clip.loading import load_backbone
 
 WORDS = 2  # learned context vectors
 

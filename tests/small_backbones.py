@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from air_plugin.clip.backbone import Backbone, load_backbone
+from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.loading import load_backbone
 
 FAMILIES = ("vit", "resnet", "openclip", "siglip", "siglip2")
 SIDE = 32

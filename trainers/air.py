@@ -8,11 +8,12 @@ import torch
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
-from air_plugin.clip.features import stable_seed
-from air_plugin.config import Labeler, require_choice
-from air_plugin.functional.calibration import relative_weight
+from air_plugin.config import Labeler
+from air_plugin.functional.fusion import relative_weight
 from air_plugin.functional.losses import consistency_loss, synthetic_loss
 from air_plugin.mixin import AuxiliaryMixin
+from air_plugin.utils.checks import require_choice
+from air_plugin.utils.seeding import stable_seed
 from trainers.self_training import SelfTraining
 
 

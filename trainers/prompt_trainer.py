@@ -13,14 +13,16 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_checkpoint
 from torch import Tensor, nn
 
-from air_plugin.clip.backbone import load_backbone
-from air_plugin.clip.features import FeatureBatches, FeatureTable, extract_features, member_seed, stable_seed
-from air_plugin.clip.prompts import PromptedCLIP, PromptEnsemble, PromptLearner, fill
-from air_plugin.config import require_range, require_template
+from air_plugin.clip.features import FeatureBatches, FeatureTable, extract_features
+from air_plugin.clip.loading import load_backbone
+from air_plugin.clip.prompts import PromptedCLIP, PromptEnsemble, PromptLearner
 from air_plugin.functional.metrics import head_metrics, said
 from air_plugin.functional.transclip import transclip
+from air_plugin.utils.checks import require_range, require_template
+from air_plugin.utils.class_names import fill
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.provenance import Stages
+from air_plugin.utils.seeding import member_seed, stable_seed
 from air_plugin.utils.store import Store
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from air_plugin.config import require_choice, require_range
 from air_plugin.functional.losses import CandidateForm, candidate_weights, partial_label_loss
 from air_plugin.functional.metrics import pseudo_label_metrics
 from air_plugin.functional.pseudo_labels import Candidates, candidate_sets, hard_labels
+from air_plugin.utils.checks import require_choice, require_range
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.store import load_tensors, save_tensors
+from air_plugin.utils.tensors import load_tensors, save_tensors
 from trainers.prompt_trainer import PromptTrainer
 
 

@@ -19,9 +19,10 @@ from air_plugin.diffusion.generate import GenerationReport, generate, plan_jobs
 from air_plugin.diffusion.lora import adapter_loaded, choose_captions, train_lora
 from air_plugin.diffusion.pipeline import Generator, load_generator, require_size
 from air_plugin.functional.prototypes import gather_prototypes, real_prototypes, select_prototypes
-from air_plugin.utils.images import digest_files, write_atomically
+from air_plugin.utils.files import digest_files, write_atomically
 from air_plugin.utils.provenance import Stages
-from air_plugin.utils.store import Entry, Store, key_of, save_tensors
+from air_plugin.utils.store import Entry, Store, key_of
+from air_plugin.utils.tensors import save_tensors
 
 
 @dataclass(frozen=True)

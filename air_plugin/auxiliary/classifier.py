@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from air_plugin.functional.pseudo_labels import fuse
+from air_plugin.functional.fusion import fuse
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.store import save_tensors, tensor_digest
+from air_plugin.utils.tensors import save_tensors, tensor_digest
 
 if TYPE_CHECKING:
     from air_plugin.clip.backbone import Backbone

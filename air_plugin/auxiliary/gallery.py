@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from air_plugin.auxiliary.build import Auxiliary
-from air_plugin.utils.images import load_rgb, write_atomically
+from air_plugin.utils.files import write_atomically
+from air_plugin.utils.images import load_rgb
 
 KEPT, DROPPED, REAL, CLASSES = 8, 4, 6, 20
 SIDE, GAP, DOTS = 64, 4, 110  # of an image and between two, in pixels; pixels an inch

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.config import AirSettings
-from air_plugin.functional.calibration import fusion_weight, match_confidence, mean_confidence
+from air_plugin.functional.calibration import match_confidence, mean_confidence
+from air_plugin.functional.fusion import fuse, fusion_weight
 from air_plugin.functional.gaussian import LIKELIHOOD_WEIGHT, Gaussians, Refined, fit_gaussians, posterior, refine
-from air_plugin.functional.pseudo_labels import fuse
-from air_plugin.utils.store import Store, save_tensors, tensor_digest
+from air_plugin.utils.store import Store
+from air_plugin.utils.tensors import save_tensors, tensor_digest
 
 STABLE = 0.02  # share of changed labels below which another round is not worth its price
 FILE = "refined.safetensors"

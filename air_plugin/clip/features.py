@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.images import UnreadableImage, digest_files, load_rgb
-from air_plugin.utils.store import Entry, Store, load_tensors, save_tensors
+from air_plugin.utils.files import digest_files
+from air_plugin.utils.images import UnreadableImage, load_rgb
+from air_plugin.utils.seeding import member_seed, stable_seed
+from air_plugin.utils.store import Entry, Store
+from air_plugin.utils.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from air_plugin.clip.backbone import Backbone
@@ -119,32 +118,6 @@ class _Views(Dataset):
                 torch.manual_seed(stable_seed(self.seed, index, view))
                 pixels.append(self.augment(image))  # type: ignore[misc]
         return torch.stack(pixels)
-
-
-def stable_seed(*parts: object) -> int:
-    """A seed in [0, 2^63) that depends on the parts alone, on every machine."""
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-@contextmanager
-def randomness_kept() -> Iterator[None]:
-    """Put the global random states of Python, NumPy and torch back afterwards: others draw what they would have drawn.
-
-    Even an import may use them up (rich, which scikit-learn may import, calls `random`).
-    """
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # named: by default several are warned of
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-def member_seed(member: int) -> tuple[int, ...]:
-    """What a member of an ensemble adds to the parts of a `stable_seed`; the first adds nothing, as if alone."""
-    return (member,) if member else ()
 
 
 def extract_features(

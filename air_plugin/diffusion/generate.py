@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from air_plugin.clip.features import stable_seed
-from air_plugin.clip.prompts import fill
+from air_plugin.utils.class_names import fill
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.images import digest, write_atomically
+from air_plugin.utils.files import digest, write_atomically
+from air_plugin.utils.seeding import stable_seed
 from air_plugin.utils.store import key_of
 
 ATTEMPTS = 8

@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from air_plugin.clip.features import stable_seed
-from air_plugin.clip.prompts import fill
 from air_plugin.config import LoraSettings
 from air_plugin.diffusion.pipeline import (
     ACCELERATOR,
@@ -27,9 +25,13 @@ from air_plugin.diffusion.pipeline import (
     encode_prompts,
 )
 from air_plugin.functional.pseudo_labels import top_k_per_class
+from air_plugin.utils.class_names import fill
 from air_plugin.utils.errors import UserError, unknown
-from air_plugin.utils.images import digest_files, load_rgb
-from air_plugin.utils.store import Entry, Store, load_tensors, save_tensors
+from air_plugin.utils.files import digest_files
+from air_plugin.utils.images import load_rgb
+from air_plugin.utils.seeding import stable_seed
+from air_plugin.utils.store import Entry, Store
+from air_plugin.utils.tensors import load_tensors, save_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
 ADAPTER = "target"

@@ -16,11 +16,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from air_plugin.clip.backbone import DTYPES, is_offline
 from air_plugin.config import Sampler
 from air_plugin.utils.errors import UserError, unknown
-from air_plugin.utils.images import digest_files
-from air_plugin.utils.store import tensor_digest
+from air_plugin.utils.files import digest_files
+from air_plugin.utils.offline import is_offline
+from air_plugin.utils.tensors import DTYPES, tensor_digest
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")  # the last: how model_index.json names the safety checker

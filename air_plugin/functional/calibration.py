@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 SAMPLE = 20_000  # images that a temperature is chosen on
 SMALLEST_SCALE, LARGEST_SCALE = 1e-6, 1e6
-SUREST = 0.99  # an expected accuracy beyond this, or its counterpart, is taken as this
-LARGEST_WEIGHT = 16.0
 
 
 def match_confidence(scores: Tensor, confidence: float) -> float:
@@ -42,49 +39,3 @@ def mean_confidence(probs: Tensor) -> float:
     return float(probs.max(dim=1).values.double().mean())
 
 
-def expected_accuracy(probs: Tensor, consensus: Tensor) -> float:
-    """The share of right answers that a head would have if the consensus were the truth's distribution.
-
-    Args:
-        probs: (N, C) of the head.
-        consensus: (N, C), rows sum to 1.
-    """
-    return float(consensus.gather(1, probs.argmax(dim=1, keepdim=True)).double().mean())
-
-
-def fusion_weight(text_probs: Tensor, aux_probs: Tensor, *, consensus: Tensor | None = None) -> float:
-    """lambda of p* = p + lambda p^ without labels (ours).
-
-    Voters whose errors are independent vote best with the log-odds of their accuracies as weights (Nitzan and Paroush
-    1982). The accuracies are those that a consensus of both heads expects.
-
-    Args:
-        text_probs: (N, C) p of unlabelled images, rows sum to 1.
-        aux_probs: (N, C) p^, rows sum to 1; its confidence matched to p's, so that lambda is the ratio of weights.
-        consensus: (N, C), rows sum to 1; None is the normalised product of both.
-
-    Returns:
-        lambda in [0, 16].
-    """
-    if consensus is None:
-        product = text_probs.double() * aux_probs.double()
-        consensus = product / product.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    return relative_weight(expected_accuracy(aux_probs, consensus), to=expected_accuracy(text_probs, consensus))
-
-
-def relative_weight(accuracy: float, *, to: float) -> float:
-    """Ratio of two teachers' log-odds of being right, in [0, 16]; 0 where the first is no better than a coin.
-
-    Args:
-        accuracy: of the first, in [0, 1].
-        to: of the other, in [0, 1].
-    """
-    weight, unit = _log_odds(accuracy), _log_odds(to)
-    if weight <= 0:
-        return 0.0
-    return min(weight / unit, LARGEST_WEIGHT) if unit > 0 else LARGEST_WEIGHT
-
-
-def _log_odds(share: float) -> float:
-    share = min(max(share, 1 - SUREST), SUREST)
-    return math.log(share / (1 - share))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from air_plugin.functional.pseudo_labels import largest
+from air_plugin.functional.ranking import largest
 
 
 def select_prototypes(features: Tensor, k: int) -> Tensor:

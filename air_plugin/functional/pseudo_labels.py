@@ -7,22 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from air_plugin.functional.ranking import at_least
+
 BLOCK = 2**23  # values that are copied at a time
-
-
-def fuse(text_probs: Tensor, aux_probs: Tensor, *, weight: float) -> Tensor:
-    """Add the auxiliary classifier's opinion to the text classifier's: p* = p + lambda p^ (AiR, PLG).
-
-    Args:
-        text_probs: (N, C), rows sum to 1.
-        aux_probs: (N, C), at least 0; rows sum to 1, or are raw cosines.
-        weight: lambda >= 0; 0 is the text classifier alone.
-
-    Returns:
-        (N, C), rows sum to 1: the sum divided by 1 + lambda where both inputs are distributions.
-    """
-    total = text_probs + weight * aux_probs
-    return total / total.sum(dim=1, keepdim=True)
 
 
 def top_k_per_class(probs: Tensor, k: int) -> Tensor:
@@ -104,33 +91,6 @@ def candidate_sets(probs: Tensor, *, alpha: float, beta: float, per_class: int, 
     return Candidates(index, mask[index])
 
 
-def largest(scores: Tensor, k: int) -> Tensor:
-    """The k largest of every row, without a full sort and, unlike torch.topk, with a rule for ties.
-
-    Args:
-        scores: (R, N).
-        k: 1 <= k <= N.
-
-    Returns:
-        (R, k) column indices by falling score; ties go to the lower index.
-    """
-    chosen = _at_least(scores, scores.topk(k, dim=1).values[:, -1:], count=k)
-    index = chosen.nonzero()[:, 1].view(-1, k)
-    return index.gather(1, scores.gather(1, index).argsort(dim=1, descending=True, stable=True))
-
-
-def _at_least(values: Tensor, smallest: Tensor, *, count: Tensor | int) -> Tensor:
-    """(R, N) bool: the `count` entries of each row that are at least the (R, 1) smallest of them; ties: lower index."""
-    chosen = values >= smallest
-    count = torch.as_tensor(count, device=values.device).expand_as(smallest)
-    crowded = (chosen.sum(dim=1) > count.squeeze(1)).nonzero().squeeze(1)  # equals stand behind the last one
-    rows, least = values[crowded], smallest[crowded]
-    larger, equal = rows > least, rows == least
-    room = count[crowded] - larger.sum(dim=1, keepdim=True)
-    chosen[crowded] = larger | (equal & (equal.cumsum(dim=1) <= room))
-    return chosen
-
-
 def _intra(probs: Tensor, tau: Tensor, *, first: int = 32) -> Tensor:
     """(N, C) bool: the smallest set of top classes whose sum reaches tau.
 
@@ -140,7 +100,7 @@ def _intra(probs: Tensor, tau: Tensor, *, first: int = 32) -> Tensor:
     ordered = probs.topk(min(first, classes), dim=1).values
     total = ordered.cumsum(dim=1)
     count = 1 + (total[:, :-1] < tau).sum(dim=1, keepdim=True)  # how many classes the set has
-    chosen = _at_least(probs, ordered.gather(1, count - 1), count=count)
+    chosen = at_least(probs, ordered.gather(1, count - 1), count=count)
     short = (total[:, -1] < tau).nonzero().squeeze(1)
     if first < classes and len(short):
         chosen[short] = _intra(probs[short], tau, first=classes)

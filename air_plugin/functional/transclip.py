@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from air_plugin.functional.pseudo_labels import largest
+from air_plugin.functional.ranking import largest
 
 SMALLEST_MASS = 1e-10  # of a class, in images; below, its mean stays as it was
 SMALLEST_SHARE = 1e-6  # of a dimension's variance in the mean one

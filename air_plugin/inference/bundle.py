@@ -20,11 +20,13 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
-from air_plugin.clip.backbone import DTYPES, Backbone, load_backbone
-from air_plugin.functional.pseudo_labels import fuse
+from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.loading import load_backbone
+from air_plugin.functional.fusion import fuse
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.images import READERS, UnreadableImage, digest, find_images, load_rgb, write_atomically
-from air_plugin.utils.store import save_tensors
+from air_plugin.utils.files import digest, write_atomically
+from air_plugin.utils.images import READERS, UnreadableImage, find_images, load_rgb
+from air_plugin.utils.tensors import DTYPES, save_tensors
 
 MARK = "bundle.json"
 HEADS = "heads.safetensors"

@@ -64,7 +64,7 @@ def report(
     if form == "html":
         _write_page(view, out or output / "report.html")
     elif out:
-        from air_plugin.utils.images import write_atomically
+        from air_plugin.utils.files import write_atomically
 
         text = _TEXTS[form](view, details=details)
         _written(out, lambda: write_atomically(out, text.encode("utf-8")))

@@ -10,7 +10,7 @@ from typing import Any
 from air_plugin.report.page_sections import CLASSES, DIFFERENT, MISTAKES, View, cell, sections
 from air_plugin.report.statistics import Comparison, accuracies, is_unknown
 from air_plugin.report.tables import FUSION_NOTES, TIME_NOTES, fusion_table, time_table
-from air_plugin.utils.images import write_atomically
+from air_plugin.utils.files import write_atomically
 
 
 def write_page(shown: Comparison, target: Path) -> Path:

@@ -21,7 +21,8 @@ from air_plugin.report.collection import Cell, Method
 from air_plugin.report.results import Predictions, load_predictions, settings_of
 from air_plugin.report.statistics import accuracies, fusion_of, is_unknown
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.images import UnreadableImage, digest, load_rgb
+from air_plugin.utils.files import digest
+from air_plugin.utils.images import UnreadableImage, load_rgb
 
 CLASSES = 40  # above: a chart of the classes that differ most, and pairs instead of matrices
 DIFFERENT, PAIRS, MISTAKES = 20, 15, 12

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from air_plugin.config import require_template
+from air_plugin.utils.checks import require_template
 from air_plugin.utils.errors import UserError
 
 
@@ -67,3 +67,8 @@ def match_class(name: str, classnames: list[str]) -> int | None:
 
 def _loose(name: str) -> str:
     return re.sub(r"[_\s]+", "", unicodedata.normalize("NFC", name)).casefold()
+
+
+def fill(template: str, classname: str) -> str:
+    """A template with one {} and a class name, whose underscores stand for spaces, to a prompt."""
+    return template.format(classname.replace("_", " "))

@@ -15,13 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from air_plugin.utils.images import digest, write_atomically
+from air_plugin.utils.files import digest, write_atomically
 
 MARK = "entry.json"
 
@@ -29,20 +26,6 @@ MARK = "entry.json"
 def key_of(settings: Mapping[str, Any]) -> str:
     """The key of an artifact: 16 hexadecimal digits of its settings' SHA-256."""
     return digest(json.dumps(settings, sort_keys=True).encode())[:16]
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors, whole or not at all."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save_safetensors(plain, metadata=metadata), durable=True)
-
-
-def load_tensors(path: Path) -> dict[str, Tensor] | None:
-    """Read what `save_tensors` wrote; None where there is no whole file."""
-    try:
-        return load_safetensors(path.read_bytes())
-    except (FileNotFoundError, SafetensorError):
-        return None
 
 
 @dataclass
@@ -125,11 +108,3 @@ def _fault(path: Path, settings: dict[str, Any]) -> str | None:
     return None
 
 
-def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over named tensors: names, types, shapes and values."""
-    parts = []
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        head = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
-        parts.append(digest(head.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()))
-    return digest("".join(parts).encode())

@@ -157,7 +157,7 @@ def test_a_backbones_images_are_prepared_as_its_weights_were(path: Path):
     """Augmented views follow INPUT, plain ones follow the pretrained weights: they must agree."""
     import open_clip
 
-    from air_plugin.clip.backbone import _resolve
+    from air_plugin.clip.loading import _resolve
 
     cfg = merged(path)
     architecture, tag, _ = _resolve(cfg.MODEL.BACKBONE.NAME)

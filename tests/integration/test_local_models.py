@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from air_plugin import mini
-from air_plugin.clip.backbone import load_backbone
+from air_plugin.clip.loading import load_backbone
 from air_plugin.diffusion.pipeline import load_generator
 from air_plugin.utils.errors import UserError
 

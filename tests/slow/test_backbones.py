@@ -23,7 +23,8 @@ from small_backbones import (
 )
 from torch.nn.functional import normalize
 
-from air_plugin.clip.backbone import Backbone, load_backbone
+from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.loading import load_backbone
 from air_plugin.clip.prompts import PromptLearner
 
 pytestmark = pytest.mark.slow

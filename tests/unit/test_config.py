@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from yacs.config import CfgNode
 
-from air_plugin.config import AirSettings, add_air_config, flatten, merge_file, merge_options, require_range
+from air_plugin.config import AirSettings, add_air_config, flatten, merge_file, merge_options
+from air_plugin.utils.checks import require_range
 from air_plugin.utils.errors import UserError
 
 

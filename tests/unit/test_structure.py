@@ -17,7 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = sorted((ROOT / "air_plugin").rglob("*.py"))
 PURE = ("pseudo_labels", "prototypes", "transclip", "losses", "metrics", "gaussian", "calibration")
-TOP = {f"air_plugin.{name}" for name in ("auxiliary.build", "mixin", "auxiliary.gallery", "cli")}  # nothing below may import these
+# Nothing below may import these.
+TOP = {f"air_plugin.{name}" for name in ("auxiliary.build", "mixin", "auxiliary.gallery", "cli")}
 LATE = {"diffusers", "peft", "transformers", "open_clip", "torchvision", "matplotlib", "sklearn", "scipy",
         "jinja2", "tensorboard", "onnx", "onnxruntime"}
 
@@ -93,7 +94,8 @@ def test_trainers_and_data_sets_do_not_know_each_other():
 
 @pytest.mark.parametrize("name", PURE)
 def test_pure_modules_import_nothing_of_ours_but_errors_and_each_other(name: str):
-    ours = {module for module in imports_of(ROOT / "air_plugin" / "functional" / f"{name}.py") if module.startswith("air_plugin")}
+    path = ROOT / "air_plugin" / "functional" / f"{name}.py"
+    ours = {module for module in imports_of(path) if module.startswith("air_plugin")}
     assert {module.split(".")[2] for module in ours if module.count(".") > 1} <= {*PURE}
 
 

@@ -14,9 +14,9 @@ from air_plugin.auxiliary import refinement as module
 from air_plugin.auxiliary.build import Auxiliary
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.auxiliary.refinement import look_back, settle
-from air_plugin.functional.calibration import fusion_weight, mean_confidence
+from air_plugin.functional.calibration import mean_confidence
+from air_plugin.functional.fusion import fuse, fusion_weight
 from air_plugin.functional.gaussian import fit_gaussians, posterior, refine
-from air_plugin.functional.pseudo_labels import fuse
 from air_plugin.utils.store import Store
 
 C, M, K, D = 3, 20, 4, 8

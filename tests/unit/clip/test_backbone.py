@@ -26,8 +26,11 @@ from small_backbones import (
 )
 from small_models import make_backbone, make_clip
 
-from air_plugin.clip.backbone import Backbone, _resolve, _said_once, is_offline, load_backbone, main
+from air_plugin.cli import main
+from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.loading import _resolve, _said_once, load_backbone
 from air_plugin.utils.errors import UserError
+from air_plugin.utils.offline import is_offline
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -251,13 +254,13 @@ def test_a_remote_sensing_checkpoint_loads_and_converts(
     backbone = load_backbone(name)
     assert torch.allclose(backbone.encode_texts(TEXTS), _texts_of(make_model("openclip", seed=3)), atol=1e-6)
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f'python -m air_plugin.clip.backbone "{name}"' in said
-    assert main([name]) == 0
+    assert said.count("\n") == 1 and f'air convert "{name}"' in said
+    assert main(["convert", name]) == 0
     converted = load_backbone(f"{architecture}:{tmp_path}/satellites.safetensors")
     assert converted.fingerprint == backbone.fingerprint
-    assert main([name]) == 2  # never written over
+    assert main(["convert", name]) == 2  # never written over
     assert "satellites.safetensors is there already" in capsys.readouterr().err
-    assert main([f"{architecture}:{tmp_path}/satellites.safetensors"]) == 2
+    assert main(["convert", f"{architecture}:{tmp_path}/satellites.safetensors"]) == 2
 
 
 def _texts_of(model: torch.nn.Module) -> torch.Tensor:
@@ -350,7 +353,7 @@ def offline(folder: Path, code: str, *, variable: str = "AIR_OFFLINE") -> subpro
 
 
 def test_the_block_itself_works(tmp_path: Path):
-    code = "from air_plugin.clip.backbone import load_backbone; load_backbone('ViT-B/32')"
+    code = "from air_plugin.clip.loading import load_backbone; load_backbone('ViT-B/32')"
     assert offline(tmp_path, code, variable="").returncode == 99
 
 
@@ -368,7 +371,7 @@ def test_offline_says_what_is_missing_and_how_to_get_it(tmp_path: Path, variable
 import open_clip.pretrained, open_clip.factory
 open_clip.factory._MODEL_CONFIGS["NEW"] = open_clip.factory._MODEL_CONFIGS["ViT-B-32"]
 open_clip.pretrained._PRETRAINED["NEW"] = {{"tag": {{"url": "https://example.invalid/weights.pt"}}}}
-from air_plugin.clip.backbone import load_backbone
+from air_plugin.clip.loading import load_backbone
 from air_plugin.utils.errors import UserError
 for name in {list(names)}:
     try:
@@ -395,7 +398,7 @@ import json, open_clip.pretrained, open_clip.factory
 from small_backbones import model_config
 open_clip.factory._MODEL_CONFIGS["small-siglip"] = model_config("siglip")
 open_clip.pretrained._PRETRAINED["small-siglip"] = {"tag": open_clip.pretrained._slpcfg(hf_hub="none/of-the-hub/")}
-from air_plugin.clip.backbone import load_backbone
+from air_plugin.clip.loading import load_backbone
 backbone = load_backbone("small-siglip:tag")
 print(backbone.fingerprint, backbone.encode_texts(["a dog"]).shape, backbone.preprocess)
 """
@@ -424,7 +427,7 @@ sys.exit(train.main(["--offline", "--root", "{tmp_path}", "--trainer", "Zeroshot
 NO_WAITING = """
 import sys, huggingface_hub.utils._http as http
 http.time.sleep = lambda seconds: None  # between attempts
-from air_plugin.clip.backbone import load_backbone
+from air_plugin.clip.loading import load_backbone
 from air_plugin.utils.errors import exit_code
 """
 

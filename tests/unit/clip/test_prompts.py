@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from air_plugin.clip.backbone import Backbone
-from air_plugin.clip.prompts import PromptEncoder, PromptLearner
+from air_plugin.clip.prompts import PromptLearner
+from air_plugin.clip.text_encoder import TextEncoder
 from air_plugin.utils.errors import UserError
 
 TEXTS = ["a photo of a dog.", "cat", "a satellite photo of annual crop land with trees and a river in the north"]
@@ -76,7 +77,7 @@ def host_model(model: Any) -> HostClip:
     return host
 
 
-class CountingEncoder(PromptEncoder):
+class CountingEncoder(TextEncoder):
     """Notes how long the sequences are that the tower reads."""
 
     def __init__(self, model: Any) -> None:
@@ -85,12 +86,12 @@ class CountingEncoder(PromptEncoder):
         self.ln_final.register_forward_hook(lambda module, inputs, output: self.lengths.append(output.shape[1]))
 
 
-# PromptEncoder
+# TextEncoder
 
 
 def test_encoder_equals_the_models_own(tiny_backbone: Backbone):
     tokens = tiny_backbone.tokenize(TEXTS)
-    ours = PromptEncoder(tiny_backbone.model).encode_tokens(tokens)
+    ours = TextEncoder(tiny_backbone.model).encode_tokens(tokens)
     theirs = tiny_backbone.model.encode_text(tokens)
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert (theirs[0] - theirs[1]).abs().max() > 0.1  # the small model tells texts apart
@@ -111,7 +112,7 @@ def test_encoder_reads_no_further_than_the_longest_prompt():
 
 
 def test_truncation_keeps_the_gradient(tiny_backbone: Backbone):
-    encoder, tokens = PromptEncoder(tiny_backbone.model), tiny_backbone.tokenize(TEXTS)
+    encoder, tokens = TextEncoder(tiny_backbone.model), tiny_backbone.tokenize(TEXTS)
     end = tokens.argmax(dim=1)
     short = tiny_backbone.model.token_embedding(tokens).requires_grad_()
     encoder(short, end)[:, 0].sum().backward()
@@ -131,7 +132,7 @@ def test_host_model_gives_the_same_features_and_gradients(tiny_backbone: Backbon
     results = []
     for model in (tiny_backbone.model, host):
         embeddings = model.token_embedding(tokens).requires_grad_()
-        features = PromptEncoder(model)(embeddings, tokens.argmax(dim=1))
+        features = TextEncoder(model)(embeddings, tokens.argmax(dim=1))
         normalize(features, dim=1)[:, :3].sum().backward()
         results.append((features.detach(), embeddings.grad))
     (features, gradient), (host_features, host_gradient) = results
@@ -142,7 +143,7 @@ def test_host_model_gives_the_same_features_and_gradients(tiny_backbone: Backbon
 def test_host_model_still_works_afterwards(tiny_backbone: Backbone):
     host, tokens = host_model(tiny_backbone.model), tiny_backbone.tokenize(TEXTS)
     before = host.encode_text(tokens)
-    PromptEncoder(host).encode_tokens(tokens)
+    TextEncoder(host).encode_tokens(tokens)
     assert torch.equal(host.encode_text(tokens), before)
     assert all(block.attn_mask.shape == (77, 77) for block in host.transformer.resblocks)
 
@@ -159,7 +160,7 @@ def test_every_kind_of_projection(projection: str | None):
         model.text_projection = None
     tokens = torch.tensor([[49406, 320, 49407, 0], [49406, 1929, 269, 49407]])
     tokens = nn.functional.pad(tokens, (0, 73))
-    assert torch.allclose(PromptEncoder(model).encode_tokens(tokens), model.encode_text(tokens), atol=1e-5)
+    assert torch.allclose(TextEncoder(model).encode_tokens(tokens), model.encode_text(tokens), atol=1e-5)
 
 
 def test_model_with_a_text_tower_of_its_own():
@@ -171,7 +172,7 @@ def test_model_with_a_text_tower_of_its_own():
     model = open_clip.CustomTextCLIP(24, vision, text).eval()
     tokens = torch.tensor([[48, 3, 49, 0, 0, 0], [48, 7, 8, 9, 49, 0]])
     tokens = nn.functional.pad(tokens, (0, 14))
-    assert torch.allclose(PromptEncoder(model).encode_tokens(tokens), model.encode_text(tokens), atol=1e-5)
+    assert torch.allclose(TextEncoder(model).encode_tokens(tokens), model.encode_text(tokens), atol=1e-5)
 
 
 def test_tower_without_a_mask_that_pools_the_last_token():
@@ -185,7 +186,7 @@ def test_tower_without_a_mask_that_pools_the_last_token():
     torch.manual_seed(0)
     model = open_clip.CustomTextCLIP(24, vision, text).eval()
     tokens = nn.functional.pad(torch.tensor([[3, 4, 5], [6, 7, 8]]), (0, 17), value=1)
-    assert torch.allclose(PromptEncoder(model).encode_tokens(tokens), model.encode_text(tokens), atol=1e-5)
+    assert torch.allclose(TextEncoder(model).encode_tokens(tokens), model.encode_text(tokens), atol=1e-5)
 
 
 def test_tower_that_pools_the_first_end_token():
@@ -199,7 +200,7 @@ def test_tower_that_pools_the_first_end_token():
     model = open_clip.CustomTextCLIP(24, vision, text).eval()
     tokens = torch.tensor([[48, 49, 4, 0, 0, 0], [48, 7, 8, 9, 4, 0]])  # the end is not the largest id
     tokens = nn.functional.pad(tokens, (0, 14))
-    assert torch.allclose(PromptEncoder(model).encode_tokens(tokens), model.encode_text(tokens), atol=1e-5)
+    assert torch.allclose(TextEncoder(model).encode_tokens(tokens), model.encode_text(tokens), atol=1e-5)
 
 
 def test_towers_of_another_kind_are_refused():
@@ -208,18 +209,18 @@ def test_towers_of_another_kind_are_refused():
     vision = open_clip.CLIPVisionCfg(layers=1, width=32, head_width=16, patch_size=8, image_size=16)
     text = open_clip.CLIPTextCfg(context_length=20, vocab_size=50, width=32, heads=2, layers=1, embed_cls=True)
     with pytest.raises(UserError, match="not supported"):
-        PromptEncoder(open_clip.CustomTextCLIP(24, vision, text))
+        TextEncoder(open_clip.CustomTextCLIP(24, vision, text))
     model = nn.Module()
     model.text = nn.Linear(2, 2)  # as open_clip's wrapper of transformers' text models: no embeddings of ours
     with pytest.raises(UserError, match="Linear"):
-        PromptEncoder(model)
+        TextEncoder(model)
 
 
 def test_unknown_pooling_is_refused():
     model = make_clip()
     model.text_pool_type = "first"
     with pytest.raises(UserError, match="first"):
-        PromptEncoder(model)
+        TextEncoder(model)
 
 
 # PromptLearner
@@ -263,7 +264,7 @@ def test_prompts_equal_concatenation(tiny_backbone: Backbone, position: Any, cla
 def test_only_the_context_is_learned_and_every_class_moves_it(tiny_backbone: Backbone):
     learner = PromptLearner(tiny_backbone, NAMES, n_ctx=4)
     assert [name for name, _ in learner.named_parameters()] == ["ctx"]
-    features = PromptEncoder(tiny_backbone.model)(*learner())
+    features = TextEncoder(tiny_backbone.model)(*learner())
     for row in features:
         (gradient,) = torch.autograd.grad(row.sum(), learner.ctx, retain_graph=True)
         assert gradient.abs().sum(dim=1).min() > 0  # every context token matters to every class
@@ -271,7 +272,7 @@ def test_only_the_context_is_learned_and_every_class_moves_it(tiny_backbone: Bac
 
 def test_class_specific_contexts_do_not_touch_each_other(tiny_backbone: Backbone):
     learner = PromptLearner(tiny_backbone, NAMES, n_ctx=4, class_specific=True)
-    PromptEncoder(tiny_backbone.model)(*learner())[1].sum().backward()
+    TextEncoder(tiny_backbone.model)(*learner())[1].sum().backward()
     assert learner.ctx.grad[1].abs().min() > 0
     assert learner.ctx.grad[[0, 2]].abs().max() == 0
 
@@ -282,7 +283,7 @@ def test_context_of_a_templates_words_gives_the_templates_features(tiny_backbone
         tiny_backbone, NAMES, n_ctx=16, ctx_init="a_photo of a", class_specific=class_specific
     )
     assert learner.ctx.shape[-2] == 4  # n_ctx is not looked at
-    features = PromptEncoder(tiny_backbone.model)(*learner())
+    features = TextEncoder(tiny_backbone.model)(*learner())
     texts = [f"a photo of a {name.replace('_', ' ')}." for name in NAMES]
     assert torch.allclose(normalize(features, dim=1), tiny_backbone.encode_texts(texts), atol=1e-6)
 

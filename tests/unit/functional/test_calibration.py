@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from air_plugin.functional.calibration import expected_accuracy, fusion_weight, match_confidence, mean_confidence
+from air_plugin.functional.calibration import match_confidence, mean_confidence
+from air_plugin.functional.fusion import expected_accuracy, fusion_weight
 
 RNG = torch.Generator().manual_seed(0)
 SCORES = torch.randn(200, 5, generator=RNG) * 10

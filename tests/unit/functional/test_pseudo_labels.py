@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from air_plugin.functional import pseudo_labels
-from air_plugin.functional.pseudo_labels import candidate_sets, fuse, hard_labels, largest, top_k_per_class
+from air_plugin.functional.fusion import fuse
+from air_plugin.functional.pseudo_labels import candidate_sets, hard_labels, top_k_per_class
+from air_plugin.functional.ranking import largest
 
 
 def random_probs(images: int, classes: int, *, seed: int = 0) -> Tensor:

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
-from air_plugin.clip.backbone import Backbone, load_backbone
+from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.loading import load_backbone
 from air_plugin.clip.prompts import PromptedCLIP, PromptEnsemble, PromptLearner
 from air_plugin.inference.bundle import (
     HEADS,

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
-from air_plugin.clip.backbone import Backbone, load_backbone
+from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.loading import load_backbone
 from air_plugin.inference import onnx as export
 from air_plugin.inference.bundle import Bundle, precision_of, preprocessing_of
 from air_plugin.utils.errors import UserError

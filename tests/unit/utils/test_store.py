@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from air_plugin.utils.images import digest_files, write_atomically
-from air_plugin.utils.store import Store, key_of, load_tensors, save_tensors, tensor_digest
+from air_plugin.utils.files import digest_files, write_atomically
+from air_plugin.utils.store import Store, key_of
+from air_plugin.utils.tensors import load_tensors, save_tensors, tensor_digest
 
 SETTINGS = {"recipe": 1, "seed": 3, "names": ["dog", "cät"]}
 

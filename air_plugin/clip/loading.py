@@ -1,0 +1,311 @@
+"""From a name in the config to a backbone: OpenAI's, open_clip's, SigLIP, files and folders."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from air_plugin.clip.backbone import Backbone
+from air_plugin.utils.errors import UserError, unknown
+from air_plugin.utils.offline import go_offline, is_offline
+from air_plugin.utils.tensors import DTYPES, save_tensors
+
+OPENAI_NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "ViT-B/32", "ViT-B/16", "ViT-L/14")
+PICKLES = (".pt", ".pth", ".bin")
+
+
+def load_backbone(name: str, *, precision: str = "fp32", device: str | torch.device = "cpu") -> Backbone:
+    """Load a backbone. With `is_offline()` nothing is fetched: what is not on this machine is an error.
+
+    Args:
+        name: `mini` (the embedded default); an OpenAI name ("ViT-B/32"); an open_clip architecture with its pretrained
+            tag ("ViT-B-16:laion2b_s34b_b88k", "ViT-B-16-SigLIP:webli") or with a local weight file
+            ("ViT-B-32-quickgelu:weights.safetensors"); or a folder that open_clip or the hub saved
+            (open_clip_config.json, open_clip_model.safetensors, and the tokenizer's files where it has its own).
+            A file's architecture is as its authors built it: with a slash ("ViT-B/32:FILE") it is OpenAI's, whose
+            activation is QuickGELU (GeoRSCLIP's base), with a hyphen ("ViT-B-32:FILE") it is open_clip's, whose
+            activation is GELU (as RemoteCLIP's authors load it). The wrong one loads without a word.
+        precision: fp32, fp16 or bf16.
+        device: where the model lies.
+
+    Raises:
+        UserError: the name is not known, a file is missing, or a file holds anything but tensors.
+    """
+    if precision not in DTYPES:
+        raise unknown("precision", precision, DTYPES)
+    if is_offline():
+        go_offline()
+    backbone = _load_mini() if name == "mini" else _load_open_clip(name, precision)
+    backbone.model.to(device).eval().requires_grad_(False)
+    if precision != "fp32" and name == "mini":
+        backbone.model.to(DTYPES[precision])
+    return backbone
+
+
+def _load_mini() -> Backbone:
+    import open_clip
+
+    from air_plugin import mini
+
+    preprocess = open_clip.image_transform(mini.IMAGE_SIZE, is_train=False, mean=mini.MEAN, std=mini.STD)
+    model, tokenizer = mini.load_clip(), mini.tokenizer()
+    return Backbone("mini", model, preprocess, tokenizer, mini.IMAGE_SIZE, model.context_length)
+
+
+def _load_open_clip(name: str, precision: str) -> Backbone:
+    import open_clip
+
+    if Path(name).is_dir():
+        architecture, source, options = _folder(Path(name))
+    else:
+        architecture, source, options = _resolve(name)
+    try:
+        with _said_once():
+            tokenizer = _tokenizer(name, architecture)
+            model, preprocess = open_clip.create_model_from_pretrained(
+                architecture, pretrained=source, precision=precision, **options
+            )
+    except Exception as error:
+        unreachable = _is_unreachable(error)
+        explained = _unfetched(name, architecture, source) if unreachable else _explained(name, source, error)
+        if explained is None:
+            raise
+        raise explained from error
+    size = model.visual.image_size
+    length = getattr(model, "context_length", None) or model.text.context_length
+    return Backbone(name, model, preprocess, tokenizer, size[0] if isinstance(size, tuple) else size, length)
+
+
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """Keep a failed download to one line of ours, and each line of the hub's library to one.
+
+    open_clip logs on the root logger what it then raises. Its first word there also gives that logger a handler, which
+    would repeat what other libraries say through handlers of their own.
+    """
+
+    def is_new(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Failed to download weights for tag")
+
+    root, hub = logging.getLogger(), logging.getLogger("huggingface_hub")
+    handlers, propagated = list(root.handlers), hub.propagate
+    root.addFilter(is_new)
+    hub.propagate = propagated and bool(handlers)  # a handler from before is somebody's wish
+    try:
+        yield
+    finally:
+        root.removeFilter(is_new)
+        root.handlers[:] = handlers
+        hub.propagate = propagated
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether an error came from a network that does not answer."""
+    from urllib.error import HTTPError, URLError
+
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (LocalEntryNotFoundError, URLError)) and not isinstance(seen, HTTPError):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _unfetched(name: str, architecture: str, source: str | None) -> UserError:
+    """The line where something had to be fetched and the network does not answer; it names all that is needed."""
+    import open_clip
+
+    settings = open_clip.get_pretrained_cfg(architecture, source or "")  # empty for a file
+    text = open_clip.get_model_config(architecture)["text_cfg"]
+    needed = [_weights_of(settings)] if settings.get("hf_hub") else []
+    needed += [_tokenizer_of(text["hf_tokenizer_name"])] if text.get("hf_tokenizer_name") else []
+    if needed:
+        return _missing(name, *needed, why="the network does not answer")
+    return UserError(f"backbone '{name}' is not on this machine, and the network does not answer; {_by_hand(settings)}")
+
+
+def _explained(name: str, source: str | None, error: Exception) -> UserError | None:
+    """What open_clip's error means for the one who named the backbone; None where it is a defect of ours."""
+    if type(error).__name__ == "UnpicklingError":  # torch reads tensors only (weights_only), and this has more
+        return UserError(f"{source} is damaged or holds more than tensors, and then it could run any program; nothing "
+                         "of it was loaded; ask its authors for safetensors")
+    if "TorchScript" in str(error):
+        return UserError(f"{source} is a TorchScript archive, which holds a program; it is not loaded; the same "
+                         "weights as safetensors come with a tag, for instance ViT-B/32 alone")
+    known = (RuntimeError, ValueError, OSError, AssertionError, KeyError, EOFError, SafetensorError)
+    if isinstance(error, known):
+        said = " ".join(str(error).split()) or type(error).__name__
+        return UserError(f"backbone '{name}' cannot be loaded: {said[:300]}")
+    return None
+
+
+def _folder(path: Path) -> tuple[str, None, dict[str, Any]]:
+    """A local folder as open_clip's loader takes it."""
+    import open_clip
+
+    _require_file(path / "open_clip_config.json")
+    _require_file(path / "open_clip_model.safetensors")
+    try:
+        config = open_clip.get_model_config(f"local-dir:{path}")
+        _require_own_text_tower(str(path), config)
+    except (ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}/open_clip_config.json is not a model's settings as open_clip saves them") from error
+    if config["text_cfg"].get("hf_tokenizer_name"):
+        _require_file(path / "tokenizer_config.json")
+    return f"local-dir:{path}", None, {}
+
+
+def _resolve(name: str) -> tuple[str, str, dict[str, Any]]:
+    """A name to open_clip's architecture, its tag or file, and options."""
+    import open_clip
+
+    given, _, source = name.partition(":")
+    if given in OPENAI_NAMES and not source:
+        source = "openai"
+    architecture = given.replace("/", "-")
+    if architecture not in open_clip.list_models():
+        error = unknown("backbone", name, ["mini", *OPENAI_NAMES, *open_clip.list_models()])
+        if "did you mean" not in str(error) and ("/" in name or Path(name).suffix):
+            raise UserError(f"backbone '{name}' is no folder and no ARCHITECTURE:FILE; see load_backbone for the forms")
+        raise error
+    config = open_clip.get_model_config(architecture)
+    _require_own_text_tower(name, config)
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if source in tags:
+        settings = open_clip.get_pretrained_cfg(architecture, source)
+        # OpenAI's weights want QuickGELU; the plain architecture would load them without a word and be wrong.
+        options = {"force_quick_gelu": bool(settings.get("quick_gelu"))}
+        if is_offline():
+            source, options = _on_disk(name, settings), {**options, **_preprocessing([settings])}
+    elif source.endswith(".safetensors") or (source and Path(source).exists()):
+        _require_weights(name, Path(source))
+        options = {"force_quick_gelu": "/" in given and given in OPENAI_NAMES}
+        options.update(_preprocessing([open_clip.get_pretrained_cfg(architecture, tag) for tag in tags]))
+    else:
+        raise UserError(f"backbone '{name}' names no weights; write {architecture}:TAG, TAG one of: {', '.join(tags)}")
+    return architecture, source, options
+
+
+def _preprocessing(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How the images of pretrained weights are prepared, as far as all agree: a file does not say it itself."""
+    options = {}
+    for option in ("mean", "std", "interpolation", "resize_mode"):
+        values = {one[option] for one in settings if option in one}
+        if len(values) == 1:
+            options[f"image_{option}"] = values.pop()
+    return options
+
+
+def _on_disk(name: str, settings: Mapping[str, Any]) -> str:
+    """The file of a pretrained tag, without a network.
+
+    Raises:
+        UserError: it is not on this machine; the message says how to get it.
+    """
+    from open_clip.pretrained import download_pretrained
+
+    if settings.get("hf_hub"):
+        try:
+            return download_pretrained(dict(settings))
+        except FileNotFoundError as error:
+            raise _missing(name, _weights_of(settings)) from error
+    path = _place(settings)
+    if not path.is_file():
+        raise UserError(f"backbone '{name}' is not on this machine, and offline nothing is fetched; "
+                        f"{_by_hand(settings)}")  # fmt: skip
+    return str(path)
+
+
+def _weights_of(settings: Mapping[str, Any]) -> str:
+    """What `hf download` takes for a pretrained tag: "owner/repository/" and "owner/repository/file" occur."""
+    repository, file = os.path.split(settings["hf_hub"])
+    return f"{repository} {file or 'open_clip_model.safetensors'}"
+
+
+def _tokenizer_of(repository: str) -> str:
+    """What `hf download` takes for a tokenizer alone."""
+    return f"{repository} --include '*token*' '*.model'"
+
+
+def _place(settings: Mapping[str, Any]) -> Path:
+    """Where open_clip looks for a file that has an address of its own."""
+    return Path("~/.cache/clip").expanduser() / os.path.basename(settings["url"])
+
+
+def _by_hand(settings: Mapping[str, Any]) -> str:
+    return f"get {settings['url']} elsewhere and put it at {_place(settings)}"
+
+
+def _tokenizer(name: str, architecture: str) -> Callable[..., Tensor]:
+    """An architecture's tokenizer; offline, one of the hub's is read from where the hub's library put it."""
+    import open_clip
+    from huggingface_hub import try_to_load_from_cache
+
+    text = open_clip.get_model_config(architecture)["text_cfg"]
+    repository = text.get("hf_tokenizer_name")
+    if not repository or not is_offline() or architecture.startswith("local-dir:"):
+        return open_clip.get_tokenizer(architecture)
+    file = try_to_load_from_cache(repository, "tokenizer_config.json")
+    if not isinstance(file, str):
+        raise _missing(name, _tokenizer_of(repository))
+    # As a folder: by its name, transformers asks the hub for files that are not there.
+    return open_clip.tokenizer.HFTokenizer(
+        os.path.dirname(file), context_length=text["context_length"], tokenizer_mode=text.get("tokenizer_mode"),
+        **text.get("tokenizer_kwargs", {}),
+    )  # fmt: skip
+
+
+def _missing(name: str, *needed: str, why: str = "offline nothing is fetched") -> UserError:
+    """Files of the hub that are needed, each as `hf download` takes it."""
+    repositories = " and ".join(dict.fromkeys(one.split()[0] for one in needed))
+    commands = " && ".join(f"hf download {one}" for one in needed)
+    return UserError(f"backbone '{name}': hub files of {repositories} are not on this machine, and {why}; with a "
+                     f"network: {commands}")
+
+
+def _require_own_text_tower(name: str, config: Mapping[str, Any]) -> None:
+    text = config["text_cfg"]
+    if text.get("hf_model_name") or text.get("embed_cls"):
+        raise UserError(f"backbone '{name}' has a text tower of another kind than CLIP's, in which no prompts can be "
+                        "learned here; take a CLIP or SigLIP architecture")
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"backbone file {path} is missing")
+
+
+def _require_weights(name: str, path: Path) -> None:
+    if path.suffix not in (".safetensors", *PICKLES):
+        raise UserError(f"{path} is no weight file; give one of .safetensors, {', '.join(PICKLES)}")
+    _require_file(path)
+    if path.suffix in PICKLES:
+        print(f"note: {path} is a pickle, of which only tensors are read; make it safetensors once: "
+              f'air convert "{name}"', file=sys.stderr)  # fmt: skip
+
+
+def convert(name: str) -> Path:
+    """Write ARCHITECTURE:FILE's weights as safetensors beside FILE; returns the new file, which takes FILE's place.
+
+    Raises:
+        UserError: as `load_backbone`, or FILE is no pickle, or the new file is there already.
+    """
+    source = Path(name.partition(":")[2])
+    target = source.with_suffix(".safetensors")
+    if source.suffix not in PICKLES:
+        raise UserError(f"'{name}' is not ARCHITECTURE:FILE with a file of {', '.join(PICKLES)}")
+    if target.exists():
+        raise UserError(f"{target} is there already")
+    save_tensors(target, load_backbone(name).model.state_dict())
+    return target

@@ -1,0 +1,53 @@
+"""Files: written whole or not at all, and known by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from air_plugin.utils.errors import UserError
+
+
+def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Write a whole file or none.
+
+    Args:
+        path: where; the folder is made.
+        data: the file's content.
+        durable: wait until the disk has it (fsync).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # not mkstemp: others may read our files
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_files(paths: Iterable[str | os.PathLike[str]]) -> str:
+    """SHA-256 over the contents of files in their order, whatever they are called or where they lie.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    total = hashlib.sha256()
+    for path in paths:
+        try:
+            total.update(hashlib.sha256(Path(path).read_bytes()).digest())
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return total.hexdigest()
