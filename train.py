@@ -203,8 +203,8 @@ def make_result(cfg: Any, trainer: Any, config: str) -> dict[str, Any]:
         "template": cfg.DATASET.TEMPLATE,
         "seed": cfg.SEED,
         "heads": trainer.results,
-        "headline": trainer.headline,
-        **trainer.figures(),
+        "primary": trainer.primary,
+        **trainer.metrics(),
         "stages": [asdict(stage) for stage in trainer.stages.done],
         "provenance": {**collect(ROOT), "settings": resolved(cfg)},
     }
@@ -222,7 +222,7 @@ def write_bundle(trainer: Any, folder: Path) -> None:
     }  # fmt: skip
     save_bundle(
         folder, backbone=trainer.backbone, classnames=trainer.classnames, text=trainer.text_features(),
-        auxiliary=auxiliary.classifier if auxiliary else None, headline=trainer.headline, card=card,
+        auxiliary=auxiliary.classifier if auxiliary else None, primary=trainer.primary, card=card,
     )  # fmt: skip
 
 
@@ -267,11 +267,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     trainer.train()
     if hasattr(trainer, "auxiliary"):
-        from air_plugin.auxiliary.gallery import draw_gallery
+        from air_plugin.auxiliary.gallery import plot_gallery
 
         seen = trainer.paths, trainer.zero_shot_probs
         source = "generated" if cfg.AIR.SOURCE == "synthetic" else "pseudo-labelled"
-        draw_gallery(trainer.auxiliary, trainer.classnames, *seen, folder / "gallery.png", source=source)
+        plot_gallery(trainer.auxiliary, trainer.classnames, *seen, folder / "gallery.png", source=source)
     write_bundle(trainer, folder / "bundle")
     write_atomically(folder / "predictions.json", json.dumps(predictions(trainer)).encode(), durable=True)
     result = make_result(cfg, trainer, label(args.config_file, args.dataset_config_file, args.opts))

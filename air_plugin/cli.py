@@ -85,7 +85,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGE_OR_DIR", type=Path, help="an image, or a folder of any nesting")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write a table there instead")
     parser.add_argument("--top", metavar="N", type=int, default=1, help="classes an image; default 1")
-    parser.add_argument("--head", choices=("text", "fused"), help="default: the run's headline")
+    parser.add_argument("--head", choices=("text", "fused"), help="default: the run's primary")
     parser.add_argument("--batch", metavar="N", type=int, default=64, help="images a forward pass; default 64")
 
 
@@ -151,7 +151,7 @@ def run_stage(args: argparse.Namespace) -> int:
     import torch
 
     from air_plugin.auxiliary import build
-    from air_plugin.auxiliary.refinement import settle
+    from air_plugin.auxiliary.refinement import finalize
     from air_plugin.clip.features import extract_features
     from air_plugin.clip.loading import load_backbone
     from air_plugin.config import AirSettings
@@ -187,14 +187,14 @@ def run_stage(args: argparse.Namespace) -> int:
         print(f"adapter: {adapter.folder}")
     if args.command == "lora":
         return 0
-    report = build.draw(generator, adapter, names, settings=settings, store=store)
-    print(f"images: {report.paths[0].parent} ({len(report.paths)}, {report.drawn} drawn now)")
+    report = build.generate_images(generator, adapter, names, settings=settings, store=store)
+    print(f"images: {report.paths[0].parent} ({len(report.paths)}, {report.generated} generated now)")
     if args.command == "prototypes":
         made, _ = build.make_prototypes(
             backbone, names, report.paths, settings=settings, store=store, adapter=adapter, generator=generator
         )
-        classifier, _, _ = settle(
-            made.classifier, made.drawn, features=table.plain, probs=probs, settings=settings, store=store
+        classifier, _, _ = finalize(
+            made.classifier, made.generated, features=table.plain, probs=probs, settings=settings, store=store
         )
         folder = store.root / "prototypes" / made.key
         out = args.out or folder / "classifier.safetensors"

@@ -68,7 +68,7 @@ def add_air_config(cfg: Any) -> None:
     cfg.AIR = CfgNode()
     cfg.AIR.CACHE = ""  # folder of the artifacts; empty: cache/ in the output folder
     cfg.AIR.THREADS = 0  # of torch on the CPU; 0 leaves torch's own number
-    cfg.AIR.HEADLINE = "fused"
+    cfg.AIR.PRIMARY = "fused"
     cfg.AIR.LAMBDA = 2.0  # or auto
     cfg.AIR.BETA = 1.0  # or auto
     cfg.AIR.LS = "consistency"
@@ -141,7 +141,7 @@ class AirSettings:
     weight, beta: AIR.LAMBDA and BETA, or None where they are "auto": chosen without labels (air_plugin/weighting.py).
     """
 
-    headline: Head
+    primary: Head
     weight: float | None
     beta: float | None
     loss: LossForm
@@ -186,7 +186,7 @@ class AirSettings:
         if self.scheduler == "lcm":
             require(self.steps <= 50, "AIR.STEPS", self.steps, "at most 50 where AIR.SCHEDULER is lcm")
         require_template("AIR.PROMPT", self.prompt)
-        require_choice("AIR.HEADLINE", self.headline, Head)
+        require_choice("AIR.PRIMARY", self.primary, Head)
         require_choice("AIR.LS", self.loss, LossForm)
         require_choice("AIR.SOURCE", self.source, Source)
         require_choice("AIR.AUXILIARY", self.auxiliary, Classifier)
@@ -227,7 +227,7 @@ class AirSettings:
         air = cfg.AIR
         lora = {key.lower(): value for key, value in air.LORA.items()}
         return cls(
-            headline=air.HEADLINE,
+            primary=air.PRIMARY,
             weight=None if air.LAMBDA == AUTO else air.LAMBDA,
             beta=None if air.BETA == AUTO else air.BETA,
             loss=air.LS,

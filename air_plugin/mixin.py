@@ -45,19 +45,19 @@ class AuxiliaryMixin(_Host):
     """Fuses the auxiliary classifier into prediction, and into pseudo-labels where the trainer has them (AiR, PLG).
 
     Stands before a Dassl trainer that has `cfg` (with `add_air_config`'s keys), `dm`, `model` and `model_inference`,
-    and changes nothing of its training: the generator is adapted and the images are drawn once the model is built, and
+    and changes nothing of its training: the generator is adapted and the images are generated once the model is built, and
     no random number of the trainer's is used up. A model without `image_encoder` and `dtype`, or whose encoder takes
     more than pixels, needs `image_features` overridden.
 
     A trainer may have several heads over cached features, as ours have (`head_probs`). Then the fused one stands beside
-    the others, AIR.HEADLINE chooses among them, and the cached features are used.
+    the others, AIR.PRIMARY chooses among them, and the cached features are used.
 
     A trainer with `pseudo_probs() -> (N, C)` says with `paths` whose these are: N image files in the order of the rows.
     """
 
     auxiliary: Auxiliary
     air: AirSettings
-    headline: str = "fused"
+    primary: str = "fused"
     by_lambda: list[tuple[float, float]] | None = None
     _seen: Auxiliary | None = None  # the auxiliary classifier as the trainer's own tower sees its images
     _heard_is_right: bool | None = None  # whether what leaves model.image_encoder is image_features; None: not known
@@ -70,7 +70,7 @@ class AuxiliaryMixin(_Host):
         self.air = AirSettings.from_cfg(cfg)
         require_template("DATASET.TEMPLATE", cfg.DATASET.TEMPLATE)
         if self._has_heads:
-            self.headline = self.air.headline
+            self.primary = self.air.primary
 
     @property
     def _has_heads(self) -> bool:
@@ -199,7 +199,7 @@ class AuxiliaryMixin(_Host):
         transform = getattr(self.dm.test_loader.dataset, "transform", None)
         if not callable(transform):
             raise UserError(f"{self._name}: dm.test_loader.dataset.transform is {type(transform).__name__}, not one "
-                            "transform of test images, with which the drawn ones are seen, too")
+                            "transform of test images, with which the generated ones are seen, too")
         return transform
 
     def _own_features(self, images: Tensor) -> Tensor:
@@ -269,8 +269,8 @@ class AuxiliaryMixin(_Host):
             for weight in sorted({*LAMBDAS, self.auxiliary.classifier.fusion_weight})
         ]
 
-    def figures(self) -> dict[str, Any]:
-        return {**super().figures(), "by_lambda": self.by_lambda, "auxiliary": self._rounds()}
+    def metrics(self) -> dict[str, Any]:
+        return {**super().metrics(), "by_lambda": self.by_lambda, "auxiliary": self._rounds()}
 
     def _rounds(self) -> list[dict[str, Any]]:
         """Of each round of drawing: figures, and the share of right labels, in percent, looked at afterwards."""

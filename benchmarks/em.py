@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     imported = peak_memory()
     features, probs, centres = made_up(options.images, options.dimensions, options.classes)
-    labels = torch.arange(options.classes).repeat_interleave(options.drawn)
+    labels = torch.arange(options.classes).repeat_interleave(options.generated)
     noise = torch.randn(len(labels), options.dimensions, generator=torch.Generator().manual_seed(1))
     prior = fit_gaussians(unit(centres[labels] + noise / options.dimensions**0.5), labels, classes=options.classes)
     filled = peak_memory()
@@ -72,7 +72,7 @@ def made_up(images: int, dimensions: int, classes: int) -> tuple[Tensor, Tensor,
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = {"images": 1_000_000, "dimensions": 512, "classes": 1000, "drawn": 4, "iterations": 3, "chunk": 4096,
+    defaults = {"images": 1_000_000, "dimensions": 512, "classes": 1000, "generated": 4, "iterations": 3, "chunk": 4096,
                 "threads": 1}  # fmt: skip
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default {value}")

@@ -71,7 +71,7 @@ def write_run(
         Image.linear_gradient("L").save(folder / "gallery.png")
     result = {
         "trainer": trainer, "dataset": dataset, "config": config, "backbone": "mini", "split_family": "zhou",
-        "template": "a photo of a {}.", "seed": seed, "heads": heads, "headline": "text",
+        "template": "a photo of a {}.", "seed": seed, "heads": heads, "primary": "text",
         "pseudo_labels": {"selected": 0, "coverage": 0.0, "accuracy": None}, "stages": [],
         "provenance": {"settings": dict(settings or {})}, **changes,
     }  # fmt: skip
@@ -80,10 +80,10 @@ def write_run(
 
 
 def auxiliary_rounds(*weights: float, seed: int = 1, accuracy: float | None = 88.0) -> list[dict[str, Any]]:
-    """`auxiliary` of a result: a round a lambda, the labels a point better each; EM with drawn images."""
+    """`auxiliary` of a result: a round a lambda, the labels a point better each; EM with generated images."""
     return [
-        {"changed": 13.0 - number, "lambda": weight, "scale": 0.09, "anchor": 10.0 + seed + number, "iterations": 17,
-         "converged": True, "mass": [10.5, 9.5], "accuracy": None if accuracy is None else accuracy + number}
+        {"changed": 13.0 - number, "lambda": weight, "scale": 0.09, "prior_strength": 10.0 + seed + number, "iterations": 17,
+         "converged": True, "soft_counts": [10.5, 9.5], "accuracy": None if accuracy is None else accuracy + number}
         for number, weight in enumerate(weights)
     ]  # fmt: skip
 

@@ -11,7 +11,7 @@ def result(trainer: str = "AiR", seed: int = 1, accuracy: float = 80.0, **change
     heads = {"text": {"accuracy": accuracy}, "fused": {"accuracy": accuracy + 1}}
     return {
         "trainer": trainer, "dataset": "digits", "config": "mini", "backbone": "mini", "split_family": "zhou",
-        "template": "a photo of the digit {}.", "seed": seed, "headline": "text", "heads": heads,
+        "template": "a photo of the digit {}.", "seed": seed, "primary": "text", "heads": heads,
         "pseudo_labels": {"selected": 100, "coverage": 50.0, "accuracy": 90.0}, **changes,
     }  # fmt: skip
 
@@ -56,8 +56,8 @@ HARMFUL = {
     "foreign": '{"accuracy": 5}',
     "without seed": json.dumps({key: value for key, value in result().items() if key != "seed"}),
     "without pseudo-labels": json.dumps({key: value for key, value in result().items() if key != "pseudo_labels"}),
-    "without the headline head": json.dumps(result(headline="other")),
-    "headline a list": json.dumps(result(headline=["text"])),
+    "without the primary classifier": json.dumps(result(primary="other")),
+    "primary a list": json.dumps(result(primary=["text"])),
     "heads a list": json.dumps(result(heads=[1])),
     "no heads": json.dumps(result(heads={})),
     "head without accuracy": json.dumps(result(heads={"text": {}})),
@@ -87,9 +87,9 @@ HARMFUL = {
         for key, value in (
             ("lambda", float("nan")), ("lambda", -0.5), ("lambda", "auto"), ("lambda", None), ("lambda", True),
             ("changed", -1.0), ("changed", 100.5), ("changed", "few"), ("accuracy", float("nan")), ("accuracy", -0.1),
-            ("accuracy", 101), ("scale", float("inf")), ("scale", "0.1"), ("anchor", float("nan")), ("anchor", -1),
-            ("iterations", "17"), ("converged", "yes"), ("converged", 1), ("mass", {"zero": 1}), ("mass", [1, "2"]),
-            ("mass", [float("nan")]), ("mass", "all"),
+            ("accuracy", 101), ("scale", float("inf")), ("scale", "0.1"), ("prior_strength", float("nan")), ("prior_strength", -1),
+            ("iterations", "17"), ("converged", "yes"), ("converged", 1), ("soft_counts", {"zero": 1}), ("soft_counts", [1, "2"]),
+            ("soft_counts", [float("nan")]), ("soft_counts", "all"),
         )
     },
     "beta NaN": json.dumps(result(beta=float("nan"))),

@@ -49,12 +49,12 @@ class AiR(AuxiliaryMixin, SelfTraining):
         """
         real = (self.zero_shot_probs[index] * candidates).sum(dim=1).mean()
         prototypes = self.auxiliary.prototypes
-        drawn = self.backbone.text_probs(prototypes.flatten(0, 1), self.template_features)
-        own = drawn.unflatten(0, prototypes.shape[:2]).mean(dim=1).diagonal().mean()
+        generated = self.backbone.text_probs(prototypes.flatten(0, 1), self.template_features)
+        own = generated.unflatten(0, prototypes.shape[:2]).mean(dim=1).diagonal().mean()
         return relative_weight(float(own), to=float(real))
 
-    def figures(self) -> dict[str, Any]:
-        return {**super().figures(), "beta": self.beta}
+    def metrics(self) -> dict[str, Any]:
+        return {**super().metrics(), "beta": self.beta}
 
     def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
         losses, beta = super().losses(batch, text), self.beta
@@ -63,11 +63,11 @@ class AiR(AuxiliaryMixin, SelfTraining):
         if self.air.loss == "consistency":
             value = consistency_loss(self.model.logits(batch["img"], text), self.model.logits(batch["img2"], text))
         else:
-            features, label = self._draw_prototypes(len(batch["img"]))
+            features, label = self._sample_prototypes(len(batch["img"]))
             value = synthetic_loss(self.model.logits(features, text), label)
         return {**losses, "loss_s": beta * value}
 
-    def _draw_prototypes(self, count: int) -> tuple[Tensor, Tensor]:
+    def _sample_prototypes(self, count: int) -> tuple[Tensor, Tensor]:
         """(B, D) kept generated features and their (B,) classes; which ones depends on seed, epoch and batch alone."""
         prototypes = self.auxiliary.prototypes
         classes, kept, _ = prototypes.shape

@@ -29,7 +29,7 @@ from air_plugin.utils.store import Store
 class PromptTrainer(TrainerX):
     """Trains prompts on a feature table. A method overrides `training_set` and `losses`; see trainers/coop.py."""
 
-    headline: str = "text"
+    primary: str = "text"
 
     def check_cfg(self, cfg: Any) -> None:
         require_template("DATASET.TEMPLATE", cfg.DATASET.TEMPLATE)
@@ -191,12 +191,12 @@ class PromptTrainer(TrainerX):
         return {"text": self.model(features).softmax(dim=1)}
 
     def model_inference(self, input: Tensor) -> Tensor:
-        """(B, 3, H, W) pixels or (B, D) features to the headline head's (B, C) scores."""
-        return self.head_probs(self.backbone.encode_images(input) if input.ndim == 4 else input)[self.headline]
+        """(B, 3, H, W) pixels or (B, D) features to the primary classifier's (B, C) scores."""
+        return self.head_probs(self.backbone.encode_images(input) if input.ndim == 4 else input)[self.primary]
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float | None:
-        """Evaluate every head, the headline head last; returns its accuracy in percent, None without test labels."""
+        """Evaluate every head, the primary classifier last; returns its accuracy in percent, None without test labels."""
         self.set_model_mode("eval")
         split = split or self.cfg.TEST.SPLIT
         data = self.dm.dataset.val if split == "val" and self.dm.dataset.val else self.dm.dataset.test
@@ -206,7 +206,7 @@ class PromptTrainer(TrainerX):
         heads = plain = self.head_probs(table.plain)
         if self.cfg.TRAINER.TRANSCLIP.ENABLED:
             heads = {name: transclip(table.plain, probs) for name, probs in heads.items()}
-        for name in sorted(heads, key=lambda head: head == self.headline):
+        for name in sorted(heads, key=lambda head: head == self.primary):
             self.results[name] = head_metrics(heads[name], labels, self.classnames)
             if labels is None:
                 print(f"No labels: the accuracy of the {name} head is unknown")
@@ -215,7 +215,7 @@ class PromptTrainer(TrainerX):
             self.evaluator.reset()
             self.evaluator.process(heads[name], labels)
             printed = self.evaluator.evaluate()
-            if name == self.headline:
+            if name == self.primary:
                 for key, value in printed.items():
                     self.write_scalar(f"{split}/{key}", value, self.epoch)
         self.predictions = {
@@ -226,12 +226,12 @@ class PromptTrainer(TrainerX):
         }  # fmt: skip
         if labels is not None:
             self.diagnose(plain, table.plain, labels)
-        return self.results[self.headline]["accuracy"]
+        return self.results[self.primary]["accuracy"]
 
     def diagnose(self, heads: dict[str, Tensor], features: Tensor, labels: Tensor) -> None:
         """A place for figures of the (N, C) heads, (N, D) test features and (N,) labels; they choose nothing."""
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """More that belongs into result.json."""
         return {"pseudo_labels": {"selected": 0, "coverage": 0.0, "accuracy": None}, "rounds": []}
 

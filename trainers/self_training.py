@@ -23,12 +23,12 @@ from trainers.prompt_trainer import PromptTrainer
 class Round:
     """What one round was trained on.
 
-    index: (S,) selected images. mask: (S, C) bool, their candidates. likeliest: (S,) the surest candidate of each.
+    index: (S,) selected images. mask: (S, C) bool, their candidates. top1: (S,) the surest candidate of each.
     """
 
     index: Tensor
     mask: Tensor
-    likeliest: Tensor
+    top1: Tensor
 
 
 class SelfTraining(PromptTrainer):
@@ -94,8 +94,8 @@ class SelfTraining(PromptTrainer):
         probs = self.pseudo_probs()
         chosen = self.select(probs)
         self._warn_of_empty(chosen)
-        likeliest = probs[chosen.index].masked_fill(~chosen.mask, -1).argmax(dim=1)
-        saved = {"index": chosen.index, "mask": chosen.mask, "likeliest": likeliest}
+        top1 = probs[chosen.index].masked_fill(~chosen.mask, -1).argmax(dim=1)
+        saved = {"index": chosen.index, "mask": chosen.mask, "top1": top1}
         save_tensors(self._file(len(self.rounds)), saved)
         self.rounds.append(Round(**saved))
         self.model.prompt_learner.load_state_dict(self.initial)
@@ -134,7 +134,7 @@ class SelfTraining(PromptTrainer):
         mask, weights = batch["target"], batch.get("weights")
         return {"loss_r": partial_label_loss(logits, mask, weights, form=self.form, leverage=leverage)}
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         labels, total = self.hidden_labels(), len(self.table)
-        rounds = [pseudo_label_metrics(r.index, r.mask, r.likeliest, total=total, labels=labels) for r in self.rounds]
+        rounds = [pseudo_label_metrics(r.index, r.mask, r.top1, total=total, labels=labels) for r in self.rounds]
         return {"pseudo_labels": rounds[-1], "rounds": rounds}

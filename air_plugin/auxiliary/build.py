@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier, make_card
-from air_plugin.auxiliary.refinement import Round, look_back, settle
+from air_plugin.auxiliary.refinement import Round, finalize, summarize
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.features import extract_features
 from air_plugin.config import AirSettings
@@ -33,7 +33,7 @@ class Auxiliary:
     images: C lists of M image files.
     kept: (C, K) which of them were kept, nearest to the class mean first.
     key: of its artifact; empty where it is none.
-    drawn: (C, M, D) unit features of all images.
+    generated: (C, M, D) unit features of all images.
     rounds: how it came about; empty where nobody looked at the unlabelled images.
     """
 
@@ -42,7 +42,7 @@ class Auxiliary:
     images: list[list[Path]]
     kept: Tensor
     key: str
-    drawn: Tensor
+    generated: Tensor
     rounds: tuple[Round, ...] = ()
 
 
@@ -79,38 +79,38 @@ def build_auxiliary(
                 backbone, classnames, paths, features=features, probs=probs, settings=settings
             )
         with stages.stage("refinement"):
-            auxiliary, opinion, figures = _settled(auxiliary, features, probs, settings=settings, store=store)
-        return replace(auxiliary, rounds=(look_back(opinion, probs, figures),))
+            auxiliary, posterior_probs, figures = _finalized(auxiliary, features, probs, settings=settings, store=store)
+        return replace(auxiliary, rounds=(summarize(posterior_probs, probs, figures),))
     with stages.stage("generator"):
         generator = load_generator(settings.generator, device=backbone.device, **settings.loading)
     captions, rounds = probs, list[Round]()
     for number in range(1, settings.rounds + 1):
         suffix = f", round {number}" if number > 1 else ""
-        auxiliary = _draw_and_keep(
+        auxiliary = _generate_and_select(
             backbone, generator, classnames, paths,
             captions=captions, settings=settings, store=store, stages=stages, suffix=suffix,
         )  # fmt: skip
         with stages.stage(f"refinement{suffix}"):
-            auxiliary, opinion, figures = _settled(auxiliary, features, probs, settings=settings, store=store)
-        rounds.append(look_back(opinion, captions, figures))
+            auxiliary, posterior_probs, figures = _finalized(auxiliary, features, probs, settings=settings, store=store)
+        rounds.append(summarize(posterior_probs, captions, figures))
         if settings.rounds > 1:
             print(f"round {number}: {rounds[-1].changed:.1f} % of the labels changed")
         if rounds[-1].stable:
             break
-        captions = opinion
+        captions = posterior_probs
     return replace(auxiliary, rounds=tuple(rounds))
 
 
-def _settled(
+def _finalized(
     auxiliary: Auxiliary, features: Tensor, probs: Tensor, *, settings: AirSettings, store: Store
 ) -> tuple[Auxiliary, Tensor, dict[str, Any]]:
-    classifier, opinion, figures = settle(
-        auxiliary.classifier, auxiliary.drawn, features=features, probs=probs, settings=settings, store=store
+    classifier, posterior_probs, figures = finalize(
+        auxiliary.classifier, auxiliary.generated, features=features, probs=probs, settings=settings, store=store
     )
-    return replace(auxiliary, classifier=classifier), opinion, figures
+    return replace(auxiliary, classifier=classifier), posterior_probs, figures
 
 
-def _draw_and_keep(
+def _generate_and_select(
     backbone: Backbone,
     generator: Generator,
     classnames: Sequence[str],
@@ -129,8 +129,8 @@ def _draw_and_keep(
             adapter = adapt(generator, classnames, paths, probs=captions, settings=settings, store=store)
             stage.cached = adapter.cached
     with stages.stage(f"generation{suffix}") as stage:
-        report = draw(generator, adapter, classnames, settings=settings, store=store)
-        stage.cached = report.drawn == 0
+        report = generate_images(generator, adapter, classnames, settings=settings, store=store)
+        stage.cached = report.generated == 0
     with stages.stage(f"prototypes{suffix}") as stage:
         auxiliary, stage.cached = make_prototypes(
             backbone, classnames, report.paths, settings=settings, store=store, adapter=adapter, generator=generator
@@ -164,7 +164,7 @@ def auxiliary_of_real_images(
     card = make_card(backbone, classnames, settings=settings)
     classifier = _classifier(prototypes, backbone, settings=settings, card=card)
     images = [[Path(paths[i]) for i in row] for row in chosen.tolist()]
-    return Auxiliary(classifier, prototypes, images, kept, key="", drawn=candidates)
+    return Auxiliary(classifier, prototypes, images, kept, key="", generated=candidates)
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def adapt(
     return Adapter(folder, key, cached)
 
 
-def draw(
+def generate_images(
     generator: Generator,
     adapter: Adapter | None,
     classnames: Sequence[str],
@@ -214,7 +214,7 @@ def draw(
     source = {
         "generator": generator.fingerprint,
         "lora": adapter.key if adapter else None,
-        **generator.drawing,
+        **generator.sampling,
     }
     jobs = plan_jobs(
         classnames,
@@ -261,7 +261,7 @@ def make_prototypes(
     by_class = [list(images[c :: len(classnames)]) for c in range(len(classnames))]
     ordered = [path for paths in by_class for path in paths]
     table, _ = extract_features(backbone, ordered, store=store, title="features of images")
-    drawn = table.plain.unflatten(0, (len(classnames), -1))  # (C, M, D)
+    generated = table.plain.unflatten(0, (len(classnames), -1))  # (C, M, D)
     key = {
         "recipe": 1,
         "images": digest_files(ordered),
@@ -276,7 +276,7 @@ def make_prototypes(
     with store.open("prototypes", key) as entry:
         cached = entry.complete
         if not cached:
-            _select(drawn, entry, settings)
+            _select(generated, entry, settings)
         saved = entry.tensors("prototypes.safetensors")
         card = make_card(
             backbone, classnames,
@@ -284,7 +284,7 @@ def make_prototypes(
         )  # fmt: skip
         prototypes = saved["prototypes"].to(backbone.device)
         classifier = _classifier(prototypes, backbone, settings=settings, card=card)
-        return Auxiliary(classifier, prototypes, by_class, saved["kept"], entry.key, drawn), cached
+        return Auxiliary(classifier, prototypes, by_class, saved["kept"], entry.key, generated), cached
 
 
 def _select(features: Tensor, entry: Entry, settings: AirSettings) -> None:
@@ -302,5 +302,5 @@ def _classifier(
     """(C, K, D) kept features to the classifier."""
     scale = settings.scale * backbone.logit_scale if settings.form == "softmax" else None
     head = AuxiliaryClassifier.from_prototypes(prototypes, scale=scale)
-    weight = 1.0 if settings.weight is None else settings.weight  # auto: until `settle` has chosen it
+    weight = 1.0 if settings.weight is None else settings.weight  # auto: until `finalize` has chosen it
     return replace(head, fusion_weight=weight, card=card)

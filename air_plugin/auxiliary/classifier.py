@@ -126,7 +126,7 @@ def make_card(
         backbone: whose features it reads.
         classnames: C names.
         settings: that it was made with.
-        generator: fingerprint of the one that drew the images; None where nothing was drawn.
+        generator: fingerprint of the one that drew the images; None where nothing was generated.
         adapter: key of the LoRA in the store; None without one.
     """
     return {

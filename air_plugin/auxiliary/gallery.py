@@ -17,7 +17,7 @@ KEPT, DROPPED, REAL, CLASSES = 8, 4, 6, 20
 SIDE, GAP, DOTS = 64, 4, 110  # of an image and between two, in pixels; pixels an inch
 
 
-def draw_gallery(
+def plot_gallery(
     auxiliary: Auxiliary,
     classnames: Sequence[str],
     paths: Sequence[str],
@@ -26,13 +26,13 @@ def draw_gallery(
     *,
     source: str = "generated",
 ) -> None:
-    """Write the gallery: a row a class; kept images nearest to the mean first, dropped ones as they were drawn.
+    """Write the gallery: a row a class; kept images nearest to the mean first, dropped ones as they were generated.
 
     The real images are unlabelled ones, the most confident of each zero-shot class: a wrong one may stand among them.
 
     Args:
         auxiliary: images and which of them were kept.
-        classnames: C names; the first 20 are drawn.
+        classnames: C names; the first 20 are generated.
         paths: N unlabelled images.
         probs: (N, C) their zero-shot probabilities.
         target: the PNG file.

@@ -1,4 +1,4 @@
-"""What becomes of the drawn images once the unlabelled ones are looked at: Gaussian head, EM, lambda, rounds."""
+"""What becomes of the generated images once the unlabelled ones are looked at: Gaussian head, EM, lambda, rounds."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Round:
         return self.changed < 100 * STABLE
 
 
-def settle(
+def finalize(
     classifier: AuxiliaryClassifier,
-    drawn: Tensor,
+    generated: Tensor,
     *,
     features: Tensor,
     probs: Tensor,
@@ -52,7 +52,7 @@ def settle(
 
     Args:
         classifier: in the cosine form.
-        drawn: (C, M, D) unit features of all its images.
+        generated: (C, M, D) unit features of all its images.
         features: (N, D) of the unlabelled images, unit rows.
         probs: (N, C) their zero-shot probabilities.
         settings: AUXILIARY, REFINE, SOURCE and LAMBDA.
@@ -64,18 +64,18 @@ def settle(
     consensus = None
     figures: dict[str, Any] = {}
     if settings.auxiliary == "gaussian":
-        model = None if settings.source == "none" else _fit(drawn)
+        model = None if settings.source == "none" else _fit(generated)
         if settings.refine == "em":
             found = refined(model, features, probs, store=store)
             consensus = posterior(found.model, features, probs)
-            weight, bias = found.model.fair_head()
+            weight, bias = found.model.bias_corrected_head()
             figures |= {
-                "anchor": round(found.anchor, 2), "iterations": found.iterations, "converged": found.converged,
-                "mass": [round(mass, 1) for mass in found.mass.tolist()],
+                "prior_strength": round(found.prior_strength, 2), "iterations": found.iterations, "converged": found.converged,
+                "soft_counts": [round(soft_counts, 1) for soft_counts in found.soft_counts.tolist()],
             }  # fmt: skip
         else:
             assert model is not None  # AirSettings: SOURCE none wants EM
-            weight, bias = model.fair_head()
+            weight, bias = model.bias_corrected_head()
         classifier = replace(classifier, weight=weight.float(), bias=bias.float())
     if settings.auxiliary == "gaussian" or settings.weight is None:
         scale = match_confidence(classifier.scores(features), mean_confidence(probs))
@@ -83,23 +83,23 @@ def settle(
     aux_probs = classifier.probs(features)
     if settings.weight is None:
         classifier = replace(classifier, fusion_weight=fusion_weight(probs, aux_probs, consensus=consensus))
-    opinion = fuse(probs, aux_probs, weight=classifier.fusion_weight) if consensus is None else consensus
+    posterior_probs = fuse(probs, aux_probs, weight=classifier.fusion_weight) if consensus is None else consensus
     figures |= {"lambda": round(classifier.fusion_weight, 4), "scale": classifier.scale}
-    return classifier, opinion, figures
+    return classifier, posterior_probs, figures
 
 
-def look_back(opinion: Tensor, captions: Tensor, figures: dict[str, Any]) -> Round:
+def summarize(posterior_probs: Tensor, captions: Tensor, figures: dict[str, Any]) -> Round:
     """A finished round, from (N, C) probabilities after it and those that its captions were made of."""
-    labels = opinion.argmax(dim=1)
+    labels = posterior_probs.argmax(dim=1)
     changed = 100.0 * float((labels != captions.argmax(dim=1)).double().mean())
     return Round(labels, round(changed, 2), figures)
 
 
-def _fit(drawn: Tensor) -> Gaussians:
+def _fit(generated: Tensor) -> Gaussians:
     """The classes of (C, M, D) features."""
-    classes, images, _ = drawn.shape
-    labels = torch.arange(classes, device=drawn.device).repeat_interleave(images)
-    return fit_gaussians(drawn.flatten(0, 1), labels, classes=classes)
+    classes, images, _ = generated.shape
+    labels = torch.arange(classes, device=generated.device).repeat_interleave(images)
+    return fit_gaussians(generated.flatten(0, 1), labels, classes=classes)
 
 
 def refined(prior: Gaussians | None, features: Tensor, probs: Tensor, *, store: Store) -> Refined:
@@ -110,12 +110,12 @@ def refined(prior: Gaussians | None, features: Tensor, probs: Tensor, *, store: 
     with store.open("refined", {"recipe": 2, "inputs": tensor_digest(inputs), "weight": LIKELIHOOD_WEIGHT}) as entry:
         if not entry.complete:
             found = refine(features, probs, prior=prior)
-            numbers = torch.tensor([found.anchor, found.iterations, found.converged], dtype=torch.float64)
+            numbers = torch.tensor([found.prior_strength, found.iterations, found.converged], dtype=torch.float64)
             model = found.model
             tensors = {"mean": model.mean, "covariance": model.covariance, "counts": model.counts}
-            save_tensors(entry.path / FILE, {**tensors, "mass": found.mass, "numbers": numbers})
+            save_tensors(entry.path / FILE, {**tensors, "soft_counts": found.soft_counts, "numbers": numbers})
             entry.finish([FILE])
         saved = {name: tensor.to(features.device) for name, tensor in entry.tensors(FILE).items()}
-    anchor, iterations, converged = saved["numbers"].tolist()
+    prior_strength, iterations, converged = saved["numbers"].tolist()
     model = Gaussians(saved["mean"], saved["covariance"], saved["counts"])
-    return Refined(model, saved["mass"], anchor, int(iterations), bool(converged))
+    return Refined(model, saved["soft_counts"], prior_strength, int(iterations), bool(converged))

@@ -41,7 +41,7 @@ class FeatureTable:
         """(N, D): view 0."""
         return self.features[:, 0]
 
-    def draw(self, index: Tensor, *, generator: torch.Generator, count: int = 1) -> Tensor:
+    def sample(self, index: Tensor, *, generator: torch.Generator, count: int = 1) -> Tensor:
         """Random augmented views of some images; view 0 where there are no others.
 
         Args:
@@ -94,7 +94,7 @@ class FeatureBatches:
         order = torch.randperm(len(self.index), generator=rng)
         for rows in order.split(self.batch_size)[: len(self)]:
             rows = rows.to(self.index.device)
-            first, second = self.table.draw(self.index[rows], generator=rng, count=2)
+            first, second = self.table.sample(self.index[rows], generator=rng, count=2)
             yield {"img": first, "img2": second, **{name: values[rows] for name, values in self.targets.items()}}
 
 

@@ -25,7 +25,7 @@ MANIFEST = "manifest.jsonl"
 
 @dataclass(frozen=True)
 class ImageJob:
-    """One image to be drawn: everything that decides how it looks.
+    """One image to be generated: everything that decides how it looks.
 
     weights: checksum of the generator with its adapter. seed: of the image's noise; another attempt takes another one.
     """
@@ -58,7 +58,7 @@ def plan_jobs(
     size: int,
     weights: str,
 ) -> list[ImageJob]:
-    """What is to be drawn, first image of every class first: fewer images a class are a prefix of more.
+    """What is to be generated, first image of every class first: fewer images a class are a prefix of more.
 
     An image depends on its class's name and number, not on which other classes there are.
     """
@@ -80,25 +80,25 @@ def plan_jobs(
 
 @dataclass(frozen=True)
 class GenerationReport:
-    """What a call did: the images in the order of the jobs, how many were drawn now, how many attempts failed."""
+    """What a call did: the images in the order of the jobs, how many were generated now, how many attempts failed."""
 
     paths: list[Path]
-    drawn: int
+    generated: int
     failed: int
 
 
 def generate(pipeline: Any, jobs: Sequence[ImageJob], folder: Path, *, batch_size: int) -> GenerationReport:
     """Draw every image that is not there yet.
 
-    Jobs are drawn in fixed batches, so that an interrupted run ends with the same files, bit by bit, as an undisturbed
-    one. Uniform images, among them those that a safety checker blackened, and non-finite ones are drawn again with the
+    Jobs are generated in fixed batches, so that an interrupted run ends with the same files, bit by bit, as an undisturbed
+    one. Uniform images, among them those that a safety checker blackened, and non-finite ones are generated again with the
     job's next seed.
 
     Args:
         pipeline: a StableDiffusionPipeline or StableDiffusionXLPipeline, adapters loaded.
         jobs: as planned.
         folder: of the images (`<key>.png`) and of the manifest, a JSON object a line.
-        batch_size: images drawn at once; changes them by rounding at the most.
+        batch_size: images generated at once; changes them by rounding at the most.
 
     Raises:
         UserError: an image failed at every attempt.
@@ -107,7 +107,7 @@ def generate(pipeline: Any, jobs: Sequence[ImageJob], folder: Path, *, batch_siz
 
     folder.mkdir(parents=True, exist_ok=True)
     known = _read_manifest(folder)
-    drawn = 0
+    generated = 0
     with tqdm(total=len(jobs), desc="images", unit="image", disable=None) as bar:
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
@@ -116,15 +116,15 @@ def generate(pipeline: Any, jobs: Sequence[ImageJob], folder: Path, *, batch_siz
                 for job, image, attempt in _draw(pipeline, batch):
                     if job.key in missing:
                         known[job.key] = _keep(folder, job, image, attempt)
-                drawn += len(missing)
+                generated += len(missing)
             bar.update(len(batch))
     failed = sum(known[job.key]["attempt"] for job in jobs)
     if failed:
         print(
             f"images: {failed} attempts gave black (as a safety checker leaves them), uniform or non-finite images; "
-            "each was drawn again with the next seed"
+            "each was generated again with the next seed"
         )
-    return GenerationReport([folder / f"{job.key}.png" for job in jobs], drawn, failed)
+    return GenerationReport([folder / f"{job.key}.png" for job in jobs], generated, failed)
 
 
 def _draw(pipeline: Any, batch: Sequence[ImageJob]) -> Iterator[tuple[ImageJob, np.ndarray, int]]:

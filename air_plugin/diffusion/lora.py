@@ -70,7 +70,7 @@ def choose_captions(
 def _sure_and_common(probs: Tensor) -> Tensor:
     """(N,) bool: whose captions from (N, C) probabilities do no harm where classes are absent or rare (ours).
 
-    What is taken for such a class is mostly doubtful images of others, at times sure ones, and drawn images take on
+    What is taken for such a class is mostly doubtful images of others, at times sure ones, and generated images take on
     their shape. So a caption needs an image as sure as the median, and a class that has N / 4C such images, half of an
     even share. Without captions the generator goes by the class's name and the style of the others.
     """
@@ -269,7 +269,7 @@ def _encode_images(pipeline: Any, paths: Sequence[str | Path], size: int) -> Ten
 
 
 def _sample(moments: Tensor, scaling: float, rng: torch.Generator) -> Tensor:
-    """(B, 2c, h, w) moments to (B, c, h, w) scaled latents, drawn from the posterior."""
+    """(B, 2c, h, w) moments to (B, c, h, w) scaled latents, generated from the posterior."""
     mean, log_variance = moments.chunk(2, dim=1)
     deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
     return (mean + deviation * torch.randn(mean.shape, generator=rng)) * scaling

@@ -51,7 +51,7 @@ class Generator:
         return {"dtype": str(self.pipeline.unet.dtype), "noise": {key: str(config.get(key)) for key in NOISE}}
 
     @property
-    def drawing(self) -> dict[str, Any]:
+    def sampling(self) -> dict[str, Any]:
         """What decides an image besides weights, prompt and seed."""
         scheduler, checker = self.pipeline.scheduler, getattr(self.pipeline, "safety_checker", None)
         config = {key: str(value) for key, value in scheduler.config.items() if not key.startswith("_")}

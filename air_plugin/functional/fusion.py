@@ -12,7 +12,7 @@ LARGEST_WEIGHT = 16.0
 
 
 def fuse(text_probs: Tensor, aux_probs: Tensor, *, weight: float) -> Tensor:
-    """Add the auxiliary classifier's opinion to the text classifier's: p* = p + lambda p^ (AiR, PLG).
+    """Add the auxiliary classifier's posterior_probs to the text classifier's: p* = p + lambda p^ (AiR, PLG).
 
     Args:
         text_probs: (N, C), rows sum to 1.

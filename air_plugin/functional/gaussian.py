@@ -1,4 +1,4 @@
-"""Classes as Gaussians with one covariance: fitted to drawn images, then carried to the unlabelled ones by EM.
+"""Classes as Gaussians with one covariance: fitted to generated images, then carried to the unlabelled ones by EM.
 
 The cosine classifier takes all directions of feature space as equal. Here a class c is N(m_c, S) with an S that all
 classes share, and its score is again linear: f S^-1 m_c - m_c' S^-1 m_c / 2 (linear discriminant analysis). Statistics
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 # Half the likelihood's weight: real features are only roughly Gaussian, and the full likelihood drowns the text's
-# opinion. Chosen on handwriting fonts (docs/method.md).
+# posterior_probs. Chosen on handwriting fonts (docs/method.md).
 LIKELIHOOD_WEIGHT = 0.5
 LEAST_SHRINKAGE = 1e-6  # keeps a covariance invertible where images are fewer than dimensions
-LEAST_MASS = 1e-9  # images; a class with fewer of them has no mean of its own
+LEAST_COUNT = 1e-9  # images; a class with fewer of them has no mean of its own
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
@@ -43,7 +43,7 @@ class Gaussians:
         bias = -(weight * self.mean).sum(dim=1) / 2
         return weight - weight.mean(dim=0), bias - bias.mean()
 
-    def fair_head(self) -> tuple[Tensor, Tensor]:
+    def bias_corrected_head(self) -> tuple[Tensor, Tensor]:
         """`head` without what poorly known means cost their classes (ours).
 
         A mean that is worth n observations lies S / n from the true one, so that an image of its class has a
@@ -60,15 +60,15 @@ class Refined:
     """What EM came to.
 
     model: the classes as they are among the unlabelled images.
-    mass: (C,) how many unlabelled images each class holds.
-    anchor: n0, how many observations a drawn class mean is worth; 0 without drawn images.
+    soft_counts: (C,) how many unlabelled images each class holds.
+    prior_strength: n0, how many observations a generated class mean is worth; 0 without generated images.
     iterations: that it took.
     converged: False where it was cut off.
     """
 
     model: Gaussians
-    mass: Tensor
-    anchor: float
+    soft_counts: Tensor
+    prior_strength: float
     iterations: int
     converged: bool
 
@@ -108,7 +108,7 @@ def fit_gaussians(features: Tensor, labels: Tensor, *, classes: int) -> Gaussian
     """Class means and one shrunk within-class covariance (ours, after linear discriminant analysis).
 
     Args:
-        features: (n, D), of drawn images.
+        features: (n, D), of generated images.
         labels: (n,) in 0..classes-1.
         classes: C, each with at least one image.
 
@@ -137,7 +137,7 @@ def refine(
     tolerance: float = 1e-4,
     chunk: int = 4096,
 ) -> Refined:
-    """Fit the classes to unlabelled images by EM, as a MAP estimate with the drawn images as prior (ours).
+    """Fit the classes to unlabelled images by EM, as a MAP estimate with the generated images as prior (ours).
 
     E step, for image i with text probabilities p_i:
 
@@ -147,15 +147,15 @@ def refine(
     likely a priori: proportions that follow the data let large classes swallow small ones. M step, with N_c = sum_i
     z_ic, x_c the mean that z gives class c, and u_c, S0 the prior's means and covariance, made of n images:
 
-        d   = sum_c w_c (x_c - u_c) / sum_c w_c,   w_c = n0 N_c / (n0 + N_c)      the shift from drawn to real images
+        d   = sum_c w_c (x_c - u_c) / sum_c w_c,   w_c = n0 N_c / (n0 + N_c)      the shift from generated to real images
         m_c = (n0 (u_c + d) + N_c x_c) / (n0 + N_c)                                a mean is worth n0 observations
         S   = (n S0 + sum_ic z_ic (f_i - m_c)(f_i - m_c)' + n0 sum_c e_c e_c') / (n + N + C),   e_c = m_c - u_c - d
 
     It is the MAP estimate under m_c ~ N(u_c + d, S / n0), S ~ inverse Wishart with S0 counted n times, and a flat prior
-    of d. A class without images stays where the drawn ones put it, shifted as the others are. n0 is no setting: it is
+    of d. A class without images stays where the generated ones put it, shifted as the others are. n0 is no setting: it is
     estimated by moments, since under the prior e' S^-1 e / D of x_c - u_c - d is 1 / n0 + 1 / N_c in the mean; the
     median over the classes that have images, so that some absent ones do not decide, held between 1 and the images
-    drawn a class. Where drawn and real images disagree, n0 is small, and the drawn ones have little to say.
+    generated a class. Where generated and real images disagree, n0 is small, and the generated ones have little to say.
 
     The first E step is the text alone, and the first M step no more than the shift d: text that errs would else pull
     the mean of an absent class into a present one, and the class would stay there and swallow the other.
@@ -166,7 +166,7 @@ def refine(
     Args:
         features: (N, D) of unlabelled images, unit rows.
         text_probs: (N, C), rows sum to 1.
-        prior: of the drawn images; None is none.
+        prior: of the generated images; None is none.
         likelihood_weight: a > 0.
         iterations: at most, at least 1.
         tolerance: ends when the class sums of the features move by less than this share of N in all.
@@ -176,22 +176,22 @@ def refine(
     total, moment = len(features), _second_moment(features, chunk)
     model: Gaussians | None = None
     before = prior or Gaussians(*_spread(features, moment, text_probs.shape[1]))
-    steps, anchor, sums = 0, 0.0, before.mean.new_full(before.mean.shape, float("inf"))
+    steps, prior_strength, sums = 0, 0.0, before.mean.new_full(before.mean.shape, float("inf"))
     for _ in range(iterations):
-        former, (mass, sums) = sums, _expect(features, text_probs, model, likelihood_weight, chunk)
+        former, (soft_counts, sums) = sums, _expect(features, text_probs, model, likelihood_weight, chunk)
         current = model or before
         if prior is None:
-            model = _maximise_alone(current, mass, sums, moment, total)
+            model = _maximise_alone(current, soft_counts, sums, moment, total)
         elif model is None:
-            model = _moved(prior, mass, sums)
+            model = _moved(prior, soft_counts, sums)
         else:
-            model, anchor = _maximise(prior, current, mass, sums, moment, total, anchor)
+            model, prior_strength = _maximise(prior, current, soft_counts, sums, moment, total, prior_strength)
         steps += 1
         converged = bool((sums - former).norm(dim=1).sum() < tolerance * total)
         if converged:
             break
     assert model is not None
-    return Refined(model, mass, anchor, steps, converged)
+    return Refined(model, soft_counts, prior_strength, steps, converged)
 
 
 @torch.no_grad()
@@ -227,13 +227,13 @@ def _assign(
 def _expect(
     features: Tensor, text_probs: Tensor, model: Gaussians | None, likelihood_weight: float, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """(C,) mass and (C, D) sums of the features, weighted by z."""
-    mass = torch.zeros(text_probs.shape[1], dtype=torch.float64, device=features.device)
-    sums = mass.new_zeros(len(mass), features.shape[1])
+    """(C,) soft_counts and (C, D) sums of the features, weighted by z."""
+    soft_counts = torch.zeros(text_probs.shape[1], dtype=torch.float64, device=features.device)
+    sums = soft_counts.new_zeros(len(soft_counts), features.shape[1])
     for part, z in _assign(features, text_probs, model, likelihood_weight, chunk):
-        mass += z.sum(dim=0)
+        soft_counts += z.sum(dim=0)
         sums.addmm_(z.T, features[part].double())
-    return mass, sums
+    return soft_counts, sums
 
 
 def _second_moment(features: Tensor, chunk: int) -> Tensor:
@@ -252,53 +252,53 @@ def _spread(features: Tensor, moment: Tensor, classes: int) -> tuple[Tensor, Ten
     return mean.expand(classes, -1), covariance, mean.new_zeros(classes)
 
 
-def _scatter(mean: Tensor, mass: Tensor, sums: Tensor, moment: Tensor) -> Tensor:
+def _scatter(mean: Tensor, soft_counts: Tensor, sums: Tensor, moment: Tensor) -> Tensor:
     """(D, D) sum_ic z_ic (f_i - m_c)(f_i - m_c)', from sums alone, since the z of an image sum to 1."""
     cross = mean.T @ sums
-    return moment - cross - cross.T + (mean * mass[:, None]).T @ mean
+    return moment - cross - cross.T + (mean * soft_counts[:, None]).T @ mean
 
 
-def _maximise_alone(former: Gaussians, mass: Tensor, sums: Tensor, moment: Tensor, total: int) -> Gaussians:
-    mean = torch.where(mass[:, None] > LEAST_MASS, sums / mass.clamp(min=LEAST_MASS)[:, None], former.mean)
-    return Gaussians(mean, shrink(_scatter(mean, mass, sums, moment) / total, total), mass.clamp(min=1))
+def _maximise_alone(former: Gaussians, soft_counts: Tensor, sums: Tensor, moment: Tensor, total: int) -> Gaussians:
+    mean = torch.where(soft_counts[:, None] > LEAST_COUNT, sums / soft_counts.clamp(min=LEAST_COUNT)[:, None], former.mean)
+    return Gaussians(mean, shrink(_scatter(mean, soft_counts, sums, moment) / total, total), soft_counts.clamp(min=1))
 
 
 def _maximise(
-    prior: Gaussians, former: Gaussians, mass: Tensor, sums: Tensor, moment: Tensor, total: int, anchor: float
+    prior: Gaussians, former: Gaussians, soft_counts: Tensor, sums: Tensor, moment: Tensor, total: int, prior_strength: float
 ) -> tuple[Gaussians, float]:
     """The M step with a prior: the classes, and n0."""
-    own = sums / mass.clamp(min=LEAST_MASS)[:, None]  # x_c
+    own = sums / soft_counts.clamp(min=LEAST_COUNT)[:, None]  # x_c
     most = float(prior.counts.mean())
-    anchor = anchor or most
+    prior_strength = prior_strength or most
     for _ in range(2):  # d and n0 depend on each other
-        shift = _shift(prior.mean, own, mass, anchor)
-        anchor = _worth(own - prior.mean - shift, mass, former.covariance, most=most)
-    drawn = prior.mean + _shift(prior.mean, own, mass, anchor)
-    mean = (anchor * drawn + sums) / (anchor + mass)[:, None]
-    apart = mean - drawn
+        shift = _shift(prior.mean, own, soft_counts, prior_strength)
+        prior_strength = _worth(own - prior.mean - shift, soft_counts, former.covariance, most=most)
+    generated = prior.mean + _shift(prior.mean, own, soft_counts, prior_strength)
+    mean = (prior_strength * generated + sums) / (prior_strength + soft_counts)[:, None]
+    apart = mean - generated
     images = float(prior.counts.sum())
-    scatter = images * prior.covariance + _scatter(mean, mass, sums, moment) + anchor * apart.T @ apart
-    return Gaussians(mean, scatter / (images + total + len(mean)), anchor + mass), anchor
+    scatter = images * prior.covariance + _scatter(mean, soft_counts, sums, moment) + prior_strength * apart.T @ apart
+    return Gaussians(mean, scatter / (images + total + len(mean)), prior_strength + soft_counts), prior_strength
 
 
-def _moved(prior: Gaussians, mass: Tensor, sums: Tensor) -> Gaussians:
+def _moved(prior: Gaussians, soft_counts: Tensor, sums: Tensor) -> Gaussians:
     """The first M step: the prior, shifted."""
-    own = sums / mass.clamp(min=LEAST_MASS)[:, None]
-    shift = _shift(prior.mean, own, mass, float(prior.counts.mean()))
+    own = sums / soft_counts.clamp(min=LEAST_COUNT)[:, None]
+    shift = _shift(prior.mean, own, soft_counts, float(prior.counts.mean()))
     return Gaussians(prior.mean + shift, prior.covariance, prior.counts)
 
 
-def _shift(drawn: Tensor, own: Tensor, mass: Tensor, anchor: float) -> Tensor:
+def _shift(generated: Tensor, own: Tensor, soft_counts: Tensor, prior_strength: float) -> Tensor:
     """(D,) d; every class counts by how well its difference is known, so none without images does."""
-    weight = anchor * mass / (anchor + mass)
-    return weight @ (own - drawn) / weight.sum()
+    weight = prior_strength * soft_counts / (prior_strength + soft_counts)
+    return weight @ (own - generated) / weight.sum()
 
 
-def _worth(difference: Tensor, mass: Tensor, covariance: Tensor, *, most: float) -> float:
+def _worth(difference: Tensor, soft_counts: Tensor, covariance: Tensor, *, most: float) -> float:
     """n0 by moments, in [1, most]."""
-    present = mass >= 1
+    present = soft_counts >= 1
     if not present.any():
         return most
     scaled = (difference * torch.linalg.solve(covariance, difference.T).T).sum(dim=1) / difference.shape[1]
-    excess = float((scaled[present] - 1 / mass[present]).median())
+    excess = float((scaled[present] - 1 / soft_counts[present]).median())
     return most if excess <= 1 / most else max(1 / excess, 1.0)

@@ -42,26 +42,26 @@ def said(probs: Tensor) -> dict[str, list[Any]]:
 
 
 def pseudo_label_metrics(
-    index: Tensor, mask: Tensor, likeliest: Tensor, *, total: int, labels: Tensor | None
+    index: Tensor, mask: Tensor, top1: Tensor, *, total: int, labels: Tensor | None
 ) -> dict[str, float | int | None]:
     """What pseudo-labels are worth; `labels` are the hidden ones, looked at after training for this alone.
 
     Args:
         index: (S,) selected images.
         mask: (S, C) bool candidates.
-        likeliest: (S,) the candidate of the largest probability.
+        top1: (S,) the candidate of the largest probability.
         total: number of images N.
         labels: (N,) hidden labels, or None where nobody has them.
 
     Returns:
-        selected (a count), coverage (percent of the images), accuracy (percent of the selected whose likeliest
+        selected (a count), coverage (percent of the images), accuracy (percent of the selected whose top1
         candidate is the true class), candidates (mean number an image), candidate_recall (percent whose true class is
         a candidate).
     """
     accuracy = recall = None
     if labels is not None and len(index):
         true = labels[index.cpu()].to(mask.device)
-        accuracy = 100.0 * float((likeliest == true).float().mean())
+        accuracy = 100.0 * float((top1 == true).float().mean())
         recall = 100.0 * float(mask.gather(1, true[:, None]).float().mean())
     return {
         "selected": len(index),

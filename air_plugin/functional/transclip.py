@@ -7,7 +7,7 @@ from torch import Tensor
 
 from air_plugin.functional.ranking import largest
 
-SMALLEST_MASS = 1e-10  # of a class, in images; below, its mean stays as it was
+SMALLEST_COUNT = 1e-10  # of a class, in images; below, its mean stays as it was
 SMALLEST_SHARE = 1e-6  # of a dimension's variance in the mean one
 SMALLEST_VARIANCE = 1e-12  # of a dimension, where all images are the same; features are unit rows
 
@@ -39,7 +39,7 @@ def transclip(
     block-wise updates of z (all images at once), mu and S; lambda = 1 and 3 neighbours. Restated without the paper's
     text at hand, and still to be compared with it: the factors of the terms, the 8 surest images of each class that its
     mean begins with, S = 1/D at first, 10 rounds of 5 updates of z. Ours: w is neither symmetric nor has it a diagonal,
-    so the paper's proof of descent does not cover it; the number of rounds is fixed; a class without mass keeps its
+    so the paper's proof of descent does not cover it; the number of rounds is fixed; a class without soft_counts keeps its
     mean; a variance is at least a millionth of the mean one; all but the search for neighbours is in float64.
 
     Args:
@@ -111,8 +111,8 @@ def _log_likelihood(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 
 def _means(x: Tensor, assignment: Tensor, former: Tensor) -> Tensor:
     """(C, D) means of the (N, D) features, weighted by the assignment."""
-    mass = assignment.sum(dim=0)[:, None]
-    return torch.where(mass > SMALLEST_MASS, assignment.T @ x / mass.clamp(min=SMALLEST_MASS), former)
+    soft_counts = assignment.sum(dim=0)[:, None]
+    return torch.where(soft_counts > SMALLEST_COUNT, assignment.T @ x / soft_counts.clamp(min=SMALLEST_COUNT), former)
 
 
 def _variances(x: Tensor, assignment: Tensor, mean: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class Bundle:
     text: (E, C, D) unit text features; E is 1 where there is no ensemble of prompts.
     logit_scale: s of the text head, softmax(s f t).
     auxiliary: of the fused head; None where there is none.
-    headline: the head that stands for the run: text or fused.
+    primary: the head that stands for the run: text or fused.
     card: what it was made of, JSON values.
     skipped: the files of the last `predict` that could not be read, with the reason.
     """
@@ -64,7 +64,7 @@ class Bundle:
     text: Tensor
     logit_scale: float
     auxiliary: AuxiliaryClassifier | None
-    headline: str
+    primary: str
     card: dict[str, Any]
     skipped: dict[Path, str] = field(default_factory=dict)
 
@@ -89,7 +89,7 @@ class Bundle:
             images: one file, a folder (any nesting; hidden files are left out), or several files.
             top: how many classes `Prediction.top` names, at least 1; cut to C.
             batch_size: images a forward pass.
-            head: text or fused; None is the headline.
+            head: text or fused; None is the primary.
             progress: show a bar on stderr, where that is a terminal.
 
         Returns:
@@ -106,7 +106,7 @@ class Bundle:
         paths = _files(images)
         self.skipped = {}
         return self._predictions(
-            paths, top=min(top, len(self.classnames)), batch_size=batch_size, head=head or self.headline,
+            paths, top=min(top, len(self.classnames)), batch_size=batch_size, head=head or self.primary,
             alone=len(paths) == 1 and isinstance(images, str | os.PathLike), progress=progress,
         )  # fmt: skip
 
@@ -181,7 +181,7 @@ def save_bundle(
     classnames: Sequence[str],
     text: Tensor,
     auxiliary: AuxiliaryClassifier | None,
-    headline: str,
+    primary: str,
     card: Mapping[str, Any],
 ) -> None:
     """Write a bundle; a folder that a kill leaves without `bundle.json` is none.
@@ -192,7 +192,7 @@ def save_bundle(
         classnames: C names.
         text: (C, D) unit text features of the prompts, or (E, C, D) of an ensemble.
         auxiliary: of the fused head, with its `fusion_weight`; None where there is none.
-        headline: the head that stands for the run: text or fused.
+        primary: the head that stands for the run: text or fused.
         card: more of its origin, JSON values; `transclip` true where the run's own predictions were refined over all
             test images together, which a bundle cannot do.
 
@@ -203,8 +203,8 @@ def save_bundle(
     shape = (len(classnames), text.shape[2])
     if text.shape[1:] != shape or (auxiliary is not None and auxiliary.weight.shape != shape):
         raise ValueError(f"heads must be {shape}, classes by features")
-    if headline not in (["text"] if auxiliary is None else ["text", "fused"]):
-        raise ValueError(f"there is no {headline} head")
+    if primary not in (["text"] if auxiliary is None else ["text", "fused"]):
+        raise ValueError(f"there is no {primary} head")
     folder = Path(folder)
     (folder / MARK).unlink(missing_ok=True)  # it is not true of what is written now
     tensors = {"text": text}
@@ -214,7 +214,7 @@ def save_bundle(
     said = {
         "format": FORMAT,
         "classes": list(classnames),
-        "headline": headline,
+        "primary": primary,
         "backbone": {
             "name": _absolute(backbone.name), "precision": precision_of(backbone), "fingerprint": backbone.fingerprint,
             "logit_scale": backbone.logit_scale, "preprocessing": preprocessing_of(backbone),
@@ -245,7 +245,7 @@ def load_bundle(
     folder = Path(folder)
     said = _read_mark(folder)
     try:
-        wanted, classnames, headline, card = (said[key] for key in ("backbone", "classes", "headline", "card"))
+        wanted, classnames, primary, card = (said[key] for key in ("backbone", "classes", "primary", "card"))
         name, precision, logit_scale = wanted["name"], wanted["precision"], float(wanted["logit_scale"])
         expected = wanted["fingerprint"], dict(wanted["preprocessing"])
         text, auxiliary = _read_heads(folder, said)
@@ -256,7 +256,7 @@ def load_bundle(
     _require_same(folder, name, *expected, backbone=backbone)
     if auxiliary is not None:
         auxiliary = auxiliary.to(backbone.device)
-    return Bundle(backbone, classnames, text.to(backbone.device), logit_scale, auxiliary, headline, card)
+    return Bundle(backbone, classnames, text.to(backbone.device), logit_scale, auxiliary, primary, card)
 
 
 def precision_of(backbone: Backbone) -> str:

@@ -45,7 +45,7 @@ def export_onnx(bundle: Bundle, path: str | Path) -> None:
 
     Input `pixels`: (N, 3, H, W), any N, prepared as the metadata's `preprocessing` says. Outputs `text` and, where
     there is one, `fused`: (N, C) probabilities; `features`: (N, D), unit rows. The metadata holds, as JSON,
-    `classes`, `headline`, `preprocessing` and `backbone`. A half-precision backbone is exported in float32.
+    `classes`, `primary`, `preprocessing` and `backbone`. A half-precision backbone is exported in float32.
 
     Args:
         bundle: what to export.
@@ -122,7 +122,7 @@ def _pixels(bundle: Bundle, count: int) -> Tensor:
 def _said(bundle: Bundle) -> dict[str, Any]:
     return {
         "classes": bundle.classnames,
-        "headline": bundle.headline,
+        "primary": bundle.primary,
         "preprocessing": preprocessing_of(bundle.backbone),
         "backbone": {"name": bundle.backbone.name, "fingerprint": bundle.backbone.fingerprint},
     }

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from air_plugin.report.collection import Cell, Collection, Method, collect
 from air_plugin.report.statistics import Comparison, accuracies
-from air_plugin.report.tables import headline, label_accuracies, notes, stage_names, tables
+from air_plugin.report.tables import label_accuracies, notes, primary, stage_names, tables
 from air_plugin.utils.errors import UserError, unknown
 
 Form = Literal["github", "latex", "csv", "html"]
@@ -151,7 +151,7 @@ def as_csv(view: Comparison, *, details: bool) -> str:
 
 
 FUSION_COLUMNS = {
-    "lambda": "weights", "oracle": "oracle", "regret": "regret", "beta": "betas", "n0": "anchors", "rounds": "rounds",
+    "lambda": "weights", "oracle": "oracle", "regret": "regret", "beta": "betas", "n0": "prior_strengths", "rounds": "rounds",
     "labels right": "labels",
 }  # fmt: skip
 
@@ -176,13 +176,13 @@ def _csv_row(view: Comparison, method: Method, *, details: bool) -> dict[str, An
         for key in ("points", "low", "high"):
             row[f"{dataset} difference {key}"] = _rounded(getattr(found, key)) if found else None
     for dataset in datasets if details else []:
-        row[f"{dataset} headline head"] = headline(method, dataset)
+        row[f"{dataset} primary classifier"] = primary(method, dataset)
         for head in ("text", "fused"):
             add(f"{dataset} {head} head", accuracies(method, dataset, head=head))
         add(f"{dataset} pseudo-labels", label_accuracies(method, dataset))
         for seed in sorted({seed for other in methods for seed in other.runs.get(dataset, {})}):
             run = method.runs.get(dataset, {}).get(seed)
-            row[f"{dataset} seed {seed}"] = _rounded(run["heads"][run["headline"]]["accuracy"]) if run else None
+            row[f"{dataset} seed {seed}"] = _rounded(run["heads"][run["primary"]]["accuracy"]) if run else None
         if any(view.fusion(other, dataset) for other in methods):
             fusion = view.fusion(method, dataset)
             row[f"{dataset} lambda is fixed"] = ("yes" if fusion.fixed else "no") if fusion else None

@@ -91,7 +91,7 @@ def sections(view: View) -> dict[str, Any]:
     return {
         "name": view.dataset, "unknown": all(is_unknown(method, view.dataset) for method in view.methods),
         "classes": _classes(view), "confusion": _confusion(view, said),
-        "labels": _pseudo_labels(view), "drawn": _by_drawn(view), "weight": _by_weight(view),
+        "labels": _pseudo_labels(view), "generated": _by_drawn(view), "weight": _by_weight(view),
         "galleries": _galleries(view), "mistakes": _mistakes(view, said),
     }  # fmt: skip
 
@@ -122,7 +122,7 @@ def _classes(view: View) -> dict[str, Any] | None:
     for method in view.methods:
         values: dict[str, list[float]] = defaultdict(list)
         for run in view.runs(method):
-            for name, value in (run["heads"][run["headline"]].get("per_class") or {}).items():
+            for name, value in (run["heads"][run["primary"]].get("per_class") or {}).items():
                 values[name].append(value)
         if values:
             methods.append(method)
@@ -132,13 +132,13 @@ def _classes(view: View) -> dict[str, Any] | None:
     names = list(dict.fromkeys(name for found in means.values() for name in found))
     coloured = view.coloured([method for method in methods if method in view.shown] or methods)
     bars = np.array([[means[cell(method)].get(name, nan) for name in names] for _, method in coloured])
-    drawn = np.arange(len(names))
+    generated = np.arange(len(names))
     if len(names) > CLASSES:
-        drawn = np.argsort(-np.ptp(np.nan_to_num(bars), axis=0), kind="stable")[:DIFFERENT]
+        generated = np.argsort(-np.ptp(np.nan_to_num(bars), axis=0), kind="stable")[:DIFFERENT]
     alt = f"Accuracy of each class of {view.dataset} in percent: {_titles(coloured)}. The figures follow in a table."
-    series = [(colour, row[drawn].tolist()) for (colour, _), row in zip(coloured, bars, strict=True)]
+    series = [(colour, row[generated].tolist()) for (colour, _), row in zip(coloured, bars, strict=True)]
     return {
-        "chart": _svg(bar_chart([names[i] for i in drawn], series, y_label="accuracy (%)", alt=alt)),
+        "chart": _svg(bar_chart([names[i] for i in generated], series, y_label="accuracy (%)", alt=alt)),
         "legend": _legend(coloured, bars=True), "methods": methods,
         "rows": [(name, [means[cell(method)].get(name) for method in methods]) for name in names],
     }  # fmt: skip
@@ -154,7 +154,7 @@ Said = Mapping[Cell, dict[int, tuple[Predictions, str]]]
 
 
 def _predictions(view: View, method: Method) -> dict[int, tuple[Predictions, str]]:
-    """Seed -> what the heads said, and which of them is the headline."""
+    """Seed -> what the heads said, and which of them is the primary."""
     found = {}
     for seed, run in sorted(method.runs[view.dataset].items()):
         try:
@@ -163,7 +163,7 @@ def _predictions(view: View, method: Method) -> dict[int, tuple[Predictions, str
             view.faults.append(str(error))
             continue
         if said is not None and said.labelled:
-            found[seed] = said, run["headline"]
+            found[seed] = said, run["primary"]
     return found
 
 
@@ -269,7 +269,7 @@ def _plainness(method: Method) -> tuple[int, str]:
 
 
 def _by_drawn(view: View) -> dict[str, Any] | None:
-    """Accuracy against M, the number of images drawn a class; K, how many are kept, may go with it."""
+    """Accuracy against M, the number of images generated a class; K, how many are kept, may go with it."""
     series = _series(view, "AIR.M", "AIR.K")
     if not series or not any(accuracies(method, view.dataset) for group in series for _, method in group):
         return None
@@ -281,8 +281,8 @@ def _by_drawn(view: View) -> dict[str, Any] | None:
             continue
         kept = _numbers([settings_of(view.runs(method)[0]).get("AIR.K")])
         rows.append((method.title, value, kept[0] if kept else None, view.spread(found), len(found)))
-    alt = f"Accuracy on {view.dataset} in percent against M, the number of images drawn a class. A table follows."
-    chart = line_chart([Panel("M, images drawn a class", "accuracy (%)", lines, whole=True)], alt=alt)
+    alt = f"Accuracy on {view.dataset} in percent against M, the number of images generated a class. A table follows."
+    chart = line_chart([Panel("M, images generated a class", "accuracy (%)", lines, whole=True)], alt=alt)
     return {"chart": _svg(chart), "legend": _legend(coloured), "rows": rows, "of": len(series)}
 
 
@@ -326,7 +326,7 @@ def _weight_chart(
     trained: bool,
     rings: Sequence[Line] = (),
 ) -> dict[str, Any]:
-    head = "headline head, trained with each lambda" if trained else "fused head, trained once"
+    head = "primary classifier, trained with each lambda" if trained else "fused head, trained once"
     alt = f"Accuracy on {view.dataset} in percent against lambda, {head}: {_titles(coloured)}."
     label = "accuracy (%)" if trained else "accuracy of the fused head (%)"
     chart = line_chart([Panel("lambda", label, lines, rings=rings)], alt=alt)

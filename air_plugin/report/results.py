@@ -15,7 +15,7 @@ import numpy as np
 
 from air_plugin.utils.errors import UserError
 
-TEXTS = ("trainer", "dataset", "config", "backbone", "split_family", "template", "headline")
+TEXTS = ("trainer", "dataset", "config", "backbone", "split_family", "template", "primary")
 NEEDED = (*TEXTS, "seed", "heads", "pseudo_labels")
 USUAL_WORDING = "coop"  # DATASET.WORDING of results from before there were two
 LARGE = 1e12  # no count and no lambda is larger, and every plot can hold it
@@ -102,8 +102,8 @@ def _fault(result: Any) -> str | None:
         return "its seed is no whole number"
     if not isinstance(heads, dict) or not all(map(_is_head, heads.values())):
         return "its heads hold no accuracy in percent"
-    if result["headline"] not in heads:
-        return f"it has no head {result['headline']}"
+    if result["primary"] not in heads:
+        return f"it has no head {result['primary']}"
     if not _are_label_figures(result["pseudo_labels"]):
         return "its pseudo_labels hold no accuracy in percent"
     rounds = result.get("rounds") or []
@@ -171,13 +171,13 @@ def _is_round(figures: Any) -> bool:
     """Whether this is what a round of the auxiliary classifier came to (AuxiliaryMixin.figures)."""
     if not isinstance(figures, dict) or not is_number(figures.get("lambda")):
         return False
-    most = {"changed": 100, "accuracy": 100, "scale": LARGE, "anchor": LARGE, "iterations": LARGE}
-    mass = figures.get("mass") or []
+    most = {"changed": 100, "accuracy": 100, "scale": LARGE, "prior_strength": LARGE, "iterations": LARGE}
+    soft_counts = figures.get("soft_counts") or []
     return (
         all(figures.get(key) is None or is_number(figures[key], limit) for key, limit in most.items())
         and isinstance(figures.get("converged", False), bool)
-        and isinstance(mass, list)
-        and all(map(is_number, mass))
+        and isinstance(soft_counts, list)
+        and all(map(is_number, soft_counts))
     )
 
 

@@ -40,19 +40,19 @@ class Difference:
 
 
 def accuracies(method: Method, dataset: str, *, head: str | None = None) -> list[float]:
-    """Test accuracy in percent, a seed each, of one head or, by default, of each run's headline head.
+    """Test accuracy in percent, a seed each, of one head or, by default, of each run's primary classifier.
 
     Runs that have no such head, or no test labels, are left out.
     """
     runs = [run for _, run in sorted(method.runs.get(dataset, {}).items())]
-    heads = [run["heads"].get(head or run["headline"]) for run in runs]
+    heads = [run["heads"].get(head or run["primary"]) for run in runs]
     return [found["accuracy"] for found in heads if found and found["accuracy"] is not None]
 
 
 def is_unknown(method: Method, dataset: str, *, head: str | None = None) -> bool:
-    """Whether there are runs with such a head (by default: the headline head), and none of them had test labels."""
+    """Whether there are runs with such a head (by default: the primary classifier), and none of them had test labels."""
     runs = method.runs.get(dataset, {}).values()
-    heads = [run["heads"].get(head or run["headline"]) for run in runs]
+    heads = [run["heads"].get(head or run["primary"]) for run in runs]
     return any(heads) and all(found["accuracy"] is None for found in heads if found)
 
 
@@ -80,8 +80,8 @@ class Fusion:
     fixed: whether the config names lambda; else it was chosen without labels.
     accuracy: of the fused head in percent. oracle: the same with the best lambda that was tried, each seed its own.
     regret: oracle less accuracy, at least 0. The last two need test labels, which the method never saw.
-    betas: weight of the loss on drawn images. beta_fixed: whether the config names it.
-    anchors: n0 of EM, where images were drawn.
+    betas: weight of the loss on generated images. beta_fixed: whether the config names it.
+    prior_strengths: n0 of EM, where images were generated.
     rounds: how many rounds of captions and drawing were made.
     labels: percent of the unlabelled images that the last round labels rightly.
     """
@@ -93,7 +93,7 @@ class Fusion:
     regret: list[float]
     betas: list[float]
     beta_fixed: bool
-    anchors: list[float]
+    prior_strengths: list[float]
     rounds: list[float]
     labels: list[float]
 
@@ -120,7 +120,7 @@ def fusion_of(method: Method, dataset: str) -> Fusion | None:
         regret=[best - own for best, (own, _) in zip(oracle, tried, strict=True)],
         betas=[run["beta"] for run in runs if run.get("beta") is not None],
         beta_fixed=len(_named(runs, "AIR.BETA")) == len(runs),
-        anchors=[figures["anchor"] for figures in last if figures.get("anchor")],  # 0: no image was drawn
+        prior_strengths=[figures["prior_strength"] for figures in last if figures.get("prior_strength")],  # 0: no image was generated
         rounds=[float(len(run["auxiliary"])) for run in runs if run.get("auxiliary")],
         labels=[figures["accuracy"] for figures in last if figures.get("accuracy") is not None],
     )
@@ -178,7 +178,7 @@ def paired_difference(
     seed: int = 0,
     reasons: list[str] | None = None,
 ) -> Difference | None:
-    """Headline accuracy of a method less that of a baseline, image by image over their common seeds.
+    """Primary accuracy of a method less that of a baseline, image by image over their common seeds.
 
     The interval is the 95 % percentile interval of a bootstrap over test images (Efron and Tibshirani 1993): images
     are resampled, seeds are not. The same call gives the same interval.
@@ -236,7 +236,7 @@ def image_differences(method: Method, baseline: Method, dataset: str) -> tuple[n
                 first, origin, total = said, run["path"].parent, np.zeros(len(said.labels))
             if said.images != first.images or not np.array_equal(said.labels, first.labels):
                 raise UserError(f"{origin} and {run['path'].parent} were not tested on the same images and labels")
-            total += sign * (said.predicted[run["headline"]] == said.labels)
+            total += sign * (said.predicted[run["primary"]] == said.labels)
     return total / len(seeds), seeds
 
 

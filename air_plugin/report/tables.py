@@ -11,11 +11,11 @@ from air_plugin.report.statistics import STAGES, Comparison, Difference, accurac
 UNKNOWN = "-"  # there are runs, but no test labels
 NOT_MEASURED = "-"  # there are runs, but each took the stage from the store
 FUSION_NOTES = (
-    "Lambda: weight of the auxiliary classifier after the last round; beta: of the loss on drawn images. Both are "
+    "Lambda: weight of the auxiliary classifier after the last round; beta: of the loss on generated images. Both are "
     "chosen without labels, or named by the config (fixed).",
     "Oracle: the fused head with the best lambda of those tried, each seed its own; regret: oracle less fused head, in "
     "points. These two are computed afterwards from test labels that the method never saw.",
-    "n0: how many real images EM takes a drawn class mean for. Rounds: of captions, LoRA and drawing. Labels right: "
+    "n0: how many real images EM takes a generated class mean for. Rounds: of captions, LoRA and drawing. Labels right: "
     "percent of all unlabelled training images after the last round, looked at afterwards, too.",
 )
 TIME_NOTES = (
@@ -38,8 +38,8 @@ def notes(view: Comparison, *, details: bool) -> list[str]:
         f'{name}: no test labels, so its accuracy is unknown ("-"); what was predicted is in every predictions.json.'
         for name in collection.datasets if any(is_unknown(method, name) for method in collection.methods)
     ]  # fmt: skip
-    lines.append(f"Test accuracy of the headline head in percent; +- is {spread}, and is left out for a single seed.")
-    lines.append("Headline head: the one that the config names beforehand (AIR.HEADLINE); text for methods without it.")
+    lines.append(f"Test accuracy of the primary classifier in percent; +- is {spread}, and is left out for a single seed.")
+    lines.append("primary classifier: the one that the config names beforehand (AIR.PRIMARY); text for methods without it.")
     if len(collection.datasets) > 1:
         lines.append("mean: of the data sets' means, for methods that have all; seeds: by data set where they differ.")
     if view.baseline:
@@ -49,7 +49,7 @@ def notes(view: Comparison, *, details: bool) -> list[str]:
         )
     if details:
         lines.append(
-            "Pseudo-labels: percent right (likeliest candidate) of the selected training images, in the last round."
+            "Pseudo-labels: percent right (top-1 candidate) of the selected training images, in the last round."
         )
         lines += [*(FUSION_NOTES if view.fusions else []), *(TIME_NOTES if any(view.stages.values()) else [])]
     return lines
@@ -77,19 +77,19 @@ def main_table(view: Comparison) -> Table:
 
 
 def details_table(view: Comparison, dataset: str) -> Table:
-    """A row a method: which head is the headline, every head, the pseudo-labels, and every seed."""
+    """A row a method: which head is the primary, every head, the pseudo-labels, and every seed."""
     rows = []
     for method in view.collection.methods:
         runs = sorted(method.runs.get(dataset, {}).items())
         if not runs:
             continue
         rows.append([
-            method.title, headline(method, dataset),
+            method.title, primary(method, dataset),
             *(_accuracy(view, method, dataset, head=head) for head in ("text", "fused")),
             _spread(view, label_accuracies(method, dataset)),
-            ", ".join(f"{seed}: {_figure(run['heads'][run['headline']]['accuracy']) or UNKNOWN}" for seed, run in runs),
+            ", ".join(f"{seed}: {_figure(run['heads'][run['primary']]['accuracy']) or UNKNOWN}" for seed, run in runs),
         ])  # fmt: skip
-    return ["method", "headline head", "text head", "fused head", "pseudo-labels", "every seed"], rows
+    return ["method", "primary classifier", "text head", "fused head", "pseudo-labels", "every seed"], rows
 
 
 def fusion_table(view: Comparison, dataset: str) -> Table:
@@ -103,7 +103,7 @@ def fusion_table(view: Comparison, dataset: str) -> Table:
         rows.append([
             method.title, _weight(view, found.weights, fixed=found.fixed),
             *(UNKNOWN if hidden else _spread(view, scores) for scores in (found.accuracy, found.oracle, found.regret)),
-            _weight(view, found.betas, fixed=found.beta_fixed), _spread(view, found.anchors), _count(found.rounds),
+            _weight(view, found.betas, fixed=found.beta_fixed), _spread(view, found.prior_strengths), _count(found.rounds),
             _spread(view, found.labels) or (UNKNOWN if found.rounds else ""),
         ])  # fmt: skip
     return ["method", "lambda", "fused head", "oracle", "regret", "beta", "n0", "rounds", "labels right"], rows
@@ -144,9 +144,9 @@ def _total(seconds: Mapping[str, Sequence[float | None]]) -> str:
     return f"{'> ' if len(known) < len(values) else ''}{sum(known):.1f}" if known else NOT_MEASURED
 
 
-def headline(method: Method, dataset: str) -> str:
-    """The name of the headline head; of all of them where runs differ."""
-    return "/".join(sorted({run["headline"] for run in method.runs.get(dataset, {}).values()}))
+def primary(method: Method, dataset: str) -> str:
+    """The name of the primary classifier; of all of them where runs differ."""
+    return "/".join(sorted({run["primary"] for run in method.runs.get(dataset, {}).values()}))
 
 
 def label_accuracies(method: Method, dataset: str) -> list[float]:

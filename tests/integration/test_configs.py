@@ -149,7 +149,7 @@ def test_parts_keep_to_what_is_theirs(path: Path):
     changed = {key for key, value in flatten(cfg).items() if value != flatten(before)[key]}
     backbones = {"MODEL.BACKBONE.NAME", "INPUT.SIZE", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD", "TRAINER.PROMPT.PREC"}
     assert changed <= backbones if path in BACKBONES else all(key.startswith("AIR.") for key in changed)
-    assert not changed & {"AIR.M", "AIR.K", "AIR.LAMBDA", "AIR.BETA", "AIR.LS", "AIR.HEADLINE"}
+    assert not changed & {"AIR.M", "AIR.K", "AIR.LAMBDA", "AIR.BETA", "AIR.LS", "AIR.PRIMARY"}
 
 
 @pytest.mark.parametrize("path", BACKBONES, ids=label)
@@ -189,7 +189,7 @@ def test_a_preset_stands_behind_any_config_and_controls_leave_it_out(config: str
     assert run.compose("ZeroshotAiR", f"{config}_plus") == run.compose("ZeroshotAiR", f"{config}+plus")
     assert run.compose("CPL", f"{config}+plus") == run.compose("CPL", config)
     air = merged(*run.compose("AiR", f"{config}+plus")).AIR
-    assert (air.AUXILIARY, air.REFINE, air.LAMBDA, air.HEADLINE) == ("gaussian", "em", "auto", "fused")
+    assert (air.AUXILIARY, air.REFINE, air.LAMBDA, air.PRIMARY) == ("gaussian", "em", "auto", "fused")
 
 
 def test_the_preset_as_one_file_is_the_same():

@@ -81,7 +81,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Makes a configuration; all share one store, so that the images are drawn once."""
+    """Makes a configuration; all share one store, so that the images are generated once."""
     cache = tmp_path_factory.mktemp("cache")
     air = {"CACHE": str(cache), "M": 4, "K": 2, "SIZE": 32, "STEPS": 2, "BATCH": 12, "LAMBDA": LAMBDA,
            "LORA__ENABLED": False}  # fmt: skip

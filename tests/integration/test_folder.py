@@ -236,7 +236,7 @@ def test_a_table_tells_unknown_from_missing(mixed: Path, capsys: pytest.CaptureF
     for row in rows[:3]:
         # method, digits, folder, mean, seeds, differences on digits and folder
         assert "+-" in row[1] and row[2:5] == ["-", "", "2"] and row[5].endswith("]") and row[6] == ""
-    for row in rows[6:]:  # method, headline, text, fused, pseudo-labels, seeds: there is no fused head
+    for row in rows[6:]:  # method, primary, text, fused, pseudo-labels, seeds: there is no fused head
         assert row[1:] == ["text", "-", "", "", "1: -, 2: -"]
 
 
@@ -247,7 +247,7 @@ def test_the_page_of_a_data_set_without_labels(mixed: Path, tmp_path: Path, caps
     page = (tmp_path / "page.html").read_text()
     assert "Left out or incomplete" not in page
     known, unknown = page.split('id="set2"')
-    headings = ("Accuracy of each class", "Confusion", "Number of drawn images", "Most confident mistakes")
+    headings = ("Accuracy of each class", "Confusion", "Number of generated images", "Most confident mistakes")
     assert all(f"<h3>{heading}</h3>" in known and f"<h3>{heading}</h3>" not in unknown for heading in headings)
     assert "no test labels" in unknown and "no test labels" not in known
     assert known.count('<td class="n">-</td>') == 4  # a row a method in the table of all

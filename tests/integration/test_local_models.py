@@ -65,14 +65,14 @@ def test_a_folder_of_diffusers_draws_the_same_images(tmp_path: Path) -> None:
     mini.load_pipeline().save_pretrained(tmp_path, safe_serialization=True)
     ours, theirs = load_generator("mini"), load_generator(str(tmp_path))
     assert ours.fingerprint == theirs.fingerprint
-    drawn = [
+    generated = [
         generator.pipeline(
             ["a photo of the digit seven."], height=32, width=32, num_inference_steps=3,
             generator=[torch.Generator().manual_seed(0)], output_type="pt",
         ).images
         for generator in (ours, theirs)
     ]  # fmt: skip
-    assert torch.allclose(drawn[0], drawn[1], atol=1e-5)
+    assert torch.allclose(generated[0], generated[1], atol=1e-5)
 
 
 def test_unknown_generators_are_refused(tmp_path: Path) -> None:

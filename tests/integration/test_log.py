@@ -26,9 +26,9 @@ def parsed(directory: Path, keyword: str = "accuracy", end: str = "Finish traini
     return found
 
 
-def headline(run: Path) -> float:
+def primary(run: Path) -> float:
     result = json.loads((run / "result.json").read_text())
-    return result["heads"][result["headline"]]["accuracy"]
+    return result["heads"][result["primary"]]["accuracy"]
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def headline(run: Path) -> float:
         ("ZeroshotCLIP", []),
         ("CoOp", ["DATASET.NUM_SHOTS", "1"]),
         ("CPL", ["TRAINER.PROMPT.ROUNDS", "2"]),
-        ("AiR", ["AIR.SOURCE", "real", "AIR.HEADLINE", "fused"]),
-        ("AiR", ["AIR.SOURCE", "real", "AIR.HEADLINE", "text"]),
+        ("AiR", ["AIR.SOURCE", "real", "AIR.PRIMARY", "fused"]),
+        ("AiR", ["AIR.SOURCE", "real", "AIR.PRIMARY", "text"]),
     ],
 )
 def test_the_log_says_what_the_result_says(trainer: str, options: list[str], tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_log_says_what_the_result_says(trainer: str, options: list[str], tmp
     found = parsed(tmp_path / "config")
     assert found.keys() == {"seed1", "seed2"}
     for name, value in found.items():
-        assert value == pytest.approx(headline(tmp_path / "config" / name), abs=0.05 + 1e-9)
+        assert value == pytest.approx(primary(tmp_path / "config" / name), abs=0.05 + 1e-9)
     assert parsed(tmp_path / "config", keyword="macro_f1").keys() == found.keys()
     assert parsed(tmp_path / "config", end="=> result") == found
 
@@ -69,5 +69,5 @@ def test_after_a_kill_log_txt_is_the_finished_runs(tmp_path: Path, monkeypatch: 
     assert parsed(tmp_path / "config") == {}
     assert train.main(line) == 0
     run = tmp_path / "config" / "seed1"
-    assert parsed(tmp_path / "config")["seed1"] == pytest.approx(headline(run), abs=0.05 + 1e-9)
+    assert parsed(tmp_path / "config")["seed1"] == pytest.approx(primary(run), abs=0.05 + 1e-9)
     assert len(list(run.glob("log.txt*"))) == 2

@@ -21,7 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for all, so that the images are drawn once."""
+    """One store for all, so that the images are generated once."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -37,7 +37,7 @@ def test_every_trainer_gains_the_fused_head(trainer: str, data: Path, cache: Pat
     assert run(f"{trainer}+AiR", data, tmp_path, cache) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["trainer"] == f"{trainer}+AiR" and set(result["heads"]) == {"text", "fused"}
-    assert result["headline"] == "fused"
+    assert result["primary"] == "fused"
     log = (tmp_path / "log.txt").read_text()
     last = [line for line in log.splitlines() if line.startswith("* accuracy:")][-1]
     assert last == f"* accuracy: {result['heads']['fused']['accuracy']:.1f}%"
@@ -70,9 +70,9 @@ def test_pseudo_labels_hear_the_auxiliary_classifier(data: Path, cache: Path, tm
 
 
 def test_the_headline_can_be_the_text_head(data: Path, cache: Path, tmp_path: Path) -> None:
-    assert run("CoOp+AiR", data, tmp_path, cache, "AIR.HEADLINE", "text") == 0
+    assert run("CoOp+AiR", data, tmp_path, cache, "AIR.PRIMARY", "text") == 0
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["headline"] == "text" and set(result["heads"]) == {"text", "fused"}
+    assert result["primary"] == "text" and set(result["heads"]) == {"text", "fused"}
 
 
 @pytest.mark.parametrize(

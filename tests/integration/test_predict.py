@@ -89,13 +89,13 @@ def test_python_needs_three_lines(runs: Path):
     bundle = load_bundle(runs / "AiR" / "bundle")
     found = {one.path.name: (one.label, one.probability)
              for one in bundle.predict([Path(said["root"]) / image for image in said["images"]])}  # fmt: skip
-    assert_equal(found, said, bundle.headline)
+    assert_equal(found, said, bundle.primary)
     assert bundle.skipped == {}
 
 
 def test_a_bundle_says_what_it_is_of(runs: Path):
     said = json.loads((runs / "AiR" / "bundle" / "bundle.json").read_text())
-    assert said["classes"] == predictions(runs, "AiR")["classnames"] and said["headline"] == "text"
+    assert said["classes"] == predictions(runs, "AiR")["classnames"] and said["primary"] == "text"
     assert said["card"]["trainer"] == "AiR" and said["card"]["transclip"] is False
     card = said["auxiliary"]["card"]
     assert (card["generator"], card["lora"], card["seed"]) == ("mini", None, 1)
@@ -144,7 +144,7 @@ def test_the_stages_need_a_folder_and_names_and_no_dassl(runs: Path, tmp_path: P
         done = air(command, *line, "--offline", *options)
         assert done.returncode == 0, done.stderr
         told |= dict(row.split(": ", 1) for row in done.stdout.splitlines())
-    assert told["images"].endswith("(20, 0 drawn now)")  # the second command had drawn them
+    assert told["images"].endswith("(20, 0 generated now)")  # the second command had generated them
     backbone = load_bundle(runs / "AiR" / "bundle").backbone
     head = AuxiliaryClassifier.load(told["classifier"], classnames=names, backbone=backbone)
     assert head.card["template"] == "a photo of the digit {}." and head.card["lora"] == Path(told["adapter"]).name

@@ -55,7 +55,7 @@ def test_rounds_grow_and_are_counted_one_by_one(name: str, data: Path, cache: st
         share = math.ceil(number / 3 * 1000 / 10)
         assert summary["selected"] == len(saved["index"]) and 0 < summary["accuracy"] <= 100
         assert len(saved["index"]) <= 10 * share
-        assert saved["mask"].gather(1, saved["likeliest"][:, None]).all()
+        assert saved["mask"].gather(1, saved["top1"][:, None]).all()
         if "UPL" in name:
             assert torch.equal(saved["mask"].sum(dim=1), torch.ones(len(saved["mask"])))
             assert int(saved["mask"].sum(dim=0).max()) <= share
@@ -206,7 +206,7 @@ def test_controls_without_training(data: Path, cache: str, tmp_path: Path) -> No
     refined = result(run("ZeroshotCLIP", data, tmp_path / "refined", cache, "TRAINER.TRANSCLIP.ENABLED", "True"))
     fused = result(run("ZeroshotAiR", data, tmp_path / "fused", cache))
     both = result(run("ZeroshotAiR", data, tmp_path / "both", cache, "TRAINER.TRANSCLIP.ENABLED", "True"))
-    assert fused["headline"] == "fused" and plain["headline"] == "text"
+    assert fused["primary"] == "fused" and plain["primary"] == "text"
     assert fused["heads"]["text"] == plain["heads"]["text"]
     assert both["heads"]["text"] == refined["heads"]["text"] != plain["heads"]["text"]
     assert both["heads"]["fused"] != fused["heads"]["fused"]

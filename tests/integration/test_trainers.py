@@ -34,7 +34,7 @@ def test_result_says_what_issue_a_promises(finished: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
     assert (result["trainer"], result["dataset"], result["seed"]) == ("AiR", "digits", 1)
     assert result["config"].startswith("mini+AIR.M=4+")
-    assert result["headline"] in result["heads"]
+    assert result["primary"] in result["heads"]
     assert set(result["heads"]) == {"text", "fused"}
     for head in result["heads"].values():
         assert 0 <= head["accuracy"] <= 100
@@ -54,7 +54,7 @@ def test_the_log_has_the_lines_that_scripts_parse(finished: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
     after = log[log.index("Finish training") :]
     last = [line for line in after.splitlines() if line.startswith("* accuracy:")][-1]
-    assert last == f"* accuracy: {result['heads'][result['headline']]['accuracy']:.1f}%"
+    assert last == f"* accuracy: {result['heads'][result['primary']]['accuracy']:.1f}%"
 
 
 def test_a_complete_run_is_not_run_again(finished: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,11 +162,11 @@ def test_beta_auto_weighs_both_losses_by_how_right_their_labels_are(
 
     def watched(self: AiR, index: torch.Tensor, candidates: torch.Tensor) -> float:
         real = [self.zero_shot_probs[i][row].sum().item() for i, row in zip(index, candidates, strict=True)]
-        drawn = [
+        generated = [
             self.backbone.text_probs(image[None], self.template_features)[0, label].item()
             for label, images in enumerate(self.auxiliary.prototypes) for image in images
         ]  # fmt: skip
-        odds = [math.log(share / (1 - share)) for share in (sum(drawn) / len(drawn), sum(real) / len(real))]
+        odds = [math.log(share / (1 - share)) for share in (sum(generated) / len(generated), sum(real) / len(real))]
         slow.append(odds[0] / odds[1])
         return chosen(self, index, candidates)
 

@@ -185,11 +185,11 @@ def test_stages_run_once_and_say_where_their_artifacts_lie(
     (adapter,) = (mark.parent for mark in (tmp_path / "store" / "lora").glob("*/entry.json"))
     assert f"adapter: {adapter}\n" in capsys.readouterr().out and (adapter / WEIGHTS).is_file()
     assert main(["generate", *common]) == 0
-    assert "(9, 9 drawn now)" in capsys.readouterr().out
+    assert "(9, 9 generated now)" in capsys.readouterr().out
     assert main(["prototypes", *common]) == 0
     out = capsys.readouterr().out
     (made,) = (mark.parent for mark in (tmp_path / "store" / "prototypes").glob("*/entry.json"))
-    assert "(9, 0 drawn now)" in out and f"prototypes: {made}\n" in out
+    assert "(9, 0 generated now)" in out and f"prototypes: {made}\n" in out
     names = json.loads((made / "provenance.json").read_text())["classes"]
     assert names == ["dog", "annual_crop land", "sea"]
     assert f"classifier: {made / 'classifier.safetensors'}\n" in out
@@ -213,7 +213,7 @@ def test_the_classifier_goes_where_it_is_wanted(
 
 
 @pytest.mark.parametrize(
-    ("line", "options", "text", "drawn"),
+    ("line", "options", "text", "generated"),
     [
         ("", [], "a photo of a {}.", "a photo of a {}."),
         ("template: my {}.", [], "my {}.", "my {}."),
@@ -223,7 +223,7 @@ def test_the_classifier_goes_where_it_is_wanted(
 )
 def test_the_template_line_is_the_prompt_unless_an_option_says_otherwise(
     small: list[str], pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    line: str, options: list[str], text: str, drawn: str,
+    line: str, options: list[str], text: str, generated: str,
 ):  # fmt: skip
     (tmp_path / "names.txt").write_text(f"dog\ncat\n{line}\n")
     texts: list[str] = []
@@ -233,7 +233,7 @@ def test_the_template_line_is_the_prompt_unless_an_option_says_otherwise(
     assert main([*command, *small, *options]) == 0
     assert texts == [text.format("dog"), text.format("cat")]
     (made,) = (store / "prototypes").glob("*/classifier.safetensors")
-    assert AuxiliaryClassifier.load(made).card["template"] == drawn
+    assert AuxiliaryClassifier.load(made).card["template"] == generated
 
 
 def test_offline_is_told_before_anything_is_loaded(
@@ -303,7 +303,7 @@ def bundle(tmp_path: Path, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPa
     folder = tmp_path / "run" / "bundle"
     head = AuxiliaryClassifier.from_prototypes(unit(3, 4, 24), scale=9.0)
     save_bundle(folder, backbone=tiny_backbone, classnames=["dog", "sea lion", "cat"], text=unit(3, 24),
-                auxiliary=head, headline="fused", card={"transclip": False})  # fmt: skip
+                auxiliary=head, primary="fused", card={"transclip": False})  # fmt: skip
     monkeypatch.setattr(bundle_module, "load_backbone", lambda *_, **__: tiny_backbone)
     return folder
 
@@ -370,7 +370,7 @@ def test_a_refined_runs_bundle_says_that_it_is_not(
     bundle: Path, pictures: list[str], tiny_backbone: Backbone, capsys: pytest.CaptureFixture
 ):
     save_bundle(bundle, backbone=tiny_backbone, classnames=["a", "b"], text=unit(2, 24), auxiliary=None,
-                headline="text", card={"transclip": True})  # fmt: skip
+                primary="text", card={"transclip": True})  # fmt: skip
     assert main(["predict", str(bundle), pictures[0]]) == 0
     out, err = capsys.readouterr()
     assert out.count("\n") == 1 and err.count("\n") == 1 and "TransCLIP" in err

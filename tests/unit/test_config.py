@@ -49,7 +49,7 @@ def test_the_defaults_are_valid_and_read_by_name(cfg: CfgNode):
     assert (settings.images_per_class, settings.kept_per_class, settings.weight) == (50, 7, 0.5)
     assert settings.prompt == "a drawing of a {}" and settings.lora.targets == ("to_q",)
     flat = flatten(cfg.AIR)
-    named = {"headline": "HEADLINE", "beta": "BETA", "loss": "LS", "form": "AUX_FORM", "scale": "AUX_SCALE",
+    named = {"primary": "PRIMARY", "beta": "BETA", "loss": "LS", "form": "AUX_FORM", "scale": "AUX_SCALE",
              "generator": "GENERATOR", "precision": "PRECISION", "steps": "STEPS", "guidance": "GUIDANCE",
              "size": "SIZE", "batch": "BATCH"}  # fmt: skip
     assert all(getattr(settings, field) == flat[key] for field, key in named.items())
@@ -89,7 +89,7 @@ def test_settings_are_frozen(cfg: CfgNode):
         ("AIR.STEPS", 0, "at least 1"),
         ("AIR.SIZE", 0, "at least 1"),
         ("AIR.BATCH", 0, "at least 1"),
-        ("AIR.HEADLINE", "fusd", "text, fused"),
+        ("AIR.PRIMARY", "fusd", "text, fused"),
         ("AIR.LS", "none", "consistency, synthetic"),
         ("AIR.AUX_FORM", "", "softmax, raw"),
         ("AIR.PROMPT", "a photo", "{}"),

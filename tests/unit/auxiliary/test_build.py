@@ -67,9 +67,9 @@ def test_the_classifier_is_made_of_the_kept_images(build, tiny_backbone: Backbon
 def test_images_belong_to_their_class(build):
     made, _ = build()
     manifest = made.images[0][0].parent / "manifest.jsonl"
-    drawn = {line["key"]: line for line in map(json.loads, manifest.read_text().splitlines())}
+    generated = {line["key"]: line for line in map(json.loads, manifest.read_text().splitlines())}
     for name, images in zip(NAMES, made.images, strict=True):
-        lines = [drawn[path.stem] for path in images]
+        lines = [generated[path.stem] for path in images]
         assert [(line["classname"], line["number"]) for line in lines] == [(name, i) for i in range(4)]
 
 
@@ -206,11 +206,11 @@ def test_the_pipeline_is_left_as_it_was(build, monkeypatch: pytest.MonkeyPatch):
 def test_the_gallery_is_a_picture(build, pictures: list[str], tmp_path: Path):
     from PIL import Image
 
-    from air_plugin.auxiliary.gallery import draw_gallery
+    from air_plugin.auxiliary.gallery import plot_gallery
 
     made, _ = build()
     probs = torch.rand(7, 3, generator=torch.Generator().manual_seed(0))
-    draw_gallery(made, NAMES, pictures, probs, tmp_path / "gallery.png")
+    plot_gallery(made, NAMES, pictures, probs, tmp_path / "gallery.png")
     with Image.open(tmp_path / "gallery.png") as image:
         image.load()
         assert image.width > 500 and image.height > 100
@@ -288,11 +288,11 @@ def test_the_headline_is_as_configured_where_there_are_heads_to_choose_from():
 
     cfg = CfgNode({"DATASET": {}, "TRAINER": {}, "SEED": 0})
     add_air_config(cfg)
-    cfg.AIR.HEADLINE = "text"
+    cfg.AIR.PRIMARY = "text"
     for host, expected in ((Headed, "text"), (Checked, "fused")):  # without heads, what is predicted is always fused
         trainer = type("Mine", (AuxiliaryMixin, host), {})()
         trainer.check_cfg(cfg)
-        assert trainer.headline == expected
+        assert trainer.primary == expected
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
@@ -325,19 +325,19 @@ def test_beta_zero_adds_nothing(air):
 
 def test_the_synthetic_form_is_cross_entropy_on_prototypes_of_known_class(air):
     trainer = air(LS="synthetic")
-    features, label = trainer._draw_prototypes(4)
+    features, label = trainer._sample_prototypes(4)
     for row, c in zip(features, label.tolist(), strict=True):
         assert any(torch.equal(row, prototype) for prototype in trainer.auxiliary.prototypes[c])
     assert torch.allclose(trainer.losses(batch(), TEXT)["loss_s"], synthetic_loss(features @ TEXT.T, label))
 
 
 def test_drawn_prototypes_depend_on_seed_epoch_and_batch_alone(air):
-    def drawn(**where: int) -> list[float]:
+    def generated(**where: int) -> list[float]:
         trainer = air()
         for name, value in where.items():
             setattr(trainer, name, value)
         torch.manual_seed(len(where))
-        return trainer._draw_prototypes(50)[0].flatten().tolist()
+        return trainer._sample_prototypes(50)[0].flatten().tolist()
 
-    assert drawn() == drawn(seed=0, epoch=0)
-    assert len({tuple(drawn(**where)) for where in ({}, {"seed": 1}, {"epoch": 1}, {"batch_idx": 1})}) == 4
+    assert generated() == generated(seed=0, epoch=0)
+    assert len({tuple(generated(**where)) for where in ({}, {"seed": 1}, {"epoch": 1}, {"batch_idx": 1})}) == 4

@@ -1,4 +1,4 @@
-"""What becomes of drawn images once the unlabelled ones are looked at."""
+"""What becomes of generated images once the unlabelled ones are looked at."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from air_plugin.auxiliary import refinement as module
 from air_plugin.auxiliary.build import Auxiliary
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
-from air_plugin.auxiliary.refinement import look_back, settle
+from air_plugin.auxiliary.refinement import finalize, summarize
 from air_plugin.functional.calibration import mean_confidence
 from air_plugin.functional.fusion import fuse, fusion_weight
 from air_plugin.functional.gaussian import fit_gaussians, posterior, refine
@@ -34,11 +34,11 @@ def images(count: int, *, seed: int) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def auxiliary() -> Auxiliary:
-    drawn = unit(images(M, seed=0)[0] + 0.3 * torch.eye(1, D)).unflatten(0, (C, M))
-    prototypes = drawn[:, :K]
+    generated = unit(images(M, seed=0)[0] + 0.3 * torch.eye(1, D)).unflatten(0, (C, M))
+    prototypes = generated[:, :K]
     head = AuxiliaryClassifier.from_prototypes(prototypes, scale=20.0)
     head = replace(head, fusion_weight=2.0, card={"classes": ["a", "b", "c"]})
-    return Auxiliary(head, prototypes, [], torch.arange(K).expand(C, K), "key", drawn)
+    return Auxiliary(head, prototypes, [], torch.arange(K).expand(C, K), "key", generated)
 
 
 @pytest.fixture
@@ -56,40 +56,40 @@ def auto(settings: Any) -> Any:
 
 
 def test_the_papers_form_stays_as_it_is(auxiliary, inputs, store: Store):
-    made, opinion, _ = settle(auxiliary.classifier, auxiliary.drawn, **inputs, settings=air_settings(), store=store)
+    made, posterior_probs, _ = finalize(auxiliary.classifier, auxiliary.generated, **inputs, settings=air_settings(), store=store)
     assert made == auxiliary.classifier
     aux_probs = auxiliary.classifier.probs(inputs["features"])
-    assert torch.equal(opinion, fuse(inputs["probs"], aux_probs, weight=2.0))
+    assert torch.equal(posterior_probs, fuse(inputs["probs"], aux_probs, weight=2.0))
 
 
 def test_gaussian_classes_are_fitted_to_all_drawn_images_not_to_the_kept_ones(auxiliary, inputs, store: Store):
-    made, opinion, _ = settle(auxiliary.classifier, auxiliary.drawn, **inputs, settings=gaussian(), store=store)
+    made, posterior_probs, _ = finalize(auxiliary.classifier, auxiliary.generated, **inputs, settings=gaussian(), store=store)
     labels = torch.arange(C).repeat_interleave(M)
-    weight, bias = fit_gaussians(auxiliary.drawn.flatten(0, 1), labels, classes=C).head()
+    weight, bias = fit_gaussians(auxiliary.generated.flatten(0, 1), labels, classes=C).head()
     assert torch.allclose(made.weight, weight.float()) and torch.allclose(made.bias, bias.float())
     assert made.weight.dtype == torch.float32 and made.card == auxiliary.classifier.card
     aux_probs = made.probs(inputs["features"])
     assert mean_confidence(aux_probs) == pytest.approx(mean_confidence(inputs["probs"]), abs=1e-4)
-    assert torch.allclose(opinion, fuse(inputs["probs"], aux_probs, weight=2.0))
+    assert torch.allclose(posterior_probs, fuse(inputs["probs"], aux_probs, weight=2.0))
 
 
 @pytest.mark.parametrize("source", ["synthetic", "none"])
 def test_em_has_the_drawn_images_as_its_prior_or_none(auxiliary, inputs, store: Store, source: str):
     settings = gaussian(REFINE="em", SOURCE=source)
-    made, opinion, figures = settle(auxiliary.classifier, auxiliary.drawn, **inputs, settings=settings, store=store)
+    made, posterior_probs, figures = finalize(auxiliary.classifier, auxiliary.generated, **inputs, settings=settings, store=store)
     labels = torch.arange(C).repeat_interleave(M)
-    prior = fit_gaussians(auxiliary.drawn.flatten(0, 1), labels, classes=C) if source == "synthetic" else None
+    prior = fit_gaussians(auxiliary.generated.flatten(0, 1), labels, classes=C) if source == "synthetic" else None
     found = refine(inputs["features"], inputs["probs"], prior=prior)
-    assert torch.allclose(made.weight, found.model.fair_head()[0].float())
-    assert torch.allclose(opinion, posterior(found.model, inputs["features"], inputs["probs"]))
-    assert figures["anchor"] == round(found.anchor, 2) and (figures["anchor"] == 0) == (source == "none")
-    assert figures["iterations"] == found.iterations and sum(figures["mass"]) == pytest.approx(120, abs=0.2)
+    assert torch.allclose(made.weight, found.model.bias_corrected_head()[0].float())
+    assert torch.allclose(posterior_probs, posterior(found.model, inputs["features"], inputs["probs"]))
+    assert figures["prior_strength"] == round(found.prior_strength, 2) and (figures["prior_strength"] == 0) == (source == "none")
+    assert figures["iterations"] == found.iterations and sum(figures["soft_counts"]) == pytest.approx(120, abs=0.2)
 
 
 @pytest.mark.parametrize("form", ["cosine", "gaussian"])
 def test_lambda_is_chosen_where_it_is_auto(auxiliary, inputs, store: Store, form: str):
     settings = auto(air_settings(AUXILIARY=form))
-    made, _, figures = settle(auxiliary.classifier, auxiliary.drawn, **inputs, settings=settings, store=store)
+    made, _, figures = finalize(auxiliary.classifier, auxiliary.generated, **inputs, settings=settings, store=store)
     aux_probs = made.probs(inputs["features"])
     assert made.fusion_weight == pytest.approx(fusion_weight(inputs["probs"], aux_probs))
     assert made.fusion_weight != 2.0 and figures["lambda"] == round(made.fusion_weight, 4)
@@ -98,14 +98,14 @@ def test_lambda_is_chosen_where_it_is_auto(auxiliary, inputs, store: Store, form
 
 def test_em_is_not_run_again_for_the_same_images(auxiliary, inputs, store: Store, monkeypatch: pytest.MonkeyPatch):
     settings = auto(gaussian(REFINE="em"))
-    first, opinion, figures = settle(auxiliary.classifier, auxiliary.drawn, **inputs, settings=settings, store=store)
+    first, posterior_probs, figures = finalize(auxiliary.classifier, auxiliary.generated, **inputs, settings=settings, store=store)
     monkeypatch.setattr(module, "refine", lambda *_, **__: pytest.fail("EM was run again"))
-    second, again, same = settle(auxiliary.classifier, auxiliary.drawn, **inputs, settings=settings, store=store)
-    assert torch.equal(first.weight, second.weight) and torch.equal(opinion, again)
+    second, again, same = finalize(auxiliary.classifier, auxiliary.generated, **inputs, settings=settings, store=store)
+    assert torch.equal(first.weight, second.weight) and torch.equal(posterior_probs, again)
     assert figures == same
     moved = {**inputs, "probs": inputs["probs"].roll(1, dims=0)}
     with pytest.raises(pytest.fail.Exception, match="run again"):
-        settle(auxiliary.classifier, auxiliary.drawn, **moved, settings=settings, store=store)
+        finalize(auxiliary.classifier, auxiliary.generated, **moved, settings=settings, store=store)
 
 
 @pytest.mark.parametrize(("moved", "stable"), [(0, True), (1, True), (2, False), (50, False)])
@@ -113,6 +113,6 @@ def test_a_round_is_stable_below_two_percent_of_changed_labels(moved: int, stabl
     before = torch.eye(2)[torch.zeros(100, dtype=torch.long)]
     after = before.clone()
     after[:moved] = torch.eye(2)[1]
-    done = look_back(after, before, {})
+    done = summarize(after, before, {})
     assert done.changed == moved and done.stable is stable
     assert done.labels.tolist() == [1] * moved + [0] * (100 - moved)

@@ -52,10 +52,10 @@ def test_draw_gives_different_augmented_views_of_the_asked_images(count: int):
 
 def test_draw_depends_on_the_generator_alone():
     table, index = numbered_table(5, 5), torch.arange(5)
-    first = table.draw(index, generator=rng(1), count=2)
+    first = table.sample(index, generator=rng(1), count=2)
     torch.manual_seed(5)
-    assert torch.equal(table.draw(index, generator=rng(1), count=2), first)
-    assert not torch.equal(table.draw(index, generator=rng(2), count=2), first)
+    assert torch.equal(table.sample(index, generator=rng(1), count=2), first)
+    assert not torch.equal(table.sample(index, generator=rng(2), count=2), first)
 
 
 def test_draw_makes_do_with_too_few_views():

@@ -897,7 +897,7 @@ def test_result_records_the_family_that_was_used(monkeypatch, without_made):
     monkeypatch.setattr("air_plugin.utils.provenance.collect", lambda root: {})
 
     def result(dataset: Any) -> dict[str, Any]:
-        trainer = SimpleNamespace(dm=SimpleNamespace(dataset=dataset), results={}, headline="text", figures=dict,
+        trainer = SimpleNamespace(dm=SimpleNamespace(dataset=dataset), results={}, primary="text", figures=dict,
                                   stages=SimpleNamespace(done=[]))  # fmt: skip
         return train.make_result(cfg, trainer, "c")
 

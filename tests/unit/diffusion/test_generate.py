@@ -50,7 +50,7 @@ class FakePipeline:
         return SimpleNamespace(images=torch.stack(images))
 
     @property
-    def drawn(self) -> int:
+    def generated(self) -> int:
         return sum(len(seeds) for seeds in self.seeds)
 
 
@@ -115,7 +115,7 @@ def test_another_attempt_has_another_seed():
 def test_images_are_those_of_the_jobs_in_their_order(tmp_path: Path):
     pipeline, jobs = FakePipeline(), plan()
     report = generate(pipeline, jobs, tmp_path, batch_size=4)
-    assert (report.drawn, report.failed) == (6, 0)
+    assert (report.generated, report.failed) == (6, 0)
     assert [len(seeds) for seeds in pipeline.seeds] == [4, 2]
     assert pipeline.prompts == [job.prompt for job in jobs]
     for job, path in zip(jobs, report.paths, strict=True):
@@ -153,15 +153,15 @@ def test_second_call_draws_nothing(tmp_path: Path):
     pipeline = FakePipeline()
     first = generate(pipeline, plan(), tmp_path, batch_size=4)
     second = generate(pipeline, plan(), tmp_path, batch_size=4)
-    assert second.drawn == 0 and pipeline.drawn == 6 and second.paths == first.paths
+    assert second.generated == 0 and pipeline.generated == 6 and second.paths == first.paths
 
 
 def test_more_images_draw_only_what_is_new(tmp_path: Path):
     pipeline = FakePipeline()
     generate(pipeline, plan(images=2), tmp_path, batch_size=3)
     report = generate(pipeline, plan(images=5), tmp_path, batch_size=3)
-    assert report.drawn == 9 and pipeline.drawn == 15
-    assert generate(pipeline, plan(["sea"], images=5), tmp_path, batch_size=3).drawn == 0
+    assert report.generated == 9 and pipeline.generated == 15
+    assert generate(pipeline, plan(["sea"], images=5), tmp_path, batch_size=3).generated == 0
 
 
 @pytest.mark.parametrize("batches", [0, 1, 2])
@@ -180,7 +180,7 @@ def test_an_interrupted_run_ends_bit_identical(tiny_generator: Generator, tmp_pa
         generate(tiny_generator.pipeline, plan(), tmp_path / "cut", batch_size=2)
     calls[:] = [0] * 100
     resumed = generate(tiny_generator.pipeline, plan(), tmp_path / "cut", batch_size=2)
-    assert resumed.drawn == sum(calls) == 6 - 2 * batches
+    assert resumed.generated == sum(calls) == 6 - 2 * batches
     assert contents(resumed) == contents(whole)
 
 
@@ -205,7 +205,7 @@ def test_a_kill_within_a_batch_ends_bit_identical(tmp_path: Path, monkeypatch: p
         generate(FakePipeline(spoil), plan(), tmp_path / "cut", batch_size=4)
     monkeypatch.setattr(module, "_keep", keep)
     resumed = generate(FakePipeline(spoil), plan(), tmp_path / "cut", batch_size=4)
-    assert resumed.drawn == 4 and resumed.failed == whole.failed == 1
+    assert resumed.generated == 4 and resumed.failed == whole.failed == 1
     assert contents(resumed) == contents(whole)
 
 
@@ -221,8 +221,8 @@ def test_a_damaged_image_is_made_again_and_said(tmp_path: Path, damage: str, cap
     second = generate(FakePipeline(), plan(), tmp_path, batch_size=4)
     said = f"cache: {path} is thrown away and made again: its content does not match its key\n"
     assert capsys.readouterr().out == said
-    assert second.drawn == 1 and contents(second) == before
-    assert generate(FakePipeline(), plan(), tmp_path, batch_size=4).drawn == 0
+    assert second.generated == 1 and contents(second) == before
+    assert generate(FakePipeline(), plan(), tmp_path, batch_size=4).generated == 0
 
 
 def test_a_missing_image_is_made_again(tmp_path: Path):
@@ -231,7 +231,7 @@ def test_a_missing_image_is_made_again(tmp_path: Path):
     first.paths[5].unlink()
     pipeline = FakePipeline()
     assert contents(generate(pipeline, plan(), tmp_path, batch_size=4)) == before
-    assert pipeline.drawn == 2  # its batch, no other
+    assert pipeline.generated == 2  # its batch, no other
 
 
 def test_the_manifest_says_how_each_image_was_made(tmp_path: Path):
@@ -253,9 +253,9 @@ def test_a_manifest_line_cut_short_costs_its_image_alone(tmp_path: Path, cut: in
     manifest.write_text(kept)
     capsys.readouterr()
     second = generate(FakePipeline(), plan(), tmp_path, batch_size=1)
-    assert second.drawn == lost and contents(second) == before
+    assert second.generated == lost and contents(second) == before
     assert capsys.readouterr().out.count("a damaged line in") == (0 if cut == 1 else 1)
-    assert generate(FakePipeline(), plan(), tmp_path, batch_size=1).drawn == 0
+    assert generate(FakePipeline(), plan(), tmp_path, batch_size=1).generated == 0
 
 
 @pytest.mark.parametrize("line", ["5", "[]", "null", '"text"', '{"no": "key"}', "\x00\x01", '{"key": "other"}'])
@@ -264,14 +264,14 @@ def test_foreign_lines_in_the_manifest_do_no_harm(tmp_path: Path, line: str):
     manifest = tmp_path / MANIFEST
     manifest.write_text(line + "\n" + manifest.read_text())
     second = generate(FakePipeline(), plan(), tmp_path, batch_size=4)
-    assert second.drawn == 0 and second.paths == first.paths
+    assert second.generated == 0 and second.paths == first.paths
 
 
 def test_an_image_that_the_manifest_does_not_know_is_not_trusted(tmp_path: Path):
     job = plan()[0]
     Image.new("RGB", (16, 16), "red").save(tmp_path / f"{job.key}.png")
     report = generate(FakePipeline(), plan(), tmp_path, batch_size=4)
-    assert report.drawn == 6 and pixels(report)[0].std() > 10
+    assert report.generated == 6 and pixels(report)[0].std() > 10
 
 
 # Every architecture
@@ -279,7 +279,7 @@ def test_an_image_that_the_manifest_does_not_know_is_not_trusted(tmp_path: Path)
 
 @pytest.fixture(params=[*ARCHITECTURES, "lcm"])
 def pipeline(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    """A pipeline of each kind with the scheduler that it is drawn with."""
+    """A pipeline of each kind with the scheduler that it is generated with."""
     made = make_pipeline("sd15" if request.param == "lcm" else request.param)
     kind = {"lcm": "LCMScheduler", "sd_turbo": "EulerDiscreteScheduler"}.get(
         request.param, "DPMSolverMultistepScheduler"
@@ -304,20 +304,20 @@ def test_every_architecture_draws_an_image_by_its_seed_alone(pipeline: Any, tmp_
 
 
 def test_every_architecture_draws_what_it_is_told(pipeline: Any, tmp_path: Path):
-    def drawn(name: str, **changes: Any) -> np.ndarray:
+    def generated(name: str, **changes: Any) -> np.ndarray:
         return pixels(generate(pipeline, plan(["sea"], **changes), tmp_path / name, batch_size=2))
 
-    plain = drawn("plain")
+    plain = generated("plain")
     for name, change in (("template", {"template": "sea sea {}"}), ("steps", {"steps": 4}), ("seed", {"seed": 1})):
-        assert np.abs(plain - drawn(name, **change)).max() > 0, name
-    assert drawn("size", size=24).shape == (2, 24, 24, 3)
+        assert np.abs(plain - generated(name, **change)).max() > 0, name
+    assert generated("size", size=24).shape == (2, 24, 24, 3)
 
 
 def test_an_interrupted_run_of_every_architecture_ends_bit_identical(pipeline: Any, tmp_path: Path):
     whole = generate(pipeline, plan(), tmp_path / "whole", batch_size=2)
     generate(pipeline, plan()[:2], tmp_path / "cut", batch_size=2)
     resumed = generate(pipeline, plan(), tmp_path / "cut", batch_size=2)
-    assert resumed.drawn == 4 and contents(resumed) == contents(whole)
+    assert resumed.generated == 4 and contents(resumed) == contents(whole)
 
 
 # Images that are none
@@ -346,7 +346,7 @@ def test_images_that_are_none_are_drawn_again_with_the_next_seed(
         [jobs[1].seed_of_attempt(1), jobs[4].seed_of_attempt(1)],
         [jobs[4].seed_of_attempt(2)],
     ]
-    assert (report.drawn, report.failed) == (6, 3)
+    assert (report.generated, report.failed) == (6, 3)
     assert "images: 3 attempts" in capsys.readouterr().out
     noise = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(jobs[4].seed_of_attempt(2)))
     assert np.array_equal(pixels(report)[4], (noise.permute(1, 2, 0) * 255).round().numpy())
@@ -362,8 +362,8 @@ def test_a_generator_that_never_gives_an_image_is_an_error_for_people(tmp_path: 
     with pytest.raises(UserError, match="annual crop land") as raised:
         generate(pipeline, jobs, tmp_path, batch_size=3)
     assert str(ATTEMPTS) in str(raised.value) and "\n" not in str(raised.value)
-    assert pipeline.drawn == 3 + ATTEMPTS - 1
-    assert generate(FakePipeline(), jobs, tmp_path, batch_size=3).drawn == 4  # what was good is kept
+    assert pipeline.generated == 3 + ATTEMPTS - 1
+    assert generate(FakePipeline(), jobs, tmp_path, batch_size=3).generated == 4  # what was good is kept
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_what_the_safety_checker_blackens_is_drawn_again_and_counted(tmp_path: P
     report = generate(pipeline, jobs, tmp_path / "checked", batch_size=6)
     assert report.failed == 3
     said = "images: 3 attempts gave black (as a safety checker leaves them), uniform or non-finite images; each was "
-    assert capsys.readouterr().out == said + "drawn again with the next seed\n"
+    assert capsys.readouterr().out == said + "generated again with the next seed\n"
     checked = pixels(report)
     assert np.array_equal(checked[[0, 2, 3, 5]], plain[[0, 2, 3, 5]])
     for row in (1, 4):

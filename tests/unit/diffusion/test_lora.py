@@ -203,8 +203,8 @@ def test_training_lowers_the_loss(tiny_generator: Generator, pictures: list[str]
 def test_latents_are_drawn_from_the_posterior_and_scaled():
     mean, log_variance = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
     noise = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(5))
-    drawn = module._sample(torch.cat([mean, log_variance], dim=1), 0.18, torch.Generator().manual_seed(5))
-    assert torch.allclose(drawn, 0.18 * (mean + log_variance.exp().sqrt() * noise), atol=1e-6)
+    generated = module._sample(torch.cat([mean, log_variance], dim=1), 0.18, torch.Generator().manual_seed(5))
+    assert torch.allclose(generated, 0.18 * (mean + log_variance.exp().sqrt() * noise), atol=1e-6)
 
 
 def test_every_image_is_trained_with_its_own_caption(
@@ -535,7 +535,7 @@ def test_an_lcms_adapter_of_the_images_is_trained_without_it(
     path = str(save_pipeline("sd15", tmp_path / "sd15"))
     lcm = str(save_lcm_lora(tmp_path / "lcm", make_pipeline("sd15").unet))
     plain, few = load_generator(path), load_generator(path, lcm_lora=lcm, scheduler="lcm")
-    assert few.drawing != plain.drawing
+    assert few.sampling != plain.drawing
     folder, key, _ = train(plain, pictures, store)
     assert train(few, pictures, store) == (folder, key, True)
     again, _, _ = train(few, pictures, Store(tmp_path / "other"))
@@ -560,12 +560,12 @@ def test_both_adapters_are_added_while_drawing(pictures: list[str], tmp_path: Pa
             pairs.append((ours[f"unet.{name}.lora_B.weight"], ours[f"unet.{name}.lora_A.weight"], 1.0))
         for up, down, scale in pairs:
             layer.weight.data += (scale * up.flatten(1) @ down.flatten(1)).reshape(layer.weight.shape)
-    drawn = {}
+    generated = {}
     for name, target, accelerator in (("both", folder, lcm), ("target", folder, None), ("lcm", None, lcm)):
         with adapter_loaded(generator.pipeline, target, accelerator=accelerator):
-            drawn[name] = draw(generator.pipeline)
-    assert torch.allclose(drawn["both"], draw(by_hand), atol=1e-4)
+            generated[name] = draw(generator.pipeline)
+    assert torch.allclose(generated["both"], draw(by_hand), atol=1e-4)
     for alone in ("target", "lcm"):
-        assert (drawn["both"] - drawn[alone]).abs().max() > 0.01
+        assert (generated["both"] - generated[alone]).abs().max() > 0.01
     assert _fingerprint(generator.pipeline) == generator.fingerprint
     assert torch.equal(draw(generator.pipeline), plain)

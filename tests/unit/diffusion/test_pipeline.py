@@ -108,10 +108,10 @@ def test_the_scheduler_is_chosen_and_keeps_the_spacing_of_the_steps(
 
 def test_the_same_weights_train_alike_and_draw_differently_under_other_schedulers(folders: dict[str, Path]):
     dpm, lcm = (load_generator(str(folders["sd15"]), scheduler=name) for name in ("dpm", "lcm"))
-    assert dpm.fingerprint == lcm.fingerprint and dpm.training == lcm.training and dpm.drawing != lcm.drawing
+    assert dpm.fingerprint == lcm.fingerprint and dpm.training == lcm.training and dpm.sampling != lcm.drawing
     turbo, second = (load_generator(str(folders[name])) for name in ("sd_turbo", "sd21"))
     assert turbo.fingerprint == second.fingerprint and turbo.training != second.training
-    json.dumps([dpm.training, dpm.drawing])
+    json.dumps([dpm.training, dpm.sampling])
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -198,12 +198,12 @@ def test_training_tells_the_unet_what_drawing_tells_it(
     pipeline(prompt=["a dog", "sea"], height=24, width=24, num_inference_steps=1, guidance_scale=1.0)
     texts = encode_prompts(pipeline, ["a dog", "sea"])
     assert torch.equal(seen[0]["encoder_hidden_states"], texts.states)
-    drawn, added = seen[0].get("added_cond_kwargs"), texts.added(24)
+    generated, added = seen[0].get("added_cond_kwargs"), texts.added(24)
     if architecture != "sdxl":
-        assert added is None and drawn is None
+        assert added is None and generated is None
     else:
-        assert added is not None and torch.equal(drawn["text_embeds"], added["text_embeds"])
-        assert torch.equal(drawn["time_ids"].float(), added["time_ids"].float())
+        assert added is not None and torch.equal(generated["text_embeds"], added["text_embeds"])
+        assert torch.equal(generated["time_ids"].float(), added["time_ids"].float())
 
 
 @pytest.mark.parametrize(("size", "good"), [(16, True), (2, True), (18, True), (17, False), (1, False)])
@@ -226,7 +226,7 @@ def test_the_safety_checker_is_left_out_unless_it_is_asked_for(folders: dict[str
     assert plain.pipeline.safety_checker is None
     assert type(checked.pipeline.safety_checker).__name__ == "StableDiffusionSafetyChecker"
     assert not any(value.requires_grad for value in checked.pipeline.safety_checker.parameters())
-    assert plain.fingerprint == checked.fingerprint and plain.drawing != checked.drawing
+    assert plain.fingerprint == checked.fingerprint and plain.sampling != checked.drawing
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "mini"])
@@ -251,9 +251,9 @@ def test_an_lcm_adapter_is_checked_and_not_left_in_the_model(
     assert generator.fingerprint == _fingerprint(make_pipeline(architecture))
     names = [name for name, _ in generator.pipeline.unet.named_modules()]
     assert names == [name for name, _ in make_pipeline(architecture).unet.named_modules()]
-    before = generator.drawing
+    before = generator.sampling
     save_lcm_lora(tmp_path, make_pipeline(architecture).unet, strength=0.1)
-    assert generator.drawing != before  # the file's content decides, not its name
+    assert generator.sampling != before  # the file's content decides, not its name
 
 
 def test_an_lcm_adapter_of_another_architecture_is_refused(folders: dict[str, Path], tmp_path: Path):

@@ -31,7 +31,7 @@ def unsure(labels: Tensor, *, right: float = 0.6, seed: int = 5) -> Tensor:
     return 0.1 + 0.6 * torch.nn.functional.one_hot(said, C).double()
 
 
-def drawn(*, shift: float = 1.0, seed: int = 7) -> Gaussians:
+def generated(*, shift: float = 1.0, seed: int = 7) -> Gaussians:
     """A prior: the same classes, all of them moved by `shift` in every direction."""
     features, labels = classes_apart(seed=seed)
     return fit_gaussians(features + shift, labels, classes=C)
@@ -97,7 +97,7 @@ def test_the_head_has_the_gaussians_probabilities():
     assert torch.allclose((features @ weight.T + bias).softmax(dim=1), density.softmax(dim=1))
 
 
-def test_the_fair_head_gives_every_class_the_same_likelihood_in_the_mean():
+def test_the_bias_corrected_head_gives_every_class_the_same_likelihood_in_the_mean():
     """Means known from few images lie off the true ones; the correction is what that costs, in expectation."""
     rng = torch.Generator().manual_seed(0)
     counts = torch.tensor([2.0, 50.0], dtype=torch.float64)
@@ -106,7 +106,7 @@ def test_the_fair_head_gives_every_class_the_same_likelihood_in_the_mean():
         error = torch.randn(2, D, generator=rng, dtype=torch.float64) / counts.sqrt()[:, None]
         costs.append(error.square().sum(dim=1) / 2)  # -log N(true mean) above its best, S = 1
     made = Gaussians(torch.zeros(2, D, dtype=torch.float64), torch.eye(D, dtype=torch.float64), counts)
-    _, bias = made.fair_head()
+    _, bias = made.bias_corrected_head()
     cost = torch.stack(costs).mean(dim=0)
     assert float(bias[0] - bias[1]) == pytest.approx(float(cost[0] - cost[1]), rel=0.05)
 
@@ -130,11 +130,11 @@ def slow_refine(
                     score[c] -= a * (x[i] - m[c]) @ np.linalg.solve(s, x[i] - m[c]) / 2
             score = np.exp(score - score.max())
             z[i] = score / score.sum()
-        mass = [sum(z[i, c] for i in range(len(x))) for c in range(C)]
-        own = [sum(z[i, c] * x[i] for i in range(len(x))) / mass[c] for c in range(C)]
+        soft_counts = [sum(z[i, c] for i in range(len(x))) for c in range(C)]
+        own = [sum(z[i, c] * x[i] for i in range(len(x))) / soft_counts[c] for c in range(C)]
 
-        def shift(n0: float, mass=mass, own=own):
-            w = [n0 * mass[c] / (n0 + mass[c]) for c in range(C)]
+        def shift(n0: float, soft_counts=soft_counts, own=own):
+            w = [n0 * soft_counts[c] / (n0 + soft_counts[c]) for c in range(C)]
             return sum(w[c] * (own[c] - u[c]) for c in range(C)) / sum(w)
 
         if step == 0:
@@ -143,12 +143,12 @@ def slow_refine(
         n0 = n0 or most
         for _ in range(2):
             d = shift(n0)
-            excess = [(own[c] - u[c] - d) @ np.linalg.solve(s, own[c] - u[c] - d) / D - 1 / mass[c]
-                      for c in range(C) if mass[c] >= 1]  # fmt: skip
+            excess = [(own[c] - u[c] - d) @ np.linalg.solve(s, own[c] - u[c] - d) / D - 1 / soft_counts[c]
+                      for c in range(C) if soft_counts[c] >= 1]  # fmt: skip
             excess = sorted(excess)[(len(excess) - 1) // 2]
             n0 = most if excess <= 1 / most else max(1 / excess, 1.0)
         d = shift(n0)
-        m = [(n0 * (u[c] + d) + mass[c] * own[c]) / (n0 + mass[c]) for c in range(C)]
+        m = [(n0 * (u[c] + d) + soft_counts[c] * own[c]) / (n0 + soft_counts[c]) for c in range(C)]
         total = n * s0
         for c in range(C):
             total = total + n0 * np.outer(m[c] - u[c] - d, m[c] - u[c] - d)
@@ -161,23 +161,23 @@ def slow_refine(
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_em_is_that_of_loops(chunk: int):
     features, labels = classes_apart(count=6, seed=1)
-    probs, prior = unsure(labels), drawn()
+    probs, prior = unsure(labels), generated()
     made = refine(features, probs, prior=prior, likelihood_weight=0.7, iterations=3, tolerance=0, chunk=chunk)
-    mean, covariance, anchor = slow_refine(features, probs, prior, a=0.7, steps=3)
+    mean, covariance, prior_strength = slow_refine(features, probs, prior, a=0.7, steps=3)
     assert torch.allclose(made.model.mean, mean) and torch.allclose(made.model.covariance, covariance)
-    assert made.anchor == pytest.approx(anchor) and made.iterations == 3 and not made.converged
-    assert float(made.mass.sum()) == pytest.approx(len(features))
-    assert torch.allclose(made.model.counts, made.mass + made.anchor)
+    assert made.prior_strength == pytest.approx(prior_strength) and made.iterations == 3 and not made.converged
+    assert float(made.soft_counts.sum()) == pytest.approx(len(features))
+    assert torch.allclose(made.model.counts, made.soft_counts + made.prior_strength)
 
 
 def test_the_mean_step_is_the_maximum_of_the_posterior():
     """No small change of a class mean raises the log posterior that the docstring states."""
     features, labels = classes_apart(count=6, seed=1)
-    prior = drawn()
+    prior = generated()
     made = refine(features, unsure(labels), prior=prior, iterations=200, tolerance=1e-12)
     z = posterior(made.model, features, unsure(labels))
-    own = z.T @ features / made.mass[:, None]
-    w = made.anchor * made.mass / (made.anchor + made.mass)
+    own = z.T @ features / made.soft_counts[:, None]
+    w = made.prior_strength * made.soft_counts / (made.prior_strength + made.soft_counts)
     shift = w @ (own - prior.mean) / w.sum()
 
     def value(mean: Tensor, shift: Tensor) -> float:
@@ -185,7 +185,7 @@ def test_the_mean_step_is_the_maximum_of_the_posterior():
         apart = features[:, None] - mean
         data = (z * torch.einsum("ncd,de,nce->nc", apart, inverse, apart)).sum()
         off = mean - prior.mean - shift
-        return -float(data + made.anchor * torch.einsum("cd,de,ce->", off, inverse, off)) / 2
+        return -float(data + made.prior_strength * torch.einsum("cd,de,ce->", off, inverse, off)) / 2
 
     best = value(made.model.mean, shift)
     rng = torch.Generator().manual_seed(3)
@@ -197,7 +197,7 @@ def test_the_mean_step_is_the_maximum_of_the_posterior():
 def test_em_finds_the_classes_that_text_half_knows():
     features, labels = classes_apart(seed=2)
     probs = unsure(labels, right=0.5)
-    for prior in (drawn(), None):
+    for prior in (generated(), None):
         made = refine(features, probs, prior=prior)
         found = posterior(made.model, features, probs)
         assert (found.argmax(dim=1) == labels).double().mean() > 0.98 > (probs.argmax(dim=1) == labels).double().mean()
@@ -208,12 +208,12 @@ def test_absent_classes_stay_where_they_were_drawn_moved_as_the_others():
     features, labels = classes_apart(seed=2, count=200)
     here = labels < 3
     probs = unsure(labels, right=0.8)
-    made = refine(features[here], probs[here], prior=drawn(shift=1.0))
+    made = refine(features[here], probs[here], prior=generated(shift=1.0))
     truth = torch.stack([features[labels == c].mean(dim=0) for c in range(C)])
     assert torch.allclose(made.model.mean[3], truth[3], atol=0.5)  # the prior's are off by 1 in every direction
     alone = refine(features[here], probs[here], prior=None)
     assert not torch.allclose(alone.model.mean[3], truth[3], atol=0.5)
-    weight, bias = made.model.fair_head()
+    weight, bias = made.model.bias_corrected_head()
     assert ((features @ weight.T + bias).argmax(dim=1) == labels).double().mean() > 0.97
 
 
@@ -223,7 +223,7 @@ def test_a_class_ten_times_rarer_is_not_swallowed():
     probs = unsure(labels, right=0.7)
 
     def recall(prior: Gaussians | None) -> Tensor:
-        weight, bias = refine(features[kept], probs[kept], prior=prior).model.fair_head()
+        weight, bias = refine(features[kept], probs[kept], prior=prior).model.bias_corrected_head()
         right = (features @ weight.T + bias).argmax(dim=1) == labels
         return torch.stack([right[labels == c].double().mean() for c in range(C)])
 
@@ -237,26 +237,26 @@ def test_a_class_that_nobody_sees_does_no_harm():
     probs = unsure(labels)
     probs[:, 3] = 0
     probs = probs / probs.sum(dim=1, keepdim=True)
-    for prior in (drawn(), None):
+    for prior in (generated(), None):
         made = refine(features[labels < 3], probs[labels < 3], prior=prior)
         assert made.model.mean.isfinite().all() and made.model.covariance.isfinite().all()
-        weight, bias = made.model.fair_head()
+        weight, bias = made.model.bias_corrected_head()
         assert weight.isfinite().all() and bias.isfinite().all()
         assert ((features @ weight.T + bias)[labels < 3].argmax(dim=1) == labels[labels < 3]).double().mean() > 0.95
 
 
 def test_drawn_means_that_lie_elsewhere_are_worth_less():
     features, labels = classes_apart(seed=2)
-    probs, near = unsure(labels, right=0.8), drawn()
+    probs, near = unsure(labels, right=0.8), generated()
     noise = torch.randn(C, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     far = Gaussians(near.mean + noise, near.covariance, near.counts)
-    good, bad = (refine(features, probs, prior=prior).anchor for prior in (near, far))
+    good, bad = (refine(features, probs, prior=prior).prior_strength for prior in (near, far))
     assert good > 10 * bad >= 1
 
 
 def test_other_orders_of_classes_and_images_change_nothing_but_the_order():
     features, labels = classes_apart(count=30, seed=3)
-    probs, prior = unsure(labels), drawn()
+    probs, prior = unsure(labels), generated()
     order = torch.tensor([2, 0, 3, 1])
     images = torch.randperm(len(features), generator=torch.Generator().manual_seed(1))
     turned = Gaussians(prior.mean[order], prior.covariance, prior.counts[order])
@@ -269,7 +269,7 @@ def test_other_orders_of_classes_and_images_change_nothing_but_the_order():
 
 def test_the_same_call_gives_the_same_bits_and_leaves_its_inputs_alone():
     features, labels = classes_apart()
-    features, probs, prior = features.float(), unsure(labels).float(), drawn()
+    features, probs, prior = features.float(), unsure(labels).float(), generated()
     before = features.clone(), probs.clone()
     one, two = (refine(features, probs, prior=prior) for _ in range(2))
     assert torch.equal(one.model.mean, two.model.mean) and one.model.mean.dtype == torch.float64
@@ -280,7 +280,7 @@ def test_the_same_call_gives_the_same_bits_and_leaves_its_inputs_alone():
 def test_a_constant_dimension_and_equal_images_are_survived():
     features = torch.ones(12, D)
     probs = torch.full((12, C), 1 / C)
-    for prior in (drawn(), None):
+    for prior in (generated(), None):
         model = refine(features, probs, prior=prior).model
-        weight, bias = model.fair_head()
+        weight, bias = model.bias_corrected_head()
         assert weight.isfinite().all() and bias.isfinite().all()

@@ -54,10 +54,10 @@ def test_figures_are_plain_numbers():
 def test_pseudo_label_metrics_by_hand():
     index = torch.tensor([1, 3, 4, 7])
     mask = torch.tensor([[1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1]]).bool()
-    likeliest = torch.tensor([0, 1, 2, 2])
+    top1 = torch.tensor([0, 1, 2, 2])
     labels = torch.tensor([9, 0, 9, 0, 2, 9, 9, 0])
     # The labels of the selected images are 0, 0, 2, 0; candidates hold the label in rows 0, 2, 3.
-    assert pseudo_label_metrics(index, mask, likeliest, total=8, labels=labels) == {
+    assert pseudo_label_metrics(index, mask, top1, total=8, labels=labels) == {
         "selected": 4,
         "coverage": 50.0,
         "accuracy": 50.0,
@@ -67,8 +67,8 @@ def test_pseudo_label_metrics_by_hand():
 
 
 def test_pseudo_label_metrics_without_labels_or_without_images():
-    mask, likeliest = torch.ones(2, 3, dtype=torch.bool), torch.tensor([0, 2])
-    figures = pseudo_label_metrics(torch.tensor([0, 1]), mask, likeliest, total=4, labels=None)
+    mask, top1 = torch.ones(2, 3, dtype=torch.bool), torch.tensor([0, 2])
+    figures = pseudo_label_metrics(torch.tensor([0, 1]), mask, top1, total=4, labels=None)
     assert figures["accuracy"] is None and figures["candidate_recall"] is None and figures["candidates"] == 3.0
     none = torch.tensor([], dtype=torch.long)
     empty = pseudo_label_metrics(none, mask[:0], none, total=4, labels=torch.ones(4))

@@ -71,8 +71,8 @@ def transclip_reference(
                 new.append([value / sum(exponentials) for value in exponentials])
             z = new
         for c in classes:
-            mass = sum(z[i][c] for i in images)
-            means[c] = [sum(z[i][c] * f[i][d] for i in images) / mass for d in width]
+            soft_counts = sum(z[i][c] for i in images)
+            means[c] = [sum(z[i][c] * f[i][d] for i in images) / soft_counts for d in width]
         variance = [
             sum(z[i][c] * (f[i][d] - means[c][d]) ** 2 for i in images for c in classes) / len(f) for d in width
         ]
@@ -155,7 +155,7 @@ def test_a_strong_text_weight_keeps_the_predictions():
     assert torch.equal(transclip(features, probs, text_weight=1e6).argmax(dim=1), probs.argmax(dim=1))
 
 
-@pytest.mark.parametrize("text_weight", [1.0, 20.0])  # with the larger one its mass is 0 also in float64
+@pytest.mark.parametrize("text_weight", [1.0, 20.0])  # with the larger one its soft_counts is 0 also in float64
 def test_a_class_that_no_image_is_predicted_as_gets_nothing_and_harms_nothing(text_weight: float):
     features, probs, _ = mixture()
     unused = torch.cat([probs, torch.zeros(len(probs), 1)], dim=1)

@@ -47,7 +47,7 @@ def auxiliary(*, width: int = 24, scale: float | None = 9.0) -> AuxiliaryClassif
 
 
 def write(folder: Path, backbone: Backbone, **changes) -> Path:
-    given = {"text": unit(3, 24), "auxiliary": auxiliary(), "headline": "fused", "card": {"trainer": "AiR"}}
+    given = {"text": unit(3, 24), "auxiliary": auxiliary(), "primary": "fused", "card": {"trainer": "AiR"}}
     save_bundle(folder, backbone=backbone, classnames=NAMES, **{**given, **changes})
     return folder
 
@@ -104,7 +104,7 @@ def test_the_text_head_is_what_the_prompts_say(tmp_path: Path, tiny_backbone: Ba
     model = PromptedCLIP(tiny_backbone, PromptEnsemble(learners) if members > 1 else learners[0])
     with torch.no_grad():
         text, expected = model.text_features(), model(unit(5, 24)).softmax(dim=1)
-    write(tmp_path / "b", tiny_backbone, text=text, auxiliary=None, headline="text")
+    write(tmp_path / "b", tiny_backbone, text=text, auxiliary=None, primary="text")
     bundle = load_bundle(tmp_path / "b", backbone=tiny_backbone)
     assert torch.allclose(bundle.classify(unit(5, 24))["text"], expected, atol=1e-6)
 
@@ -114,7 +114,7 @@ def test_the_text_head_is_what_the_prompts_say(tmp_path: Path, tiny_backbone: Ba
 
 def test_what_is_saved_comes_back(folder: Path, tiny_backbone: Backbone):
     bundle = load_bundle(folder, backbone=tiny_backbone)
-    assert (bundle.classnames, bundle.headline, bundle.heads) == (NAMES, "fused", ["text", "fused"])
+    assert (bundle.classnames, bundle.primary, bundle.heads) == (NAMES, "fused", ["text", "fused"])
     assert bundle.card == {"trainer": "AiR"} and bundle.logit_scale == tiny_backbone.logit_scale
     assert torch.equal(bundle.text, unit(1, 3, 24)) and bundle.auxiliary is not None
     head = auxiliary()
@@ -125,7 +125,7 @@ def test_what_is_saved_comes_back(folder: Path, tiny_backbone: Backbone):
 
 
 def test_a_bundle_without_an_auxiliary_classifier_has_one_head(tmp_path: Path, tiny_backbone: Backbone):
-    write(tmp_path / "b", tiny_backbone, auxiliary=None, headline="text")
+    write(tmp_path / "b", tiny_backbone, auxiliary=None, primary="text")
     bundle = load_bundle(tmp_path / "b", backbone=tiny_backbone)
     assert bundle.heads == ["text"] and bundle.classify(unit(2, 24)).keys() == {"text"}
     with pytest.raises(UserError, match="no fused head; it has: text"):
@@ -141,7 +141,7 @@ def test_the_json_says_what_the_tensors_are(folder: Path, tiny_backbone: Backbon
 
 @pytest.mark.parametrize(
     "changes",
-    [{"text": unit(4, 24)}, {"text": unit(2, 4, 24)}, {"auxiliary": auxiliary(width=23)}, {"headline": "best"},
+    [{"text": unit(4, 24)}, {"text": unit(2, 4, 24)}, {"auxiliary": auxiliary(width=23)}, {"primary": "best"},
      {"auxiliary": None}],
 )  # fmt: skip
 def test_heads_that_do_not_fit_are_not_saved(tmp_path: Path, tiny_backbone: Backbone, changes: dict):
@@ -175,7 +175,7 @@ DAMAGE = {
     "no JSON": (MARK, lambda data: data[:-3], "cannot be read"),
     "a list": (MARK, lambda data: b"[]", "cannot be read"),
     "another form": (MARK, lambda data: data.replace(b'"format": 1', b'"format": 7'), "is of form 7"),
-    "a lost key": (MARK, lambda data: data.replace(b'"headline"', b'"headlime"'), "does not hold what it should"),
+    "a lost key": (MARK, lambda data: data.replace(b'"primary"', b'"headlime"'), "does not hold what it should"),
     "a lost value": (MARK, lambda data: data.replace(b'"fusion_weight"', b'"fusion"'), "does not hold what it should"),
 }
 
@@ -226,7 +226,7 @@ def test_a_relative_path_of_a_backbone_becomes_whole(tmp_path: Path, monkeypatch
 def test_a_backbone_is_loaded_in_its_own_precision(tmp_path: Path, precision: str):
     backbone = load_backbone("mini", precision=precision)
     assert precision_of(backbone) == precision
-    write(tmp_path / "b", backbone, text=unit(3, 128), auxiliary=None, headline="text")
+    write(tmp_path / "b", backbone, text=unit(3, 128), auxiliary=None, primary="text")
     assert precision_of(load_bundle(tmp_path / "b").backbone) == precision
     assert precision_of(small_backbone("vit", precision)) == precision
 

@@ -84,7 +84,7 @@ def test_half_precision_is_exported_in_full_and_metadata_tell_how_to_use_it(tmp_
     session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
     said = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     assert said == {
-        "classes": NAMES, "headline": "text", "preprocessing": preprocessing_of(backbone),
+        "classes": NAMES, "primary": "text", "preprocessing": preprocessing_of(backbone),
         "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
     }  # fmt: skip
 

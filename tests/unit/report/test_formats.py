@@ -78,7 +78,7 @@ def test_one_seed_has_no_spread(tmp_path: Path):
 
 
 def test_accuracy_is_the_headline_heads(tmp_path: Path):
-    write(tmp_path, result(headline="fused"))
+    write(tmp_path, result(primary="fused"))
     assert cells(github(tmp_path), "AiR (mini)") == ["81.0", "1"]
 
 
@@ -130,11 +130,11 @@ def test_what_rounds_to_nothing_has_no_minus():
 
 
 def test_details_have_every_head_the_pseudo_labels_and_every_seed(tmp_path: Path):
-    values = three_seeds(tmp_path, headline="fused")
+    values = three_seeds(tmp_path, primary="fused")
     write(tmp_path, result("CPL", heads={"text": {"accuracy": 75.0}}, pseudo_labels={"accuracy": None}))
     text = github(tmp_path, details=True)
     assert rows_of(text)[3:] == [
-        ["method", "headline head", "text head", "fused head", "pseudo-labels", "every seed"],
+        ["method", "primary classifier", "text head", "fused head", "pseudo-labels", "every seed"],
         ["CPL (mini)", "text", "75.0", "", "", "1: 75.0"],
         ["AiR (mini)", "fused", "81.2 +- 1.9", f"{mean(values) + 1:.1f} +- 1.9", "90.0 +- 0.0",
          "1: 80.2, 2: 82.5, 3: 84.0"],
@@ -158,7 +158,7 @@ def with_lambda(output: Path) -> None:
     write(output, result("CPL", stages=stages(("features of train", 5.0), ("prompt training", 9.0))))
     for seed, (fixed, chosen, best) in {1: (80.0, 84.0, 85.0), 2: (81.0, 85.0, 88.0)}.items():
         write(output, result(
-            seed=seed, heads={"text": {"accuracy": 70.0}, "fused": {"accuracy": fixed}}, headline="fused",
+            seed=seed, heads={"text": {"accuracy": 70.0}, "fused": {"accuracy": fixed}}, primary="fused",
             by_lambda=[[0.0, 70.0], [2.0, fixed], [4.0, 82.0]], beta=1.5,
             provenance={"settings": {"AIR.LAMBDA": 2.0, "AIR.BETA": 1.5}},
             stages=stages(("generator", 3.0), ("lora", None), ("prompt training", 9.0)),
@@ -166,7 +166,7 @@ def with_lambda(output: Path) -> None:
         weights = (9.0, 2.0 + seed / 4) if seed == 2 else (2.0 + seed / 4,)
         again = [("lora, round 2", 27.0)] if seed == 2 else []
         write(output, result(
-            seed=seed, heads={"text": {"accuracy": 70.0}, "fused": {"accuracy": chosen}}, headline="fused",
+            seed=seed, heads={"text": {"accuracy": 70.0}, "fused": {"accuracy": chosen}}, primary="fused",
             config="mini+plus", by_lambda=[[0.0, 70.0], [weights[-1], chosen], [16.0, best]],
             auxiliary=auxiliary_rounds(*weights, seed=seed), beta=0.5 + seed / 4,
             provenance={"settings": {"AIR.LAMBDA": "auto", "AIR.BETA": "auto"}},
@@ -335,7 +335,7 @@ def test_csv_reads_back_as_numbers(tmp_path: Path):
     assert float(air["digits std"]) == pytest.approx(stdev(values), abs=1e-4)
     assert float(air["digits seeds"]) == 2 and float(air["digits difference points"]) == 37.5
     assert float(air["digits difference low"]) < 37.5 < float(air["digits difference high"])
-    assert (air["digits headline head"], air["digits seed 1"], air["digits seed 2"]) == ("text", "87.5", "75.0")
+    assert (air["digits primary classifier"], air["digits seed 1"], air["digits seed 2"]) == ("text", "87.5", "75.0")
     assert cpl["digits std"] == cpl["digits difference points"] == cpl["digits seed 2"] == ""
     assert cpl["digits fused head mean"] == "" and float(cpl["digits pseudo-labels mean"]) == 90
 
@@ -398,7 +398,7 @@ def test_options_choose_rows_columns_and_details(tmp_path: Path, capsys: pytest.
         ["method", "letters", "seeds", "difference to CPL (mini)"],
         ["CPL (mini)", "75.0 +- 317.7", "2", ""],
         ["AiR (mini)", "75.0 +- 317.7", "2", "+0.0 [0.0, 0.0]"],
-        ["method", "headline head", "text head", "fused head", "pseudo-labels", "every seed"],
+        ["method", "primary classifier", "text head", "fused head", "pseudo-labels", "every seed"],
         ["CPL (mini)", "text", "75.0 +- 317.7", "", "90.0 +- 0.0", "1: 50.0, 2: 100.0"],
         ["AiR (mini)", "text", "75.0 +- 317.7", "", "90.0 +- 0.0", "1: 50.0, 2: 100.0"],
     ]

@@ -317,7 +317,7 @@ def test_confusion_is_of_the_headline_head_and_the_mean_over_seeds(tmp_path: Pat
     labels, names = [0, 0, 1, 1], ["x", "y"]
     for seed, fused in ((1, [0, 0, 1, 1]), (2, [0, 1, 1, 1])):
         said = {"text": [1, 1, 0, 0], "fused": fused}
-        write_run(tmp_path, names, labels, said, images=list("abcd"), seed=seed, headline="fused")
+        write_run(tmp_path, names, labels, said, images=list("abcd"), seed=seed, primary="fused")
     page = page_of(tmp_path)
     begin = page.rows.index(["true class", "x", "y"])
     assert page.rows[begin + 1 : begin + 3] == [["x", "75", "25"], ["y", "", "100"]]
@@ -359,13 +359,13 @@ def test_series_differ_in_one_setting_only(several: Path):
     collection = collect(several)
     view = View("digits", collection.methods, None, summary, [])
     parts = sections(view)
-    assert [row[:3] for row in parts["drawn"]["rows"]] == [("AiR (mini+AIR.M=20)", 20, 8), ("AiR (mini)", 60, 16)]
+    assert [row[:3] for row in parts["generated"]["rows"]] == [("AiR (mini+AIR.M=20)", 20, 8), ("AiR (mini)", 60, 16)]
     assert [(chart["trained"], chart["of"]) for chart in parts["weight"]] == [(False, 4), (True, 1)]
     assert parts["weight"][1]["legend"][0][2] == "AiR (mini)"
     (plain,) = [method for method in collection.methods if method.title == "AiR (mini)"]
     for run in plain.runs["digits"].values():  # now it differs in something else, too
         run["provenance"]["settings"]["OPTIM.LR"] = 0.1
-    assert sections(view)["drawn"] is None and len(sections(view)["weight"]) == 1
+    assert sections(view)["generated"] is None and len(sections(view)["weight"]) == 1
 
 
 def with_curves(output: Path, chosen: dict[int, float], settings: dict[str, Any]) -> None:
@@ -378,7 +378,7 @@ def with_curves(output: Path, chosen: dict[int, float], settings: dict[str, Any]
                   by_lambda=sorted(map(list, curve.items())), auxiliary=auxiliary_rounds(weight))  # fmt: skip
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, output: Path) -> Panel:
+def generated(monkeypatch: pytest.MonkeyPatch, output: Path) -> Panel:
     """The only panel of the chart by lambda."""
     panels = []
 
@@ -394,7 +394,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, output: Path) -> Panel:
 
 def test_a_lambda_of_one_seed_alone_is_no_point_of_the_mean_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with_curves(tmp_path, {1: 1.4, 2: 1.6}, {"AIR.LAMBDA": "auto"})
-    panel = drawn(monkeypatch, tmp_path)
+    panel = generated(monkeypatch, tmp_path)
     (line,) = panel.lines
     assert (line.x, line.mean) == ([0.0, 1.0, 2.0], [40.0, 51.5, 60.0])
     (ring,) = panel.rings
@@ -403,7 +403,7 @@ def test_a_lambda_of_one_seed_alone_is_no_point_of_the_mean_curve(tmp_path: Path
 
 def test_a_ring_is_on_the_curve_where_lambda_is_fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with_curves(tmp_path, {1: 3.0, 2: 3.0}, {"AIR.LAMBDA": 3.0})
-    panel = drawn(monkeypatch, tmp_path)
+    panel = generated(monkeypatch, tmp_path)
     (line,), (ring,) = panel.lines, panel.rings
     assert (line.x[-1], line.mean[-1]) == (ring.x[0], ring.mean[0]) == (3.0, 55.0)
 
@@ -528,8 +528,8 @@ def test_bars_are_as_high_as_their_values():
         rows = [float(y) for y in re.findall(r"[ML] \S+ (\S+)", path)]
         heights.append((int(colour), max(rows) - min(rows)))
     full = heights[0][1]
-    drawn = [(colour, round(100 * height / full, 3)) for colour, height in heights]
-    assert drawn == [(0, 100.0), (0, 50.0), (1, 25.0), (1, 0.0)]
+    generated = [(colour, round(100 * height / full, 3)) for colour, height in heights]
+    assert generated == [(0, 100.0), (0, 50.0), (1, 25.0), (1, 0.0)]
 
 
 def test_charts_have_the_pages_colours_and_no_names_of_their_own():
@@ -554,7 +554,7 @@ def test_the_page_defines_the_colours_that_charts_use(several: Path):
 
 
 def test_a_collection_that_no_file_made(tmp_path: Path):
-    run = {"heads": {"text": {"accuracy": 50.0}}, "headline": "text", "pseudo_labels": {"accuracy": None},
+    run = {"heads": {"text": {"accuracy": 50.0}}, "primary": "text", "pseudo_labels": {"accuracy": None},
            "path": tmp_path / "seed1" / "result.json"}  # fmt: skip
     method = Method("AiR", "mini", "AiR", {"digits": {1: run}})
     collection = Collection(["digits"], [method], "mini", "zhou", {}, [])

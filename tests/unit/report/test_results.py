@@ -34,7 +34,7 @@ def test_what_only_newer_results_have_is_accepted(tmp_path: Path):
     write(tmp_path, result(rounds=[figures, figures], by_lambda=[[0, 80.5], [2.0, 81]], stages=[], provenance={}))
     write(tmp_path, result(seed=2, rounds=None, by_lambda=None, provenance={"settings": {"AIR.M": 3}}))
     round_ = {"changed": 0, "accuracy": None, "lambda": 0.0, "scale": None}  # the paper's form, not a label known
-    em = {"anchor": 0.0, "iterations": 9, "converged": False, "mass": [98.0, 0]}
+    em = {"prior_strength": 0.0, "iterations": 9, "converged": False, "soft_counts": [98.0, 0]}
     write(tmp_path, result(seed=3, auxiliary=[round_, {**round_, **em, "accuracy": 100.0, "of a later version": "x"}],
                            stages=[{"name": "lora, round 2", "seconds": 0, "cached": True}]))  # fmt: skip
     write(tmp_path, result(seed=4, auxiliary=None, stages=None, beta=None))

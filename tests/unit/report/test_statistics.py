@@ -59,7 +59,7 @@ def pair(output: Path, images: int, seeds: tuple[int, ...] = (1, 2, 3)) -> tuple
 
 def test_accuracies_of_a_head_or_the_headline(tmp_path: Path):
     for seed in (2, 1):
-        write(tmp_path, result(seed=seed, accuracy=80.0 + seed, headline="fused"))
+        write(tmp_path, result(seed=seed, accuracy=80.0 + seed, primary="fused"))
     write(tmp_path, result(seed=3, heads={"text": {"accuracy": 70.0}}))
     method = method_of(tmp_path, "AiR")
     assert accuracies(method, "digits") == [82.0, 83.0, 70.0]
@@ -86,10 +86,10 @@ def test_difference_against_a_plain_bootstrap(tmp_path: Path):
         differences.append(total / 3)
     rng, means = random.Random(1), []
     for _ in range(4000):
-        drawn = 0.0
+        generated = 0.0
         for _ in range(120):
-            drawn += differences[rng.randrange(120)]
-        means.append(100 * drawn / 120)
+            generated += differences[rng.randrange(120)]
+        means.append(100 * generated / 120)
     means.sort()
     # A percentile of 4000 resamples has a standard error of about 0.1 here, and values lie 100 / 360 apart.
     assert found.low == pytest.approx(means[100], abs=0.6) and found.high == pytest.approx(means[3900], abs=0.6)
@@ -233,7 +233,7 @@ def test_regret_against_a_plain_loop(tmp_path: Path):
     assert found.accuracy == pytest.approx(slow_accuracy) and found.weights == pytest.approx(slow_weights)
     assert len(set(slow_regret)) == 5 and max(slow_regret) > 1  # each seed has its own oracle
     assert found.rounds == [2.0] * 5 and found.labels == [89.0] * 5
-    assert found.anchors == [12.0, 13.0, 14.0, 15.0, 16.0]  # of the last round
+    assert found.prior_strengths == [12.0, 13.0, 14.0, 15.0, 16.0]  # of the last round
 
 
 def test_the_best_lambda_has_no_regret_whatever_its_rounding(tmp_path: Path):
@@ -250,7 +250,7 @@ def test_lambda_of_the_config_is_fixed_and_that_of_older_results_is_read_there(t
     found = fusion_of(method_of(tmp_path, "AiR"), "digits")
     assert found is not None and found.fixed and found.weights == [2.0]
     assert (found.accuracy, found.oracle, found.regret) == ([81.0], [83.0], [2.0])
-    assert found.rounds == found.anchors == found.labels == []
+    assert found.rounds == found.prior_strengths == found.labels == []
     for seed, odd in enumerate((True, "2", float("nan"), -1, [2], None), start=2):
         write(tmp_path, result(seed=seed, by_lambda=[[0, 70.0]], provenance=settings(odd)))
     found = fusion_of(method_of(tmp_path, "AiR"), "digits")
@@ -278,10 +278,10 @@ def test_another_fused_head_has_an_accuracy_but_no_regret(tmp_path: Path):
 
 
 def test_em_without_drawn_images_has_no_anchor(tmp_path: Path):
-    rounds = [{**entry, "anchor": 0.0} for entry in auxiliary_rounds(2.5)]
+    rounds = [{**entry, "prior_strength": 0.0} for entry in auxiliary_rounds(2.5)]
     write(tmp_path, result(auxiliary=rounds))
     found = fusion_of(method_of(tmp_path, "AiR"), "digits")
-    assert found is not None and found.anchors == []
+    assert found is not None and found.prior_strengths == []
 
 
 # Seconds
