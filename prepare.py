@@ -87,105 +87,197 @@ def split_of_elevater(name: str, ending: str) -> ByHand:
 SOURCES: dict[str, Source] = {
     "eurosat": Source(
         "eurosat",
-        [File("https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/"
-              "EuroSAT.zip", {"2750": "2750"}, "md5:c8fa014336c82ac7804f0398fcb19387")],
-        optional=[split_by_zhou("EuroSAT", "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"),
-                  split_of_elevater("eurosat_clip", "txt")],
+        [
+            File(
+                "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/"
+                "EuroSAT.zip",
+                {"2750": "2750"},
+                "md5:c8fa014336c82ac7804f0398fcb19387",
+            )
+        ],
+        optional=[
+            split_by_zhou("EuroSAT", "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"),
+            split_of_elevater("eurosat_clip", "txt"),
+        ],
     ),
     "resisc45": Source(
         "resisc45",
-        [File("https://hf.co/datasets/torchgeo/resisc45/resolve/a826b44d938a883185f11ebe3d512d38b464312f/"
-              "NWPU-RESISC45.zip", {"NWPU-RESISC45": "NWPU-RESISC45"}, "md5:75206b2e16446591afa88e2628744886")],
+        [
+            File(
+                "https://hf.co/datasets/torchgeo/resisc45/resolve/a826b44d938a883185f11ebe3d512d38b464312f/"
+                "NWPU-RESISC45.zip",
+                {"NWPU-RESISC45": "NWPU-RESISC45"},
+                "md5:75206b2e16446591afa88e2628744886",
+            )
+        ],
         optional=[split_of_elevater("resisc45_clip", "json")],
     ),
     "oxford_flowers": Source(
         "oxford_flowers",
-        [File(f"{OXFORD}/flowers/102/102flowers.tgz", {"jpg": "jpg"}, "md5:52808999861908f626f3c1f4e79d11fa"),
-         File(f"{OXFORD}/flowers/102/imagelabels.mat", {"": "imagelabels.mat"}, "md5:e0620be6f572b9609742df49c70aed4d"),
-         File(f"{OXFORD}/flowers/102/setid.mat", {"": "setid.mat"}, "md5:a5357ecc9cb78c4bef273ce3793fc85c")],
-        optional=[ByHand("CoOp's class names (without them torchvision's serve): cat_to_name.json",
-                         DRIVE.format("1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0"), "cat_to_name.json"),
-                  split_by_zhou("OxfordFlowers", "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT")],
+        [
+            File(f"{OXFORD}/flowers/102/102flowers.tgz", {"jpg": "jpg"}, "md5:52808999861908f626f3c1f4e79d11fa"),
+            File(
+                f"{OXFORD}/flowers/102/imagelabels.mat", {"": "imagelabels.mat"}, "md5:e0620be6f572b9609742df49c70aed4d"
+            ),
+            File(f"{OXFORD}/flowers/102/setid.mat", {"": "setid.mat"}, "md5:a5357ecc9cb78c4bef273ce3793fc85c"),
+        ],
+        optional=[
+            ByHand(
+                "CoOp's class names (without them torchvision's serve): cat_to_name.json",
+                DRIVE.format("1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0"),
+                "cat_to_name.json",
+            ),
+            split_by_zhou("OxfordFlowers", "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),
+        ],
     ),
     "dtd": Source(
         "dtd",
-        [File(f"{OXFORD}/dtd/download/dtd-r1.0.1.tar.gz", {name: name for name in ("images", "imdb", "labels")},
-              "md5:fff73e5086ae6bdbea199a49dfb8a4c1")],
+        [
+            File(
+                f"{OXFORD}/dtd/download/dtd-r1.0.1.tar.gz",
+                {name: name for name in ("images", "imdb", "labels")},
+                "md5:fff73e5086ae6bdbea199a49dfb8a4c1",
+            )
+        ],
         optional=[split_by_zhou("DescribableTextures", "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x")],
     ),
     "cub": Source(
         "cub",
-        [File("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz", {"CUB_200_2011": "CUB_200_2011"},
-              "md5:97eceeb196236b17998738112f37df78")],
+        [
+            File(
+                "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+                {"CUB_200_2011": "CUB_200_2011"},
+                "md5:97eceeb196236b17998738112f37df78",
+            )
+        ],
     ),
     "fgvc_aircraft": Source(
         "fgvc_aircraft",
-        [File(f"{OXFORD}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
-              {f"data/{name}": name for name in (
-                  "images", "variants.txt", "families.txt", "manufacturers.txt", "images_variant_train.txt",
-                  "images_variant_val.txt", "images_variant_trainval.txt", "images_variant_test.txt")})],
+        [
+            File(
+                f"{OXFORD}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+                {
+                    f"data/{name}": name
+                    for name in (
+                        "images",
+                        "variants.txt",
+                        "families.txt",
+                        "manufacturers.txt",
+                        "images_variant_train.txt",
+                        "images_variant_val.txt",
+                        "images_variant_trainval.txt",
+                        "images_variant_test.txt",
+                    )
+                },
+            )
+        ],
     ),
     "caltech101": Source(
         "caltech-101",
-        [File("https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
-              {"101_ObjectCategories": "101_ObjectCategories"}, "md5:3138e1922a9193bfa496528edbbc45d0",
-              inner="101_ObjectCategories.tar.gz")],
+        [
+            File(
+                "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
+                {"101_ObjectCategories": "101_ObjectCategories"},
+                "md5:3138e1922a9193bfa496528edbbc45d0",
+                inner="101_ObjectCategories.tar.gz",
+            )
+        ],
         optional=[split_by_zhou("Caltech101", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN")],
     ),
     "oxford_pets": Source(
         "oxford_pets",
-        [File(f"{OXFORD}/pets/data/images.tar.gz", {"images": "images"}, "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c"),
-         File(f"{OXFORD}/pets/data/annotations.tar.gz", {"annotations": "annotations"},
-              "md5:95a8c909bbe2e81eed6a22bccdf3f68f")],
+        [
+            File(f"{OXFORD}/pets/data/images.tar.gz", {"images": "images"}, "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c"),
+            File(
+                f"{OXFORD}/pets/data/annotations.tar.gz",
+                {"annotations": "annotations"},
+                "md5:95a8c909bbe2e81eed6a22bccdf3f68f",
+            ),
+        ],
         optional=[split_by_zhou("OxfordPets", "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs")],
     ),
     "stanford_cars": Source(
         "stanford_cars",
         needed=[
-            ByHand(f"the images: {name}.tgz (the authors' address is gone; this is a mirror)",
-                   "https://www.kaggle.com/datasets/jessicali9530/stanford-cars-dataset", name)
+            ByHand(
+                f"the images: {name}.tgz (the authors' address is gone; this is a mirror)",
+                "https://www.kaggle.com/datasets/jessicali9530/stanford-cars-dataset",
+                name,
+            )
             for name in ("cars_train", "cars_test")
-        ] + [
+        ]
+        + [
             ByHand(f"the labels: {name}", "https://github.com/pytorch/vision/issues/7545", path)
-            for name, path in (("car_devkit.tgz", "devkit"), ("those of the test images",
-                                                              "cars_test_annos_withlabels.mat"))
+            for name, path in (
+                ("car_devkit.tgz", "devkit"),
+                ("those of the test images", "cars_test_annos_withlabels.mat"),
+            )
         ],
         optional=[split_by_zhou("StanfordCars", "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT")],
     ),
     "food101": Source(
         "food-101",
-        [File("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", {"images": "images", "meta": "meta"},
-              "md5:85eeb15f3717b99a5da872d97d918f87")],
+        [
+            File(
+                "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+                {"images": "images", "meta": "meta"},
+                "md5:85eeb15f3717b99a5da872d97d918f87",
+            )
+        ],
         optional=[split_by_zhou("Food101", "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl")],
     ),
     "sun397": Source(
         "sun397",
-        [File("http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz", {"SUN397": "SUN397"},
-              "md5:8ca2778205c41d23104230ba66911c7a"),
-         File("https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip",
-              {name: name for name in ("ClassName.txt", "Training_01.txt", "Testing_01.txt")})],
+        [
+            File(
+                "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",
+                {"SUN397": "SUN397"},
+                "md5:8ca2778205c41d23104230ba66911c7a",
+            ),
+            File(
+                "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip",
+                {name: name for name in ("ClassName.txt", "Training_01.txt", "Testing_01.txt")},
+            ),
+        ],
         optional=[split_by_zhou("SUN397", "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq")],
     ),
     "ucf101": Source(
         "ucf101",
-        [File("https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip",
-              {"ucfTrainTestlist": "ucfTrainTestlist"})],
-        needed=[ByHand("the middle frames, by CoOp's authors: UCF-101-midframes.zip",
-                       DRIVE.format("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"), "UCF-101-midframes")],
+        [
+            File(
+                "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip",
+                {"ucfTrainTestlist": "ucfTrainTestlist"},
+            )
+        ],
+        needed=[
+            ByHand(
+                "the middle frames, by CoOp's authors: UCF-101-midframes.zip",
+                DRIVE.format("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),
+                "UCF-101-midframes",
+            )
+        ],
         optional=[split_by_zhou("UCF101", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y")],
     ),
     "imagenet": Source(
         "imagenet",
         needed=[
-            *(ByHand(f"ILSVRC 2012, a folder of images for each of 1,000 classes (n01440764 ...): {file}",
-                     "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php (an account is needed)", path)
-              for file, path in (("ILSVRC2012_img_train.tar", "images/train"),
-                                 ("ILSVRC2012_img_val.tar", "images/val"))),
-            ByHand("the class names: classnames.txt", DRIVE.format("1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"),
-                   "classnames.txt"),
+            *(
+                ByHand(
+                    f"ILSVRC 2012, a folder of images for each of 1,000 classes (n01440764 ...): {file}",
+                    "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php (an account is needed)",
+                    path,
+                )
+                for file, path in (
+                    ("ILSVRC2012_img_train.tar", "images/train"),
+                    ("ILSVRC2012_img_val.tar", "images/val"),
+                )
+            ),
+            ByHand(
+                "the class names: classnames.txt", DRIVE.format("1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"), "classnames.txt"
+            ),
         ],
     ),
-}  # fmt: skip
+}
 WRITTEN = ("digits", "digits_inverted", "digits_rotated", "digits_noisy")  # from what scikit-learn brings along
 OWN = (*WRITTEN, "folder")
 

@@ -19,9 +19,22 @@ from air_plugin.utils.errors import UserError, exit_code, unknown  # noqa: E402
 
 TRAINERS = ("zsclip", "coop", "upl", "cpl", "air")
 DATASETS = (
-    "digits", "eurosat", "resisc45", "oxford_flowers", "dtd", "cub", "fgvc_aircraft", "caltech101", "oxford_pets",
-    "stanford_cars", "food101", "sun397", "ucf101", "imagenet", "folder",
-)  # fmt: skip
+    "digits",
+    "eurosat",
+    "resisc45",
+    "oxford_flowers",
+    "dtd",
+    "cub",
+    "fgvc_aircraft",
+    "caltech101",
+    "oxford_pets",
+    "stanford_cars",
+    "food101",
+    "sun397",
+    "ucf101",
+    "imagenet",
+    "folder",
+)
 # What may differ between two runs of the same settings.
 WHERE = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT", "AIR.CACHE")
 
@@ -35,11 +48,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--source-domains", nargs="+")
     parser.add_argument("--target-domains", nargs="+")
     parser.add_argument("--transforms", nargs="+", help="names of training transforms (INPUT.TRANSFORMS)")
-    parser.add_argument("--config-file", action="append", default=[], help="trainer's YAML; more may follow, each with "
-                        "its own --config-file, and are merged in that order")
+    parser.add_argument(
+        "--config-file",
+        action="append",
+        default=[],
+        help="trainer's YAML; more may follow, each with its own --config-file, and are merged in that order",
+    )
     parser.add_argument("--dataset-config-file", default="", help="data set's YAML")
-    parser.add_argument("--trainer", default="", help="registered name, for instance AiR; with +AiR behind it "
-                        "(CoOp+AiR) it gains the auxiliary classifier")
+    parser.add_argument(
+        "--trainer",
+        default="",
+        help="registered name, for instance AiR; with +AiR behind it (CoOp+AiR) it gains the auxiliary classifier",
+    )
     parser.add_argument("--backbone", default="", help="MODEL.BACKBONE.NAME")
     parser.add_argument("--head", default="", help="MODEL.HEAD.NAME")
     parser.add_argument("--eval-only", action="store_true")
@@ -65,11 +85,16 @@ def setup_config(args: argparse.Namespace) -> Any:
         if path:
             merge_file(cfg, path)
     flags = {
-        ("DATASET", "ROOT"): args.root, ("DATASET", "SOURCE_DOMAINS"): args.source_domains,
-        ("DATASET", "TARGET_DOMAINS"): args.target_domains, ("INPUT", "TRANSFORMS"): args.transforms,
-        ("TRAINER", "NAME"): args.trainer, ("MODEL", "BACKBONE", "NAME"): args.backbone,
-        ("MODEL", "HEAD", "NAME"): args.head, ("OUTPUT_DIR",): args.output_dir, ("RESUME",): args.resume,
-    }  # fmt: skip
+        ("DATASET", "ROOT"): args.root,
+        ("DATASET", "SOURCE_DOMAINS"): args.source_domains,
+        ("DATASET", "TARGET_DOMAINS"): args.target_domains,
+        ("INPUT", "TRANSFORMS"): args.transforms,
+        ("TRAINER", "NAME"): args.trainer,
+        ("MODEL", "BACKBONE", "NAME"): args.backbone,
+        ("MODEL", "HEAD", "NAME"): args.head,
+        ("OUTPUT_DIR",): args.output_dir,
+        ("RESUME",): args.resume,
+    }
     for key, value in flags.items():
         if value:
             node = cfg
@@ -145,8 +170,9 @@ def build(cfg: Any) -> Any:
     if base in known and cfg.TRAINER.NAME not in known:
         TRAINER_REGISTRY.register(augment(TRAINER_REGISTRY.get(base)))
     for kind, name, registry in (
-        ("trainer", cfg.TRAINER.NAME, TRAINER_REGISTRY), ("data set", cfg.DATASET.NAME, DATASET_REGISTRY),
-    ):  # fmt: skip
+        ("trainer", cfg.TRAINER.NAME, TRAINER_REGISTRY),
+        ("data set", cfg.DATASET.NAME, DATASET_REGISTRY),
+    ):
         if name not in registry.registered_names():
             raise unknown(kind, name, registry.registered_names())
     if not cfg.DATASET.ROOT:
@@ -183,8 +209,10 @@ def label(config_files: list[str], dataset_config_file: str, options: list[str])
 def predictions(trainer: Any) -> dict[str, Any]:
     """What every head said of every test image, images relative to the data root."""
     root = Path(trainer.predictions["root"])
-    images = [os.path.relpath(path, root) if Path(path).is_relative_to(root) else path
-              for path in trainer.predictions["images"]]  # fmt: skip
+    images = [
+        os.path.relpath(path, root) if Path(path).is_relative_to(root) else path
+        for path in trainer.predictions["images"]
+    ]
     return {**trainer.predictions, "images": images}
 
 
@@ -217,13 +245,21 @@ def write_bundle(trainer: Any, folder: Path) -> None:
     cfg = trainer.cfg
     auxiliary = getattr(trainer, "auxiliary", None)
     card = {
-        "trainer": cfg.TRAINER.NAME, "dataset": cfg.DATASET.NAME, "template": cfg.DATASET.TEMPLATE, "seed": cfg.SEED,
+        "trainer": cfg.TRAINER.NAME,
+        "dataset": cfg.DATASET.NAME,
+        "template": cfg.DATASET.TEMPLATE,
+        "seed": cfg.SEED,
         "transclip": cfg.TRAINER.TRANSCLIP.ENABLED,
-    }  # fmt: skip
+    }
     save_bundle(
-        folder, backbone=trainer.backbone, classnames=trainer.classnames, text=trainer.text_features(),
-        auxiliary=auxiliary.classifier if auxiliary else None, primary=trainer.primary, card=card,
-    )  # fmt: skip
+        folder,
+        backbone=trainer.backbone,
+        classnames=trainer.classnames,
+        text=trainer.text_features(),
+        auxiliary=auxiliary.classifier if auxiliary else None,
+        primary=trainer.primary,
+        card=card,
+    )
 
 
 def put_log_aside(folder: Path) -> None:

@@ -28,12 +28,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="air", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in STAGES.items():
-        add_stage(commands.add_parser(
-            name, help=text, description=f"{text}; finished stages come from the store",
-            epilog="Settings may follow as KEY VALUE pairs, for instance AIR.M 60 AIR.LORA.STEPS 500.",
-        ))  # fmt: skip
+        add_stage(
+            commands.add_parser(
+                name,
+                help=text,
+                description=f"{text}; finished stages come from the store",
+                epilog="Settings may follow as KEY VALUE pairs, for instance AIR.M 60 AIR.LORA.STEPS 500.",
+            )
+        )
     commands.choices["prototypes"].add_argument(
-        "--out", metavar="FILE", type=Path,
+        "--out",
+        metavar="FILE",
+        type=Path,
         help="of the classifier; default: classifier.safetensors beside the prototypes",
     )
     add_predict(commands.add_parser("predict", help="classify images by a run's bundle"))
@@ -52,12 +58,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def add_stage(parser: argparse.ArgumentParser) -> None:
     """The arguments of `air lora | generate | prototypes`."""
     parser.add_argument("images", type=Path, help="folder of unlabelled images, any nesting")
-    parser.add_argument("--classes", type=Path, required=True, help="text file, a class name a line, at least two; "
-                        "a line 'template: a photo of a {}.' may stand among them")  # fmt: skip
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        required=True,
+        help="text file, a class name a line, at least two; a line 'template: a photo of a {}.' may stand among them",
+    )
     parser.add_argument("--store", type=Path, default=Path("air-store"), help="folder of the artifacts")
-    parser.add_argument("--config", metavar="FILE", type=Path, action="append", default=[], help="YAML of a trainer, "
-                        "backbone or generator; its MODEL, TRAINER and AIR parts are read; more may follow, each with "
-                        "its own --config, and are merged in that order; default: what suits the embedded generator")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="YAML of a trainer, "
+        "backbone or generator; its MODEL, TRAINER and AIR parts are read; more may follow, each with "
+        "its own --config, and are merged in that order; default: what suits the embedded generator",
+    )
     parser.add_argument("--seed", type=int, default=0)
     add_place(parser)
 
@@ -140,10 +157,17 @@ def run_report(args: argparse.Namespace) -> int:
     from air_plugin.report.formats import report
 
     return report(
-        args.output, datasets=args.dataset, methods=args.method, backbone=args.backbone,
-        split_family=args.split_family, baseline=args.baseline, form=args.format, out=args.out, ci95=args.ci95,
+        args.output,
+        datasets=args.dataset,
+        methods=args.method,
+        backbone=args.backbone,
+        split_family=args.split_family,
+        baseline=args.baseline,
+        form=args.format,
+        out=args.out,
+        ci95=args.ci95,
         details=args.details,
-    )  # fmt: skip
+    )
 
 
 def run_stage(args: argparse.Namespace) -> int:
@@ -209,8 +233,11 @@ def open_bundle(args: argparse.Namespace) -> Bundle:
 
     bundle = load_bundle(args.bundle, device=pick_device(args.device), backbone=args.backbone)
     if bundle.card.get("transclip"):
-        print("note: the run's own predictions were refined over all test images together (TransCLIP); a bundle holds "
-              "the heads as they were before", file=sys.stderr)  # fmt: skip
+        print(
+            "note: the run's own predictions were refined over all test images together (TransCLIP); a bundle holds "
+            "the heads as they were before",
+            file=sys.stderr,
+        )
     return bundle
 
 

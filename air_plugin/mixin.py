@@ -45,7 +45,7 @@ class AuxiliaryMixin(_Host):
     """Fuses the auxiliary classifier into prediction, and into pseudo-labels where the trainer has them (AiR, PLG).
 
     Stands before a Dassl trainer that has `cfg` (with `add_air_config`'s keys), `dm`, `model` and `model_inference`,
-    and changes nothing of its training: the generator is adapted and the images are generated once the model is built, and
+    and changes nothing of its training: the generator is adapted and images are generated once the model is built, and
     no random number of the trainer's is used up. A model without `image_encoder` and `dtype`, or whose encoder takes
     more than pixels, needs `image_features` overridden.
 
@@ -65,8 +65,10 @@ class AuxiliaryMixin(_Host):
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
         if "AIR" not in cfg:
-            raise UserError("the config has no section AIR; call air_plugin.config.add_air_config(cfg) where the "
-                            "trainers' keys are added (CoOp: extend_cfg in train.py)")
+            raise UserError(
+                "the config has no section AIR; call air_plugin.config.add_air_config(cfg) where the "
+                "trainers' keys are added (CoOp: extend_cfg in train.py)"
+            )
         self.air = AirSettings.from_cfg(cfg)
         require_template("DATASET.TEMPLATE", cfg.DATASET.TEMPLATE)
         if self._has_heads:
@@ -99,9 +101,15 @@ class AuxiliaryMixin(_Host):
         elif not hasattr(self, "zero_shot_probs"):
             self.look_at_unlabelled()
         self.auxiliary = build_auxiliary(
-            backbone, self.classnames, self.paths, features=self.unlabelled.plain,
-            probs=self.zero_shot_probs, settings=self.air, store=self.store, stages=self.stages,
-        )  # fmt: skip
+            backbone,
+            self.classnames,
+            self.paths,
+            features=self.unlabelled.plain,
+            probs=self.zero_shot_probs,
+            settings=self.air,
+            store=self.store,
+            stages=self.stages,
+        )
 
     def _look_at_unlabelled(self, backbone: Backbone) -> None:
         """The unlabelled images, their features and zero-shot probabilities; training images lose their labels."""
@@ -109,13 +117,14 @@ class AuxiliaryMixin(_Host):
             data = self.dm.dataset
             self.paths = sorted(item.impath for item in data.train_u or data.train_x)  # an order that no label decides
         elif not hasattr(self, "paths"):
-            raise UserError(f"{self._name} has pseudo_probs, but does not say whose; set self.paths in build_model: "
-                            "the image files, in the order of its rows")
+            raise UserError(
+                f"{self._name} has pseudo_probs, but does not say whose; set self.paths in build_model: "
+                "the image files, in the order of its rows"
+            )
         loading = self.cfg.DATALOADER
         self.unlabelled, _ = extract_features(
-            backbone, self.paths,
-            store=self.store, batch_size=loading.TEST.BATCH_SIZE, workers=loading.NUM_WORKERS,
-        )  # fmt: skip
+            backbone, self.paths, store=self.store, batch_size=loading.TEST.BATCH_SIZE, workers=loading.NUM_WORKERS
+        )
         texts = [fill(self.cfg.DATASET.TEMPLATE, name) for name in self.classnames]
         self.zero_shot_probs = backbone.text_probs(self.unlabelled.plain, backbone.encode_texts(texts))
 
@@ -149,8 +158,10 @@ class AuxiliaryMixin(_Host):
         wanted = (len(input), len(self.classnames))
         if not isinstance(logits, Tensor) or logits.shape != wanted:
             given = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            raise UserError(f"{self._name}: model_inference gives {given}, not {wanted} logits, images by classes; let "
-                            "the trainer's own give these alone")
+            raise UserError(
+                f"{self._name}: model_inference gives {given}, not {wanted} logits, images by classes; let "
+                "the trainer's own give these alone"
+            )
         seen = self._seen or self.refresh()
         return seen.classifier.fuse(logits, self._features(input, heard))
 
@@ -173,8 +184,10 @@ class AuxiliaryMixin(_Host):
         some = list(range(0, len(paths), max(1, len(paths) // SAMPLES)))
         if not _same(self._encode([paths[i] for i in some]), seen.prototypes.flatten(0, 1)[some]):
             if self.air.auxiliary != "cosine" or self.air.weight is None:
-                raise UserError(f"{self._name}: its image tower is not the frozen backbone, for which AIR.AUXILIARY "
-                                "gaussian and AIR.LAMBDA auto are made; set cosine and a number")
+                raise UserError(
+                    f"{self._name}: its image tower is not the frozen backbone, for which AIR.AUXILIARY "
+                    "gaussian and AIR.LAMBDA auto are made; set cosine and a number"
+                )
             prototypes = self._encode(paths).unflatten(0, seen.kept.shape)
             former = seen.classifier
             head = AuxiliaryClassifier.from_prototypes(prototypes, scale=former.scale)
@@ -198,8 +211,10 @@ class AuxiliaryMixin(_Host):
     def _test_transform(self) -> Callable[[Any], Tensor]:
         transform = getattr(self.dm.test_loader.dataset, "transform", None)
         if not callable(transform):
-            raise UserError(f"{self._name}: dm.test_loader.dataset.transform is {type(transform).__name__}, not one "
-                            "transform of test images, with which the generated ones are seen, too")
+            raise UserError(
+                f"{self._name}: dm.test_loader.dataset.transform is {type(transform).__name__}, not one "
+                "transform of test images, with which the generated ones are seen, too"
+            )
         return transform
 
     def _own_features(self, images: Tensor) -> Tensor:
@@ -207,8 +222,10 @@ class AuxiliaryMixin(_Host):
         features = self.image_features(images)
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
             given = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
-            raise UserError(f"{self._name}: image_features gives {given} for {len(images)} images, not one row "
-                            "each; override it, see docs/drop-in.md")
+            raise UserError(
+                f"{self._name}: image_features gives {given} for {len(images)} images, not one row "
+                "each; override it, see docs/drop-in.md"
+            )
         return _unit(features)
 
     @contextmanager
@@ -242,11 +259,15 @@ class AuxiliaryMixin(_Host):
         """(N, C) p* of the unlabelled images."""
         probs = super().pseudo_probs()
         if not hasattr(self, "auxiliary"):
-            raise UserError(f"{self._name}: pseudo_probs is wanted before the auxiliary classifier is made, which is "
-                            "when build_model has ended; ask for it in before_train")
+            raise UserError(
+                f"{self._name}: pseudo_probs is wanted before the auxiliary classifier is made, which is "
+                "when build_model has ended; ask for it in before_train"
+            )
         if probs.shape != (len(self.paths), len(self.classnames)):
-            raise UserError(f"{self._name}: pseudo_probs gives {tuple(probs.shape)}, not {len(self.paths)} images "
-                            f"(self.paths) by {len(self.classnames)} classes")
+            raise UserError(
+                f"{self._name}: pseudo_probs gives {tuple(probs.shape)}, not {len(self.paths)} images "
+                f"(self.paths) by {len(self.classnames)} classes"
+            )
         return self.fused(probs, self.unlabelled.plain)
 
     def fused(self, text_probs: Tensor, features: Tensor) -> Tensor:
@@ -277,11 +298,12 @@ class AuxiliaryMixin(_Host):
         known = self.hidden_labels()
         return [
             {
-                "changed": done.changed, **done.figures,
+                "changed": done.changed,
+                **done.figures,
                 "accuracy": 100.0 * float((done.labels.cpu() == known).double().mean()) if known is not None else None,
             }
             for done in self.auxiliary.rounds
-        ]  # fmt: skip
+        ]
 
 
 def augment(trainer: type) -> type:

@@ -92,25 +92,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plain, mixed = Plain(model), Mixed(model, auxiliary)
     difference = (mixed.model_inference(images) - expected(mixed, images)).abs().max()
 
-    whole = in_turns(options.repeats, {
-        "encoder": lambda: encoder(images),
-        "without": lambda: plain.model_inference(images),
-        "with": lambda: mixed.model_inference(images),
-    })  # fmt: skip
+    whole = in_turns(
+        options.repeats,
+        {
+            "encoder": lambda: encoder(images),
+            "without": lambda: plain.model_inference(images),
+            "with": lambda: mixed.model_inference(images),
+        },
+    )
     heads = {"without": Plain(remembering), "with": Mixed(remembering, auxiliary)}
-    alone = in_turns(40 * options.repeats, {
-        "without": lambda: heads["without"].model_inference(images),
-        "with": lambda: heads["with"].model_inference(images),
-    })  # fmt: skip
+    alone = in_turns(
+        40 * options.repeats,
+        {
+            "without": lambda: heads["without"].model_inference(images),
+            "with": lambda: heads["with"].model_inference(images),
+        },
+    )
 
     overhead = alone["with"] - alone["without"]
-    print(f"{backbone.name}, batch {options.batch}, {options.classes} classes, {text.shape[1]} features, "
-          f"{options.threads} threads; median of {options.repeats}")  # fmt: skip
+    print(
+        f"{backbone.name}, batch {options.batch}, {options.classes} classes, {text.shape[1]} features, "
+        f"{options.threads} threads; median of {options.repeats}"
+    )
     print(f"image encoder                      {whole['encoder']:9.2f} ms")
     print(f"model_inference without the mixin  {whole['without']:9.2f} ms")
     print(f"model_inference with the mixin     {whole['with']:9.2f} ms   {difference:.1e} from the definition at most")
-    print(f"overhead, without encoder's noise  {overhead:9.2f} ms   {100 * overhead / whole['encoder']:.2f} % of the "
-          "image encoder's time")  # fmt: skip
+    print(
+        f"overhead, without encoder's noise  {overhead:9.2f} ms   {100 * overhead / whole['encoder']:.2f} % of the "
+        "image encoder's time"
+    )
     if difference > TOLERANCE:
         print(f"error: the fused output differs from its definition by more than {TOLERANCE:g}", file=sys.stderr)
         return 1

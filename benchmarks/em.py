@@ -35,15 +35,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = refine(features, probs, prior=prior, iterations=options.iterations, tolerance=0, chunk=options.chunk)
     seconds = time.perf_counter() - start
     inputs = (features.nbytes + probs.nbytes) / 2**30
-    print(f"{options.images} images, {options.dimensions} dimensions, {options.classes} classes, "
-          f"{options.threads} threads, chunks of {options.chunk}")  # fmt: skip
+    print(
+        f"{options.images} images, {options.dimensions} dimensions, {options.classes} classes, "
+        f"{options.threads} threads, chunks of {options.chunk}"
+    )
     print(f"time {seconds:.1f} s for {found.iterations} iterations, {seconds / found.iterations:.1f} s each")
-    print(f"peak memory of the process {peak_memory():.2f} GiB: {imported:.2f} after the imports, "
-          f"{filled:.2f} before EM; the inputs {inputs:.2f}")  # fmt: skip
+    print(
+        f"peak memory of the process {peak_memory():.2f} GiB: {imported:.2f} after the imports, "
+        f"{filled:.2f} before EM; the inputs {inputs:.2f}"
+    )
 
     part = slice(0, min(5000, options.images))
-    one, two = (refine(features[part], probs[part], prior=prior, iterations=3, tolerance=0, chunk=size)
-                for size in (333, options.chunk))  # fmt: skip
+    one, two = (
+        refine(features[part], probs[part], prior=prior, iterations=3, tolerance=0, chunk=size)
+        for size in (333, options.chunk)
+    )
     if not torch.allclose(one.model.mean, two.model.mean):
         print("error: another chunk size gives another answer", file=sys.stderr)
         return 1
@@ -72,8 +78,15 @@ def made_up(images: int, dimensions: int, classes: int) -> tuple[Tensor, Tensor,
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = {"images": 1_000_000, "dimensions": 512, "classes": 1000, "generated": 4, "iterations": 3, "chunk": 4096,
-                "threads": 1}  # fmt: skip
+    defaults = {
+        "images": 1_000_000,
+        "dimensions": 512,
+        "classes": 1000,
+        "generated": 4,
+        "iterations": 3,
+        "chunk": 4096,
+        "threads": 1,
+    }
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default {value}")
     return parser.parse_args(arguments)

@@ -31,12 +31,30 @@ GIB = 2**30
 TOKENS = 77
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-          "hidden_act": "quick_gelu", "projection_dim": 768}  # fmt: skip
-OPENCLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
-              "hidden_act": "gelu", "projection_dim": 512}  # fmt: skip
-OPENCLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
-              "hidden_act": "gelu", "projection_dim": 1280}  # fmt: skip
+CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 768,
+}
+OPENCLIP_H = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+    "projection_dim": 512,
+}
+OPENCLIP_G = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+    "projection_dim": 1280,
+}
 FOUR_LEVELS = {
     "block_out_channels": (320, 640, 1280, 1280),
     "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
@@ -46,18 +64,24 @@ FOUR_LEVELS = {
 UNETS: dict[str, dict[str, Any]] = {
     "sd15": {**FOUR_LEVELS, "cross_attention_dim": 768, "attention_head_dim": 8},
     "sd21": {
-        **FOUR_LEVELS, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20),
+        **FOUR_LEVELS,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
         "use_linear_projection": True,
     },
     "sdxl": {
         "block_out_channels": (320, 640, 1280),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20), "transformer_layers_per_block": (1, 2, 10),
-        "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+        "cross_attention_dim": 2048,
+        "attention_head_dim": (5, 10, 20),
+        "transformer_layers_per_block": (1, 2, 10),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     },
-}  # fmt: skip
+}
 TEXT_TOWERS = {"sd15": (CLIP_L,), "sd21": (OPENCLIP_H,), "sdxl": (CLIP_L, OPENCLIP_G)}
 NATIVE = {"sd15": 512, "sd21": 768, "sdxl": 1024}
 ARCHITECTURE_OF = {"sd15": "sd15", "lcm_sd15": "sd15", "sd21": "sd21", "sd_turbo": "sd21", "sdxl": "sdxl"}
@@ -78,10 +102,14 @@ def build_vae(architecture: str) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=512,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
         scaling_factor=0.13025 if architecture == "sdxl" else 0.18215,
-    )  # fmt: skip
+    )
 
 
 def build_text_towers(architecture: str) -> list[Any]:
@@ -210,8 +238,11 @@ def meta(dtype: torch.dtype = torch.bfloat16) -> Iterator[None]:
 def parameters(architecture: str) -> dict[str, int]:
     """Parameters of the parts."""
     with meta():
-        parts = {"unet": [build_unet(architecture)], "vae": [build_vae(architecture)],
-                 "text": build_text_towers(architecture)}  # fmt: skip
+        parts = {
+            "unet": [build_unet(architecture)],
+            "vae": [build_vae(architecture)],
+            "text": build_text_towers(architecture),
+        }
     return {name: sum(v.numel() for m in models for v in m.parameters()) for name, models in parts.items()}
 
 
@@ -296,13 +327,32 @@ def print_parts(sizes: Sequence[int]) -> None:
     for name in UNETS:
         million = {part: number / 1e6 for part, number in parameters(name).items()}
         for size in sizes:
-            rows.append([
-                name, size, million["unet"], million["vae"], million["text"], unet_cost(name, size).flops / 1e12,
-                vae_cost(name, size).flops / 1e12, vae_cost(name, size, encode=True).flops / 1e12,
-                text_cost(name) / 1e9, lora_cost(name, size, 1).flops / 1e12,
-            ])  # fmt: skip
-    heads = ["", "px", "U-Net M", "VAE M", "text M", "U-Net TFLOP", "decode TFLOP", "encode TFLOP", "text GFLOP",
-             "LoRA TFLOP"]  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    size,
+                    million["unet"],
+                    million["vae"],
+                    million["text"],
+                    unet_cost(name, size).flops / 1e12,
+                    vae_cost(name, size).flops / 1e12,
+                    vae_cost(name, size, encode=True).flops / 1e12,
+                    text_cost(name) / 1e9,
+                    lora_cost(name, size, 1).flops / 1e12,
+                ]
+            )
+    heads = [
+        "",
+        "px",
+        "U-Net M",
+        "VAE M",
+        "text M",
+        "U-Net TFLOP",
+        "decode TFLOP",
+        "encode TFLOP",
+        "text GFLOP",
+        "LoRA TFLOP",
+    ]
     print(tabulate(rows, heads, tablefmt="github", floatfmt=".3f"))
 
 
@@ -316,8 +366,17 @@ def print_budget(options: argparse.Namespace) -> None:
     for path in sorted(path for path in paths if path.stem in ARCHITECTURE_OF):  # not mini
         for size in options.sizes or [0]:
             rows.append(budget_row(path, size, options))
-    heads = ["config", "px", "steps", "TFLOP/image", "PFLOP drawing", "GiB drawing", "PFLOP LoRA", "GiB LoRA",
-             *(f"{name}: LoRA + drawing" for name in DEVICES)]  # fmt: skip
+    heads = [
+        "config",
+        "px",
+        "steps",
+        "TFLOP/image",
+        "PFLOP drawing",
+        "GiB drawing",
+        "PFLOP LoRA",
+        "GiB LoRA",
+        *(f"{name}: LoRA + drawing" for name in DEVICES),
+    ]
     print(tabulate(rows, heads, tablefmt="github", floatfmt=".1f"))
 
 
@@ -338,8 +397,17 @@ def budget_row(path: Path, size: int, options: argparse.Namespace) -> list[Any]:
         f"{duration(training / speed)} + {duration(drawing / speed)}"
         for speed in (peak * 1e12 * options.utilisation for peak in DEVICES.values())
     ]
-    return [path.stem, size, air.STEPS, image / 1e12, drawing / 1e15, memory[0] / GIB, training / 1e15,
-            memory[1] / GIB, *times]  # fmt: skip
+    return [
+        path.stem,
+        size,
+        air.STEPS,
+        image / 1e12,
+        drawing / 1e15,
+        memory[0] / GIB,
+        training / 1e15,
+        memory[1] / GIB,
+        *times,
+    ]
 
 
 def read(path: Path) -> Any:

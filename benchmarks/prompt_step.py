@@ -27,13 +27,52 @@ from air_plugin.clip.prompts import PromptLearner
 ARCHITECTURE = "ViT-B-32-quickgelu"
 TOLERANCE = 1e-4  # of loss and gradient, relative to the largest entry; float32 sums in another order
 CLASSES = [  # of RESISC45
-    "airplane", "airport", "baseball diamond", "basketball court", "beach", "bridge", "chaparral", "church",
-    "circular farmland", "cloud", "commercial area", "dense residential", "desert", "forest", "freeway",
-    "golf course", "ground track field", "harbor", "industrial area", "intersection", "island", "lake", "meadow",
-    "medium residential", "mobile home park", "mountain", "overpass", "palace", "parking lot", "railway",
-    "railway station", "rectangular farmland", "river", "roundabout", "runway", "sea ice", "ship", "snowberg",
-    "sparse residential", "stadium", "storage tank", "tennis court", "terrace", "thermal power station", "wetland",
-]  # fmt: skip
+    "airplane",
+    "airport",
+    "baseball diamond",
+    "basketball court",
+    "beach",
+    "bridge",
+    "chaparral",
+    "church",
+    "circular farmland",
+    "cloud",
+    "commercial area",
+    "dense residential",
+    "desert",
+    "forest",
+    "freeway",
+    "golf course",
+    "ground track field",
+    "harbor",
+    "industrial area",
+    "intersection",
+    "island",
+    "lake",
+    "meadow",
+    "medium residential",
+    "mobile home park",
+    "mountain",
+    "overpass",
+    "palace",
+    "parking lot",
+    "railway",
+    "railway station",
+    "rectangular farmland",
+    "river",
+    "roundabout",
+    "runway",
+    "sea ice",
+    "ship",
+    "snowberg",
+    "sparse residential",
+    "stadium",
+    "storage tank",
+    "tennis court",
+    "terrace",
+    "thermal power station",
+    "wetland",
+]
 
 
 class Way:
@@ -97,8 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     length = int(ours.learner.end.max()) + 1
     ours_ms, coop_ms = ours.milliseconds(ours.seconds), coop.milliseconds(coop.seconds)
     image_ms = coop.milliseconds(coop.image_seconds)
-    print(f"{ARCHITECTURE}, random weights, batch {options.batch}, {options.classes} classes, 16 context tokens, "
-          f"{options.threads} threads; median of {options.steps} steps")  # fmt: skip
+    print(
+        f"{ARCHITECTURE}, random weights, batch {options.batch}, {options.classes} classes, 16 context tokens, "
+        f"{options.threads} threads; median of {options.steps} steps"
+    )
     print(f"ours     {ours_ms:9.1f} ms   cached features, {length} of {backbone.context_length} tokens")
     print(f"CoOp's   {coop_ms:9.1f} ms   of which the image tower {image_ms:.1f} ms")
     print(f"ratio    {coop_ms / ours_ms:9.1f}      without the image tower {(coop_ms - image_ms) / ours_ms:.1f}")

@@ -48,8 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("error: the loop's answer differs", file=sys.stderr)
             return 1
     ours_ms, loop_ms = (1e3 * statistics.median(values) for values in times.values())
-    print(f"on {len(subset)} images, median of {options.repeat}, the answers agree: "
-          f"candidate_sets {ours_ms:.1f} ms, loop {loop_ms:.1f} ms, ratio {loop_ms / ours_ms:.1f}")  # fmt: skip
+    print(
+        f"on {len(subset)} images, median of {options.repeat}, the answers agree: "
+        f"candidate_sets {ours_ms:.1f} ms, loop {loop_ms:.1f} ms, ratio {loop_ms / ours_ms:.1f}"
+    )
     return 0
 
 

@@ -75,8 +75,9 @@ def _keep(items: list[Datum], kept: range) -> list[Datum]:
     """The items of some classes, with labels that begin at 0."""
     return [
         Datum(impath=item.impath, label=item.label - kept.start, classname=item.classname)
-        for item in items if item.label in kept
-    ]  # fmt: skip
+        for item in items
+        if item.label in kept
+    ]
 
 
 class PublishedDataset(SplitDataset):
@@ -123,10 +124,12 @@ class PublishedDataset(SplitDataset):
         self.check_images(split)
         self.warn_of_sizes(split)
         super().__init__(
-            cfg, names,
-            train=self._read(split["train"], names), val=self._read(split["val"], names),
+            cfg,
+            names,
+            train=self._read(split["train"], names),
+            val=self._read(split["val"], names),
             test=self._read(split["test"], names),
-        )  # fmt: skip
+        )
 
     def _read(self, items: list[Item], names: list[str]) -> list[Datum]:
         return [Datum(impath=str(self.images / path), label=label, classname=names[label]) for path, label, _ in items]

@@ -302,8 +302,18 @@ def _leaves(name: str) -> str:
 @contextmanager
 def _damage_of(archive: Path) -> Iterator[None]:
     """What goes wrong while an archive is read becomes one line."""
-    damage = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError,
-              FileExistsError, NotADirectoryError, IsADirectoryError)  # fmt: skip
+    damage = (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+        FileExistsError,
+        NotADirectoryError,
+        IsADirectoryError,
+    )
     try:
         yield
     except damage as error:

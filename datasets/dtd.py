@@ -21,7 +21,10 @@ class DescribableTextures(PublishedDataset):
     def own_lists(self) -> Split:
         labels = {folder: label for label, folder in enumerate(self.class_folders())}
         return {
-            part: [(path, labels[folder], folder) for (path,) in self.lines(f"labels/{part}1.txt", fields=1)
-                   for folder in [path.partition("/")[0]]]
+            part: [
+                (path, labels[folder], folder)
+                for (path,) in self.lines(f"labels/{part}1.txt", fields=1)
+                for folder in [path.partition("/")[0]]
+            ]
             for part in PARTS
-        }  # fmt: skip
+        }

@@ -22,10 +22,12 @@ class FGVCAircraft(PublishedDataset):
         names = self.one_a_class([name for (name,) in self.lines("variants.txt", fields=1)])
         labels = {name: label for label, name in enumerate(names)}
         return {
-            part: [(f"{image}.jpg", labels[name], name)
-                   for image, name in self.lines(f"images_variant_{part}.txt", fields=2)]
+            part: [
+                (f"{image}.jpg", labels[name], name)
+                for image, name in self.lines(f"images_variant_{part}.txt", fields=2)
+            ]
             for part in PARTS
-        }  # fmt: skip
+        }
 
     def worded(self, names: list[str], wording: str) -> list[str]:
         names = super().worded(names, wording)

@@ -36,8 +36,10 @@ class Folder(SplitDataset):
         if cfg.DATASET.SUBSAMPLE_CLASSES != "all":
             raise UserError(f"DATASET.SUBSAMPLE_CLASSES must be all: {root / TRAIN} has no labels to choose by")
         train = [Datum(impath=str(path), label=-1) for path in visible_images(root / TRAIN)]
-        tested = [Datum(impath=str(path), label=label, classname=names[label])
-                  for path, label in labelled_images(root / TEST, names)]  # fmt: skip
+        tested = [
+            Datum(impath=str(path), label=label, classname=names[label])
+            for path, label in labelled_images(root / TEST, names)
+        ]
         super().__init__(cfg, names, train=train, val=[], test=tested or train)
         self.hidden_labels = {}
 
@@ -68,9 +70,10 @@ def visible_images(folder: Path) -> list[Path]:
         UserError: there is none.
     """
     paths = [
-        path for path in find_images(folder)
+        path
+        for path in find_images(folder)
         if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
-    ]  # fmt: skip
+    ]
     if not paths:
         raise UserError(f"no images below {folder}, only hidden files")
     return paths

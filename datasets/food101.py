@@ -24,6 +24,7 @@ class Food101(PublishedDataset):
         """From lines such as `apple_pie/1005649`."""
         labels = {folder: label for label, folder in enumerate(self.class_folders())}
         return [
-            (f"{path}.jpg", labels[folder], folder) for (path,) in self.lines(f"meta/{name}", fields=1)
+            (f"{path}.jpg", labels[folder], folder)
+            for (path,) in self.lines(f"meta/{name}", fields=1)
             for folder in [path.partition("/")[0]]
-        ]  # fmt: skip
+        ]

@@ -26,5 +26,6 @@ class ImageNet(PublishedDataset):
         folder = self.need(f"images/{part}")
         return [
             (f"{part}/{wnid}/{file}", label, name)
-            for label, (wnid, name) in enumerate(rows) for file in images_in(folder / wnid)
-        ]  # fmt: skip
+            for label, (wnid, name) in enumerate(rows)
+            for file in images_in(folder / wnid)
+        ]

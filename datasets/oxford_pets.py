@@ -24,8 +24,10 @@ class OxfordPets(PublishedDataset):
         if (self.folder / "annotations" / "list.txt").is_file():
             every = [row for row in self.lines("annotations/list.txt", fields=1) if not row[0].startswith("#")]
             if len(every) != len(split["train"]) + len(split["test"]):
-                raise ValueError(f"{len(every)} lines, trainval.txt and test.txt together {len(split['train'])} + "
-                                 f"{len(split['test'])}")  # fmt: skip
+                raise ValueError(
+                    f"{len(every)} lines, trainval.txt and test.txt together {len(split['train'])} + "
+                    f"{len(split['test'])}"
+                )
         return split
 
     def _items(self, name: str) -> list[Item]:

@@ -24,8 +24,11 @@ class SUN397(PublishedDataset):
     def own_lists(self) -> Split:
         names = self.one_a_class([name for (name,) in self.lines("ClassName.txt", fields=1)])
         labels = {name: label for label, name in enumerate(names)}
-        return {"train": self._items("Training_01.txt", labels), "val": [],
-                "test": self._items("Testing_01.txt", labels)}  # fmt: skip
+        return {
+            "train": self._items("Training_01.txt", labels),
+            "val": [],
+            "test": self._items("Testing_01.txt", labels),
+        }
 
     def _items(self, name: str, labels: dict[str, int]) -> list[Item]:
         """From lines such as `/a/apartment_building/outdoor/sun_x.jpg`, a class named "outdoor apartment_building"."""

@@ -114,8 +114,10 @@ def compose(trainer: str, config: str) -> list[Path]:
             raise unknown(f"config in {where}:", name, known)
         parts[kind].append(files[kind][name])
     if len(parts["backbones"]) != 1 or len(parts["generators"]) > 1:
-        raise UserError(f"CONFIG '{config}' must name one backbone and one generator at the most; for instance "
-                        "vit_b32 or vit_b32+sdxl")
+        raise UserError(
+            f"CONFIG '{config}' must name one backbone and one generator at the most; for instance "
+            "vit_b32 or vit_b32+sdxl"
+        )
     return [default, *parts["backbones"], *(parts["generators"] if draws(trainer) else [])]
 
 
@@ -261,9 +263,17 @@ def run(args: argparse.Namespace) -> int:
         for seed in seeds():
             folder = output / args.dataset / row.trainer / label / f"seed{seed}"
             lines[f"{args.dataset} / {row.title or row.trainer} / {label} / seed {seed}"] = [
-                "--root", str(root), "--seed", seed, "--trainer", row.trainer, *files,
-                "--output-dir", str(folder), *options,
-            ]  # fmt: skip
+                "--root",
+                str(root),
+                "--seed",
+                seed,
+                "--trainer",
+                row.trainer,
+                *files,
+                "--output-dir",
+                str(folder),
+                *options,
+            ]
     code = run_all(lines, at_once=min(jobs(threads), len(lines)))
     if code:
         return code
@@ -290,8 +300,11 @@ def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:
         cells = {(row["trainer"], row["config"]) for row in known}
     except (FileNotFoundError, ValueError, TypeError, KeyError):  # none yet, or not ours
         known, cells = [], set()
-    new = [{"trainer": trainer, "config": config, "title": title}
-           for (trainer, config), title in titles.items() if (trainer, config) not in cells]  # fmt: skip
+    new = [
+        {"trainer": trainer, "config": config, "title": title}
+        for (trainer, config), title in titles.items()
+        if (trainer, config) not in cells
+    ]
     write_atomically(path, json.dumps([*known, *new], indent=1).encode())
 
 

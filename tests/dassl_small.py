@@ -1,4 +1,5 @@
 """A data set of tiny images and a tiny trainer for the tests of the Dassl API."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -60,9 +61,7 @@ class TinyColours(DatasetBase):
     def __init__(self, cfg):
         root = Path(cfg.DATASET.ROOT)
         items = read_items(root)
-        super().__init__(
-            train_x=items, train_u=read_items(root, label=-1), val=items[::2], test=items[1::2]
-        )
+        super().__init__(train_x=items, train_u=read_items(root, label=-1), val=items[::2], test=items[1::2])
 
 
 @DATASET_REGISTRY.register()

@@ -11,10 +11,30 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-EUROSAT = ["AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop",
-           "Residential", "River", "SeaLake"]  # fmt: skip
-EUROSAT_NAMES = ["Annual Crop Land", "Forest", "Herbaceous Vegetation Land", "Highway or Road", "Industrial Buildings",
-                 "Pasture Land", "Permanent Crop Land", "Residential Buildings", "River", "Sea or Lake"]  # fmt: skip
+EUROSAT = [
+    "AnnualCrop",
+    "Forest",
+    "HerbaceousVegetation",
+    "Highway",
+    "Industrial",
+    "Pasture",
+    "PermanentCrop",
+    "Residential",
+    "River",
+    "SeaLake",
+]
+EUROSAT_NAMES = [
+    "Annual Crop Land",
+    "Forest",
+    "Herbaceous Vegetation Land",
+    "Highway or Road",
+    "Industrial Buildings",
+    "Pasture Land",
+    "Permanent Crop Land",
+    "Residential Buildings",
+    "River",
+    "Sea or Lake",
+]
 
 
 @dataclass
@@ -85,8 +105,14 @@ def parts(number: int, total: int, *, val: bool) -> str:
     return "val" if val and number == 0 else "train"
 
 
-def fill(layout: Layout, per_class: int, classes: list[tuple[str, str]], file: Callable[[str, int], str], *,
-         val: bool = False) -> None:  # fmt: skip
+def fill(
+    layout: Layout,
+    per_class: int,
+    classes: list[tuple[str, str]],
+    file: Callable[[str, int], str],
+    *,
+    val: bool = False,
+) -> None:
     """Write the images of folder classes (folder, name) and note them; lists are written by the caller."""
     for label, (folder, name) in enumerate(classes):
         for number in range(per_class):
@@ -100,8 +126,9 @@ def fill(layout: Layout, per_class: int, classes: list[tuple[str, str]], file: C
 def eurosat(root: Path, per_class: int = 6, *, distinct: bool = False) -> Layout:
     folder = root / "eurosat"
     layout = Layout("eurosat", folder, folder / "2750", "split_zhou_EuroSAT.json")
-    fill(layout, per_class, list(zip(EUROSAT, EUROSAT_NAMES, strict=True)), lambda c, n: f"{c}/{c}_{n + 1}.jpg",
-         val=True)  # fmt: skip
+    fill(
+        layout, per_class, list(zip(EUROSAT, EUROSAT_NAMES, strict=True)), lambda c, n: f"{c}/{c}_{n + 1}.jpg", val=True
+    )
     for part, paths in layout.own.items():
         write_list(folder / f"{part}.txt", [f"2750.zip@2750/{path} {layout.items[path][0]}" for path in paths])
     if distinct:
@@ -111,13 +138,52 @@ def eurosat(root: Path, per_class: int = 6, *, distinct: bool = False) -> Layout
 
 
 RESISC = [
-    "airplane", "airport", "baseball_diamond", "basketball_court", "beach", "bridge", "chaparral", "church",
-    "circular_farmland", "cloud", "commercial_area", "dense_residential", "desert", "forest", "freeway",
-    "golf_course", "ground_track_field", "harbor", "industrial_area", "intersection", "island", "lake", "meadow",
-    "medium_residential", "mobile_home_park", "mountain", "overpass", "palace", "parking_lot", "railway",
-    "railway_station", "rectangular_farmland", "river", "roundabout", "runway", "sea_ice", "ship", "snowberg",
-    "sparse_residential", "stadium", "storage_tank", "tennis_court", "terrace", "thermal_power_station", "wetland",
-]  # fmt: skip
+    "airplane",
+    "airport",
+    "baseball_diamond",
+    "basketball_court",
+    "beach",
+    "bridge",
+    "chaparral",
+    "church",
+    "circular_farmland",
+    "cloud",
+    "commercial_area",
+    "dense_residential",
+    "desert",
+    "forest",
+    "freeway",
+    "golf_course",
+    "ground_track_field",
+    "harbor",
+    "industrial_area",
+    "intersection",
+    "island",
+    "lake",
+    "meadow",
+    "medium_residential",
+    "mobile_home_park",
+    "mountain",
+    "overpass",
+    "palace",
+    "parking_lot",
+    "railway",
+    "railway_station",
+    "rectangular_farmland",
+    "river",
+    "roundabout",
+    "runway",
+    "sea_ice",
+    "ship",
+    "snowberg",
+    "sparse_residential",
+    "stadium",
+    "storage_tank",
+    "tennis_court",
+    "terrace",
+    "thermal_power_station",
+    "wetland",
+]
 
 
 def resisc45(root: Path, per_class: int = 6) -> Layout:
@@ -150,12 +216,19 @@ def oxford_flowers(root: Path, per_class: int = 6) -> Layout:
     layout = Layout("oxford_flowers", folder, folder / "jpg", "split_zhou_OxfordFlowers.json")
     names = {number: f"flower {number}" for number in range(1, 103)} | {1: "pink primrose", 102: "blackberry lily"}
     numbers = iter(range(1, 102 * per_class + 1))
-    fill(layout, per_class, [("", name) for name in names.values()], lambda _, n: f"image_{next(numbers):05d}.jpg",
-         val=True)  # fmt: skip
+    fill(
+        layout,
+        per_class,
+        [("", name) for name in names.values()],
+        lambda _, n: f"image_{next(numbers):05d}.jpg",
+        val=True,
+    )
     savemat(folder / "imagelabels.mat", {"labels": [[label + 1 for label, _ in layout.items.values()]]})
     position = {path: number for number, path in enumerate(layout.items, start=1)}
-    ids = {key: [[position[path] for path in layout.own[part]]]
-           for part, key in (("train", "trnid"), ("val", "valid"), ("test", "tstid"))}  # fmt: skip
+    ids = {
+        key: [[position[path] for path in layout.own[part]]]
+        for part, key in (("train", "trnid"), ("val", "valid"), ("test", "tstid"))
+    }
     savemat(folder / "setid.mat", ids)
     (folder / "cat_to_name.json").write_text(json.dumps({str(key): name for key, name in names.items()}))
     return layout
@@ -253,8 +326,11 @@ def food101(root: Path, per_class: int = 6) -> Layout:
 def sun397(root: Path, per_class: int = 6) -> Layout:
     folder = root / "sun397"
     layout = Layout("sun397", folder, folder / "SUN397", "split_zhou_SUN397.json")
-    classes = [("a/abbey", "abbey"), ("a/apartment_building/outdoor", "outdoor apartment_building"),
-               *((f"b/scene_{number:03d}", f"scene_{number:03d}") for number in range(395))]  # fmt: skip
+    classes = [
+        ("a/abbey", "abbey"),
+        ("a/apartment_building/outdoor", "outdoor apartment_building"),
+        *((f"b/scene_{number:03d}", f"scene_{number:03d}") for number in range(395)),
+    ]
     fill(layout, per_class, classes, lambda c, n: f"{c}/sun_{n}.jpg")
     write_list(folder / "ClassName.txt", [f"/{name}" for name, _ in classes])
     write_list(folder / "Training_01.txt", [f"/{path}" for path in layout.own["train"]])
@@ -267,8 +343,12 @@ def ucf101(root: Path, per_class: int = 6) -> Layout:
     layout = Layout("ucf101", folder, folder / "UCF-101-midframes", "split_zhou_UCF101.json")
     second = [f"{chr(65 + number // 26)}{chr(97 + number % 26)}" for number in range(100)]
     actions = ["Apply_Eye_Makeup", *(f"Play_{word}" for word in second)]
-    fill(layout, per_class, [(action, action) for action in actions],
-         lambda c, n: f"{c}/v_{c.replace('_', '')}_g01_c{n:02d}.jpg")  # fmt: skip
+    fill(
+        layout,
+        per_class,
+        [(action, action) for action in actions],
+        lambda c, n: f"{c}/v_{c.replace('_', '')}_g01_c{n:02d}.jpg",
+    )
     lists = folder / "ucfTrainTestlist"
     write_list(lists / "classInd.txt", [f"{n} {action.replace('_', '')}" for n, action in enumerate(actions, start=1)])
 
@@ -286,8 +366,7 @@ def imagenet(root: Path, per_class: int = 2) -> Layout:
     folder = root / "imagenet"
     layout = Layout("imagenet", folder, folder / "images")
     classes = [(f"n{1_440_764 + number:08d}", f"thing {number}") for number in range(1000)]
-    fill(layout, per_class, classes,
-         lambda c, n: f"{'train' if n < per_class // 2 else 'val'}/{c}/{c}_{n}.JPEG")  # fmt: skip
+    fill(layout, per_class, classes, lambda c, n: f"{'train' if n < per_class // 2 else 'val'}/{c}/{c}_{n}.JPEG")
     write_list(folder / "classnames.txt", [f"{wnid} {name}" for wnid, name in classes])
     return layout
 
@@ -295,7 +374,18 @@ def imagenet(root: Path, per_class: int = 2) -> Layout:
 BUILDERS: dict[str, Callable[..., Layout]] = {
     build.__name__: build
     for build in (
-        eurosat, resisc45, oxford_flowers, dtd, cub, fgvc_aircraft, caltech101, oxford_pets, stanford_cars, food101,
-        sun397, ucf101, imagenet,
+        eurosat,
+        resisc45,
+        oxford_flowers,
+        dtd,
+        cub,
+        fgvc_aircraft,
+        caltech101,
+        oxford_pets,
+        stanford_cars,
+        food101,
+        sun397,
+        ucf101,
+        imagenet,
     )
-}  # fmt: skip
+}

@@ -63,18 +63,31 @@ def write_run(
         shares = np.linspace(0.5, 1, len(true)).tolist() if confidence is None else list(confidence)
         said = {head: {"predicted": list(classes), "confidence": shares} for head, classes in predicted.items()}
         predictions = {
-            "split": "test", "root": str(output.parent / "data"), "images": list(images), "labels": list(labels),
-            "classnames": list(classnames), "heads": said,
-        }  # fmt: skip
+            "split": "test",
+            "root": str(output.parent / "data"),
+            "images": list(images),
+            "labels": list(labels),
+            "classnames": list(classnames),
+            "heads": said,
+        }
         (folder / "predictions.json").write_text(json.dumps(predictions))
     if gallery:
         Image.linear_gradient("L").save(folder / "gallery.png")
     result = {
-        "trainer": trainer, "dataset": dataset, "config": config, "backbone": "mini", "split_family": "zhou",
-        "template": "a photo of a {}.", "seed": seed, "heads": heads, "primary": "text",
-        "pseudo_labels": {"selected": 0, "coverage": 0.0, "accuracy": None}, "stages": [],
-        "provenance": {"settings": dict(settings or {})}, **changes,
-    }  # fmt: skip
+        "trainer": trainer,
+        "dataset": dataset,
+        "config": config,
+        "backbone": "mini",
+        "split_family": "zhou",
+        "template": "a photo of a {}.",
+        "seed": seed,
+        "heads": heads,
+        "primary": "text",
+        "pseudo_labels": {"selected": 0, "coverage": 0.0, "accuracy": None},
+        "stages": [],
+        "provenance": {"settings": dict(settings or {})},
+        **changes,
+    }
     (folder / "result.json").write_text(json.dumps(result))
     return folder
 
@@ -82,10 +95,18 @@ def write_run(
 def auxiliary_rounds(*weights: float, seed: int = 1, accuracy: float | None = 88.0) -> list[dict[str, Any]]:
     """`auxiliary` of a result: a round a lambda, the labels a point better each; EM with generated images."""
     return [
-        {"changed": 13.0 - number, "lambda": weight, "scale": 0.09, "prior_strength": 10.0 + seed + number, "iterations": 17,
-         "converged": True, "soft_counts": [10.5, 9.5], "accuracy": None if accuracy is None else accuracy + number}
+        {
+            "changed": 13.0 - number,
+            "lambda": weight,
+            "scale": 0.09,
+            "prior_strength": 10.0 + seed + number,
+            "iterations": 17,
+            "converged": True,
+            "soft_counts": [10.5, 9.5],
+            "accuracy": None if accuracy is None else accuracy + number,
+        }
         for number, weight in enumerate(weights)
-    ]  # fmt: skip
+    ]
 
 
 def stages(*entries: tuple[str, float | None]) -> list[dict[str, Any]]:
@@ -110,20 +131,30 @@ def write_several(output: Path, classnames: Sequence[str], *, dataset: str = "di
     labels = [number % len(classnames) for number in range(images)]
     base = {"AIR.M": 60, "AIR.K": 16, "AIR.LAMBDA": 2.0}
     methods: list[tuple[str, str, float, dict[str, Any]]] = [
-        ("ZeroshotCLIP", "mini", 0.5, {}), ("CoOp", "mini+DATASET.NUM_SHOTS=4", 0.7, {}),
-        ("UPL", "mini", 0.55, {}), ("CPL", "mini", 0.6, {}), ("AiR", "mini+AIR.M=20", 0.6, {"AIR.M": 20, "AIR.K": 8}),
-        ("AiR", "mini+AIR.LAMBDA=1", 0.65, {"AIR.LAMBDA": 1.0}), ("AiR", "mini+TRAINER.PROMPT.ROUNDS=3", 0.8,
-        {"TRAINER.PROMPT.ROUNDS": 3}), ("AiR", "mini", 0.75, {}),
-    ]  # fmt: skip
+        ("ZeroshotCLIP", "mini", 0.5, {}),
+        ("CoOp", "mini+DATASET.NUM_SHOTS=4", 0.7, {}),
+        ("UPL", "mini", 0.55, {}),
+        ("CPL", "mini", 0.6, {}),
+        ("AiR", "mini+AIR.M=20", 0.6, {"AIR.M": 20, "AIR.K": 8}),
+        ("AiR", "mini+AIR.LAMBDA=1", 0.65, {"AIR.LAMBDA": 1.0}),
+        ("AiR", "mini+TRAINER.PROMPT.ROUNDS=3", 0.8, {"TRAINER.PROMPT.ROUNDS": 3}),
+        ("AiR", "mini", 0.75, {}),
+    ]
     for number, (trainer, config, right, settings) in enumerate(methods):
         for seed in (1, 2):
             said = {"text": guesses(labels, len(classnames), right=right, seed=10 * number + seed)}
             more: dict[str, Any] = {}
             if trainer in ("UPL", "CPL", "AiR"):
                 rounds = [
-                    {"selected": 30 + 5 * r, "coverage": 50.0 + r, "accuracy": 90.0 - r + seed, "candidates": 1.5,
-                     "candidate_recall": 95.0} for r in range(3 if "ROUNDS" in config else 1)
-                ]  # fmt: skip
+                    {
+                        "selected": 30 + 5 * r,
+                        "coverage": 50.0 + r,
+                        "accuracy": 90.0 - r + seed,
+                        "candidates": 1.5,
+                        "candidate_recall": 95.0,
+                    }
+                    for r in range(3 if "ROUNDS" in config else 1)
+                ]
                 more = {"pseudo_labels": rounds[-1], "rounds": rounds}
             if trainer == "AiR":
                 said["fused"] = guesses(labels, len(classnames), right=right + 0.05, seed=1000 + 10 * number + seed)
@@ -132,10 +163,28 @@ def write_several(output: Path, classnames: Sequence[str], *, dataset: str = "di
                 curve[used] = 100.0 * float((np.asarray(said["fused"]) == np.asarray(labels)).mean())
                 more["by_lambda"] = [[weight, accuracy] for weight, accuracy in curve.items()]
                 more["auxiliary"] = auxiliary_rounds(used, used, seed=seed)
-                more["stages"] = stages(("backbone", 2.5), ("features of train", None), ("generator", 3.0),
-                                        ("lora", 100.0 + seed), ("generation", 60.0), ("lora, round 2", 90.0 + seed),
-                                        ("generation, round 2", 55.0), ("features of test", 0.5),
-                                        ("prompt training", 20.5))  # fmt: skip
+                more["stages"] = stages(
+                    ("backbone", 2.5),
+                    ("features of train", None),
+                    ("generator", 3.0),
+                    ("lora", 100.0 + seed),
+                    ("generation", 60.0),
+                    ("lora, round 2", 90.0 + seed),
+                    ("generation, round 2", 55.0),
+                    ("features of test", 0.5),
+                    ("prompt training", 20.5),
+                )
             more["settings"] = {**base, "SEED": seed, **settings}
-            write_run(output, classnames, labels, said, images=names, dataset=dataset, trainer=trainer, config=config,
-                      seed=seed, gallery=trainer == "AiR", **more)  # fmt: skip
+            write_run(
+                output,
+                classnames,
+                labels,
+                said,
+                images=names,
+                dataset=dataset,
+                trainer=trainer,
+                config=config,
+                seed=seed,
+                gallery=trainer == "AiR",
+                **more,
+            )

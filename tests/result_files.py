@@ -10,10 +10,18 @@ from typing import Any
 def result(trainer: str = "AiR", seed: int = 1, accuracy: float = 80.0, **changes: Any) -> dict[str, Any]:
     heads = {"text": {"accuracy": accuracy}, "fused": {"accuracy": accuracy + 1}}
     return {
-        "trainer": trainer, "dataset": "digits", "config": "mini", "backbone": "mini", "split_family": "zhou",
-        "template": "a photo of the digit {}.", "seed": seed, "primary": "text", "heads": heads,
-        "pseudo_labels": {"selected": 100, "coverage": 50.0, "accuracy": 90.0}, **changes,
-    }  # fmt: skip
+        "trainer": trainer,
+        "dataset": "digits",
+        "config": "mini",
+        "backbone": "mini",
+        "split_family": "zhou",
+        "template": "a photo of the digit {}.",
+        "seed": seed,
+        "primary": "text",
+        "heads": heads,
+        "pseudo_labels": {"selected": 100, "coverage": 50.0, "accuracy": 90.0},
+        **changes,
+    }
 
 
 def write(output: Path, values: Any, name: str | None = None) -> Path:
@@ -29,11 +37,17 @@ def write_run(output: Path, right: list[bool], **changes: Any) -> Path:
     """A result with the predictions it was made from: class 0 is the truth of every image, class 1 the mistake."""
     accuracy = 100.0 * sum(right) / len(right)
     path = write(output, result(heads={"text": {"accuracy": accuracy}}, **changes))
-    write_predictions(path, {
-        "split": "test", "root": "/data", "images": [f"images/{i}.png" for i in range(len(right))],
-        "labels": [0] * len(right), "classnames": ["zero", "one"],
-        "heads": {"text": {"predicted": [0 if hit else 1 for hit in right], "confidence": [0.75] * len(right)}},
-    })  # fmt: skip
+    write_predictions(
+        path,
+        {
+            "split": "test",
+            "root": "/data",
+            "images": [f"images/{i}.png" for i in range(len(right))],
+            "labels": [0] * len(right),
+            "classnames": ["zero", "one"],
+            "heads": {"text": {"predicted": [0 if hit else 1 for hit in right], "confidence": [0.75] * len(right)}},
+        },
+    )
     return path
 
 
@@ -85,11 +99,28 @@ HARMFUL = {
     **{
         f"auxiliary with {key} {value}": json.dumps(result(auxiliary=[{"lambda": 2.0}, {"lambda": 2.0, key: value}]))
         for key, value in (
-            ("lambda", float("nan")), ("lambda", -0.5), ("lambda", "auto"), ("lambda", None), ("lambda", True),
-            ("changed", -1.0), ("changed", 100.5), ("changed", "few"), ("accuracy", float("nan")), ("accuracy", -0.1),
-            ("accuracy", 101), ("scale", float("inf")), ("scale", "0.1"), ("prior_strength", float("nan")), ("prior_strength", -1),
-            ("iterations", "17"), ("converged", "yes"), ("converged", 1), ("soft_counts", {"zero": 1}), ("soft_counts", [1, "2"]),
-            ("soft_counts", [float("nan")]), ("soft_counts", "all"),
+            ("lambda", float("nan")),
+            ("lambda", -0.5),
+            ("lambda", "auto"),
+            ("lambda", None),
+            ("lambda", True),
+            ("changed", -1.0),
+            ("changed", 100.5),
+            ("changed", "few"),
+            ("accuracy", float("nan")),
+            ("accuracy", -0.1),
+            ("accuracy", 101),
+            ("scale", float("inf")),
+            ("scale", "0.1"),
+            ("prior_strength", float("nan")),
+            ("prior_strength", -1),
+            ("iterations", "17"),
+            ("converged", "yes"),
+            ("converged", 1),
+            ("soft_counts", {"zero": 1}),
+            ("soft_counts", [1, "2"]),
+            ("soft_counts", [float("nan")]),
+            ("soft_counts", "all"),
         )
     },
     "beta NaN": json.dumps(result(beta=float("nan"))),
@@ -102,8 +133,14 @@ HARMFUL = {
             result(stages=[{"name": "lora", "seconds": 5.0, "cached": False, key: value}])
         )
         for key, value in (
-            ("name", None), ("name", "two\nlines"), ("seconds", float("nan")), ("seconds", -1.0), ("seconds", "5"),
-            ("seconds", 1e13), ("cached", None), ("cached", "no"),
+            ("name", None),
+            ("name", "two\nlines"),
+            ("seconds", float("nan")),
+            ("seconds", -1.0),
+            ("seconds", "5"),
+            ("seconds", 1e13),
+            ("cached", None),
+            ("cached", "no"),
         )
     },
     "provenance text": json.dumps(result(provenance="here")),

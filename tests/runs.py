@@ -11,19 +11,49 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = [
-    "AIR.M", "4", "AIR.K", "2", "AIR.STEPS", "2", "AIR.BATCH", "10", "AIR.LORA.STEPS", "6", "AIR.LORA.BATCH", "4",
-    "AIR.LORA.CHECKPOINT", "2", "AIR.LORA.PER_CLASS", "2", "OPTIM.MAX_EPOCH", "3", "TRAINER.PROMPT.VIEWS", "2",
-    "TRAIN.CHECKPOINT_FREQ", "1",
-]  # fmt: skip
+    "AIR.M",
+    "4",
+    "AIR.K",
+    "2",
+    "AIR.STEPS",
+    "2",
+    "AIR.BATCH",
+    "10",
+    "AIR.LORA.STEPS",
+    "6",
+    "AIR.LORA.BATCH",
+    "4",
+    "AIR.LORA.CHECKPOINT",
+    "2",
+    "AIR.LORA.PER_CLASS",
+    "2",
+    "OPTIM.MAX_EPOCH",
+    "3",
+    "TRAINER.PROMPT.VIEWS",
+    "2",
+    "TRAIN.CHECKPOINT_FREQ",
+    "1",
+]
 
 
 def arguments(trainer: str, data: Path, output: Path, *options: str, config: str = "mini", seed: int = 1) -> list[str]:
     """The command line of train.py."""
     return [
-        "--root", str(data), "--seed", str(seed), "--trainer", trainer, "--output-dir", str(output),
-        "--dataset-config-file", str(ROOT / "configs/datasets/digits.yaml"),
-        "--config-file", str(ROOT / f"configs/trainers/{trainer}/{config}.yaml"), *SHORT, *options,
-    ]  # fmt: skip
+        "--root",
+        str(data),
+        "--seed",
+        str(seed),
+        "--trainer",
+        trainer,
+        "--output-dir",
+        str(output),
+        "--dataset-config-file",
+        str(ROOT / "configs/datasets/digits.yaml"),
+        "--config-file",
+        str(ROOT / f"configs/trainers/{trainer}/{config}.yaml"),
+        *SHORT,
+        *options,
+    ]
 
 
 def command(*args: str) -> tuple[list[str], dict[str, str]]:

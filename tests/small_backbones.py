@@ -36,10 +36,15 @@ def model_config(family: str) -> dict[str, Any]:
     if family in ("vit", "resnet", "openclip"):
         return {"embed_dim": 24, "quick_gelu": family != "openclip", "vision_cfg": vision, "text_cfg": text}
     text |= {
-        "context_length": 24, "vocab_size": 64, "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
-        "norm_kwargs": {"eps": 1e-6}, "hf_tokenizer_name": "none/of-the-hub",
+        "context_length": 24,
+        "vocab_size": 64,
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+        "norm_kwargs": {"eps": 1e-6},
+        "hf_tokenizer_name": "none/of-the-hub",
         "tokenizer_kwargs": {"clean": "canonicalize"},
-    }  # fmt: skip
+    }
     if family == "siglip2":
         text["act_kwargs"] = {"approximate": "tanh"}
     register_small_siglip()
@@ -55,9 +60,15 @@ def register_small_siglip() -> None:
 
     def small_siglip_of_the_tests(pretrained: bool = False, **options: Any) -> nn.Module:
         return VisionTransformer(
-            img_size=SIDE, patch_size=8, embed_dim=32, depth=2, num_heads=2, class_token=False,
-            global_pool=options["global_pool"], num_classes=options["num_classes"],
-        )  # fmt: skip
+            img_size=SIDE,
+            patch_size=8,
+            embed_dim=32,
+            depth=2,
+            num_heads=2,
+            class_token=False,
+            global_pool=options["global_pool"],
+            num_classes=options["num_classes"],
+        )
 
     if not timm.is_model("small_siglip_of_the_tests"):
         timm.models.register_model(small_siglip_of_the_tests)
@@ -105,9 +116,12 @@ def write_tokenizer(folder: Path, family: str) -> None:
     tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", pad_token="<pad>" if gemma else "</s>",
+        tokenizer_object=tokenizer,
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>" if gemma else "</s>",
         padding_side="right",
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
 
 
 def write_backbone(folder: Path, family: str, *, seed: int = 0) -> Path:
@@ -169,17 +183,25 @@ def clip_of_transformers(model: Any) -> Any:
         block = transformer.resblocks[0]
         width = block.mlp.c_proj.out_features
         return {
-            "hidden_size": width, "intermediate_size": block.mlp.c_fc.out_features, "hidden_act": act,
-            "num_hidden_layers": len(transformer.resblocks), "num_attention_heads": block.attn.num_heads,
-        }  # fmt: skip
+            "hidden_size": width,
+            "intermediate_size": block.mlp.c_fc.out_features,
+            "hidden_act": act,
+            "num_hidden_layers": len(transformer.resblocks),
+            "num_attention_heads": block.attn.num_heads,
+        }
 
     size, patch = model.visual.image_size[0], model.visual.patch_size[0]
     config = CLIPConfig(
-        text_config={**tower(model.transformer), "max_position_embeddings": model.context_length, "vocab_size": 49408,
-                     "bos_token_id": 49406, "eos_token_id": 49407},
+        text_config={
+            **tower(model.transformer),
+            "max_position_embeddings": model.context_length,
+            "vocab_size": 49408,
+            "bos_token_id": 49406,
+            "eos_token_id": 49407,
+        },
         vision_config={**tower(model.visual.transformer), "image_size": size, "patch_size": patch},
         projection_dim=model.text_projection.shape[1],
-    )  # fmt: skip
+    )
     theirs, ours = CLIPModel(config), model.state_dict()
     weights = {
         "logit_scale": ours["logit_scale"],
@@ -192,9 +214,10 @@ def clip_of_transformers(model: Any) -> Any:
         "visual_projection.weight": ours["visual.proj"].T,
     }
     for one, other in (
-        ("text_model.final_layer_norm", "ln_final"), ("vision_model.pre_layrnorm", "visual.ln_pre"),
+        ("text_model.final_layer_norm", "ln_final"),
+        ("vision_model.pre_layrnorm", "visual.ln_pre"),
         ("vision_model.post_layernorm", "visual.ln_post"),
-    ):  # fmt: skip
+    ):
         weights |= _pair(one, ours, other)
     for tower_name, prefix in (("text_model", ""), ("vision_model", "visual.")):
         weights |= _blocks(f"{tower_name}.encoder.layers", ours, f"{prefix}transformer.resblocks")
@@ -209,33 +232,47 @@ def siglip_of_transformers(model: Any, *, text_act: str, image_act: str = "gelu"
     block = text.transformer.resblocks[0]
     config = SiglipConfig(
         text_config={
-            "hidden_size": text.width, "intermediate_size": block.mlp.c_fc.out_features, "hidden_act": text_act,
-            "num_hidden_layers": len(text.transformer.resblocks), "num_attention_heads": text.heads,
-            "vocab_size": text.vocab_size, "max_position_embeddings": text.context_length,
-            "projection_size": text.output_dim, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 1,
+            "hidden_size": text.width,
+            "intermediate_size": block.mlp.c_fc.out_features,
+            "hidden_act": text_act,
+            "num_hidden_layers": len(text.transformer.resblocks),
+            "num_attention_heads": text.heads,
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.context_length,
+            "projection_size": text.output_dim,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+            "pad_token_id": 1,
         },
         vision_config={
-            "hidden_size": trunk.embed_dim, "intermediate_size": trunk.blocks[0].mlp.fc1.out_features,
-            "num_hidden_layers": len(trunk.blocks), "num_attention_heads": trunk.blocks[0].attn.num_heads,
-            "image_size": trunk.patch_embed.img_size[0], "patch_size": trunk.patch_embed.patch_size[0],
+            "hidden_size": trunk.embed_dim,
+            "intermediate_size": trunk.blocks[0].mlp.fc1.out_features,
+            "num_hidden_layers": len(trunk.blocks),
+            "num_attention_heads": trunk.blocks[0].attn.num_heads,
+            "image_size": trunk.patch_embed.img_size[0],
+            "patch_size": trunk.patch_embed.patch_size[0],
             "hidden_act": image_act,
         },
-    )  # fmt: skip
+    )
     weights = {
-        "logit_scale": ours["logit_scale"].reshape(1), "logit_bias": ours["logit_bias"].reshape(1),
+        "logit_scale": ours["logit_scale"].reshape(1),
+        "logit_bias": ours["logit_bias"].reshape(1),
         "text_model.embeddings.token_embedding.weight": ours["text.token_embedding.weight"],
         "text_model.embeddings.position_embedding.weight": ours["text.positional_embedding"],
         "vision_model.embeddings.position_embedding.weight": ours["visual.trunk.pos_embed"][0],
         "vision_model.head.probe": ours["visual.trunk.attn_pool.latent"],
-    }  # fmt: skip
+    }
     pool, head = "visual.trunk.attn_pool", "vision_model.head"
     for one, other in (
-        ("text_model.final_layer_norm", "text.ln_final"), ("text_model.head", "text.text_projection"),
+        ("text_model.final_layer_norm", "text.ln_final"),
+        ("text_model.head", "text.text_projection"),
         ("vision_model.embeddings.patch_embedding", "visual.trunk.patch_embed.proj"),
-        ("vision_model.post_layernorm", "visual.trunk.norm"), (f"{head}.layernorm", f"{pool}.norm"),
-        (f"{head}.attention.out_proj", f"{pool}.proj"), (f"{head}.mlp.fc1", f"{pool}.mlp.fc1"),
+        ("vision_model.post_layernorm", "visual.trunk.norm"),
+        (f"{head}.layernorm", f"{pool}.norm"),
+        (f"{head}.attention.out_proj", f"{pool}.proj"),
+        (f"{head}.mlp.fc1", f"{pool}.mlp.fc1"),
         (f"{head}.mlp.fc2", f"{pool}.mlp.fc2"),
-    ):  # fmt: skip
+    ):
         weights |= _pair(one, ours, other)
     for kind in ("weight", "bias"):
         weights[f"{head}.attention.in_proj_{kind}"] = torch.cat([ours[f"{pool}.q.{kind}"], ours[f"{pool}.kv.{kind}"]])
@@ -258,10 +295,23 @@ def _blocks(one: str, ours: dict[str, Tensor], other: str, *, timm: bool = False
         for kind in ("weight", "bias"):
             parts = zip("qkv", ours[f"{of}.{joint}{kind}"].chunk(3), strict=True)
             weights |= {f"{to}.self_attn.{part}_proj.{kind}": value for part, value in parts}
-        names = {"layer_norm1": "norm1", "layer_norm2": "norm2", "self_attn.out_proj": "attn.proj",
-                 "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"} if timm else \
-                {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj",
-                 "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}  # fmt: skip
+        names = (
+            {
+                "layer_norm1": "norm1",
+                "layer_norm2": "norm2",
+                "self_attn.out_proj": "attn.proj",
+                "mlp.fc1": "mlp.fc1",
+                "mlp.fc2": "mlp.fc2",
+            }
+            if timm
+            else {
+                "layer_norm1": "ln_1",
+                "layer_norm2": "ln_2",
+                "self_attn.out_proj": "attn.out_proj",
+                "mlp.fc1": "mlp.c_fc",
+                "mlp.fc2": "mlp.c_proj",
+            }
+        )
         for name, source in names.items():
             weights |= _pair(f"{to}.{name}", ours, f"{of}.{source}")
     return weights

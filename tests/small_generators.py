@@ -58,13 +58,15 @@ def _make_sd(architecture: str, safety_checker: bool) -> Any:
         "sd_turbo": lambda: diffusers.EulerDiscreteScheduler(**NOISE, timestep_spacing="trailing"),
     }[architecture]()
     return diffusers.StableDiffusionPipeline(
-        vae=_make_vae(), tokenizer=tokenizer, scheduler=scheduler,
+        vae=_make_vae(),
+        tokenizer=tokenizer,
+        scheduler=scheduler,
         text_encoder=_make_text_encoder(tokenizer, activation="gelu" if second else "quick_gelu"),
         unet=_make_unet(use_linear_projection=second, attention_head_dim=(2, 4) if second else 2),
         safety_checker=_make_safety_checker() if safety_checker else None,
         feature_extractor=_make_feature_extractor() if safety_checker else None,
         requires_safety_checker=safety_checker,
-    )  # fmt: skip
+    )
 
 
 def _make_sdxl() -> Any:
@@ -72,27 +74,39 @@ def _make_sdxl() -> Any:
 
     tokenizer = make_spelling_tokenizer()
     return diffusers.StableDiffusionXLPipeline(
-        vae=_make_vae(), tokenizer=tokenizer, tokenizer_2=make_spelling_tokenizer(),
+        vae=_make_vae(),
+        tokenizer=tokenizer,
+        tokenizer_2=make_spelling_tokenizer(),
         text_encoder=_make_text_encoder(tokenizer, activation="quick_gelu"),
         text_encoder_2=_make_text_encoder(tokenizer, activation="gelu", pooled=True),
         unet=_make_unet(
-            use_linear_projection=True, attention_head_dim=(2, 4), cross_attention_dim=32,
-            transformer_layers_per_block=(1, 2), addition_embed_type="text_time", addition_time_embed_dim=8,
+            use_linear_projection=True,
+            attention_head_dim=(2, 4),
+            cross_attention_dim=32,
+            transformer_layers_per_block=(1, 2),
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=16 + 6 * 8,
         ),
         scheduler=diffusers.EulerDiscreteScheduler(**NOISE, timestep_spacing="leading"),
         add_watermarker=False,
-    )  # fmt: skip
+    )
 
 
 def _make_unet(**changes: Any) -> Any:
     from diffusers import UNet2DConditionModel
 
     settings: dict[str, Any] = {
-        "sample_size": SIDE // 2, "in_channels": 4, "out_channels": 4, "layers_per_block": 1,
-        "block_out_channels": (8, 16), "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "norm_num_groups": 4, "cross_attention_dim": 16,
-    }  # fmt: skip
+        "sample_size": SIDE // 2,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 4,
+        "cross_attention_dim": 16,
+    }
     unet = UNet2DConditionModel(**{**settings, **changes})
     for name, value in unet.named_parameters():
         if "attn2.to_v" in name or "add_embedding.linear_1" in name:
@@ -104,10 +118,17 @@ def _make_text_encoder(tokenizer: Any, *, activation: str, pooled: bool = False)
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=32, projection_dim=16, hidden_act=activation,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        projection_dim=16,
+        hidden_act=activation,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     model = (CLIPTextModelWithProjection if pooled else CLIPTextModel)(config)
     torch.nn.init.normal_(model.get_input_embeddings().weight)
     return model
@@ -119,11 +140,15 @@ def _make_safety_checker() -> Any:
 
     config = CLIPConfig(
         vision_config={
-            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "image_size": SIDE, "patch_size": 8,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": SIDE,
+            "patch_size": 8,
         },
         projection_dim=8,
-    )  # fmt: skip
+    )
     return StableDiffusionSafetyChecker(config)  # its thresholds are 1, which no cosine exceeds
 
 

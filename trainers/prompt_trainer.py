@@ -34,8 +34,10 @@ class PromptTrainer(TrainerX):
     def check_cfg(self, cfg: Any) -> None:
         require_template("DATASET.TEMPLATE", cfg.DATASET.TEMPLATE)
         if cfg.TRAINER.PROMPT.CLASS_TOKEN_POSITION not in ("end", "middle", "front"):
-            raise UserError(f"TRAINER.PROMPT.CLASS_TOKEN_POSITION is '{cfg.TRAINER.PROMPT.CLASS_TOKEN_POSITION}'; "
-                            "it must be end, middle or front")
+            raise UserError(
+                f"TRAINER.PROMPT.CLASS_TOKEN_POSITION is '{cfg.TRAINER.PROMPT.CLASS_TOKEN_POSITION}'; "
+                "it must be end, middle or front"
+            )
         require_range("OPTIM.MAX_EPOCH", cfg.OPTIM.MAX_EPOCH, 1, float("inf"))
         for key in ("VIEWS", "ENSEMBLE", "ROUNDS"):
             require_range(f"TRAINER.PROMPT.{key}", cfg.TRAINER.PROMPT[key], 1, float("inf"))
@@ -131,9 +133,14 @@ class PromptTrainer(TrainerX):
         if not len(index):
             raise UserError("no image was selected for training; loosen the selection (TRAINER.CPL.ALPHA, BETA)")
         self.train_loader_x = FeatureBatches(
-            self.table, index, targets, batch_size=self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=self.seed,
-            epoch=lambda: self.epoch, members=self.cfg.TRAINER.PROMPT.ENSEMBLE,
-        )  # fmt: skip
+            self.table,
+            index,
+            targets,
+            batch_size=self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
+            seed=self.seed,
+            epoch=lambda: self.epoch,
+            members=self.cfg.TRAINER.PROMPT.ENSEMBLE,
+        )
 
     def training_set(self) -> tuple[Tensor, dict[str, Tensor]]:
         """(S,) indices into the feature table, and by name S rows of what `losses` finds in its batch."""
@@ -196,7 +203,7 @@ class PromptTrainer(TrainerX):
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float | None:
-        """Evaluate every head, the primary classifier last; returns its accuracy in percent, None without test labels."""
+        """Evaluate every head, the primary classifier last; returns its accuracy in percent or None."""
         self.set_model_mode("eval")
         split = split or self.cfg.TEST.SPLIT
         data = self.dm.dataset.val if split == "val" and self.dm.dataset.val else self.dm.dataset.test
@@ -219,11 +226,13 @@ class PromptTrainer(TrainerX):
                 for key, value in printed.items():
                     self.write_scalar(f"{split}/{key}", value, self.epoch)
         self.predictions = {
-            "split": split, "root": os.path.abspath(os.path.expanduser(self.cfg.DATASET.ROOT)),
+            "split": split,
+            "root": os.path.abspath(os.path.expanduser(self.cfg.DATASET.ROOT)),
             "images": [item.impath for item in data],
-            "labels": labels.tolist() if labels is not None else None, "classnames": self.classnames,
+            "labels": labels.tolist() if labels is not None else None,
+            "classnames": self.classnames,
             "heads": {name: said(probs) for name, probs in heads.items()},
-        }  # fmt: skip
+        }
         if labels is not None:
             self.diagnose(plain, table.plain, labels)
         return self.results[self.primary]["accuracy"]

@@ -87,9 +87,16 @@ def build_auxiliary(
     for number in range(1, settings.rounds + 1):
         suffix = f", round {number}" if number > 1 else ""
         auxiliary = _generate_and_select(
-            backbone, generator, classnames, paths,
-            captions=captions, settings=settings, store=store, stages=stages, suffix=suffix,
-        )  # fmt: skip
+            backbone,
+            generator,
+            classnames,
+            paths,
+            captions=captions,
+            settings=settings,
+            store=store,
+            stages=stages,
+            suffix=suffix,
+        )
         with stages.stage(f"refinement{suffix}"):
             auxiliary, posterior_probs, figures = _finalized(auxiliary, features, probs, settings=settings, store=store)
         rounds.append(summarize(posterior_probs, captions, figures))
@@ -201,21 +208,12 @@ def adapt(
 
 
 def generate_images(
-    generator: Generator,
-    adapter: Adapter | None,
-    classnames: Sequence[str],
-    *,
-    settings: AirSettings,
-    store: Store,
+    generator: Generator, adapter: Adapter | None, classnames: Sequence[str], *, settings: AirSettings, store: Store
 ) -> GenerationReport:
     """Draw (or take) the images, first image of every class first."""
     pipeline = generator.pipeline
     require_size(pipeline, settings.size)
-    source = {
-        "generator": generator.fingerprint,
-        "lora": adapter.key if adapter else None,
-        **generator.sampling,
-    }
+    source = {"generator": generator.fingerprint, "lora": adapter.key if adapter else None, **generator.sampling}
     jobs = plan_jobs(
         classnames,
         template=settings.prompt,
@@ -227,8 +225,15 @@ def generate_images(
         weights=key_of(source),
     )
     # The folder is shared by every M and class list; the images' own keys say what is in it.
-    common = {"recipe": 1, **source, "prompt": settings.prompt, "seed": settings.seed, "steps": settings.steps,
-              "guidance": settings.guidance, "size": settings.size}  # fmt: skip
+    common = {
+        "recipe": 1,
+        **source,
+        "prompt": settings.prompt,
+        "seed": settings.seed,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "size": settings.size,
+    }
     folder = adapter.folder if adapter else None
     with store.open("images", common) as entry, adapter_loaded(pipeline, folder, accelerator=generator.accelerator):
         return generate(pipeline, jobs, entry.path, batch_size=settings.batch)
@@ -279,9 +284,12 @@ def make_prototypes(
             _select(generated, entry, settings)
         saved = entry.tensors("prototypes.safetensors")
         card = make_card(
-            backbone, classnames,
-            settings=settings, generator=generator.fingerprint, adapter=adapter.key if adapter else None,
-        )  # fmt: skip
+            backbone,
+            classnames,
+            settings=settings,
+            generator=generator.fingerprint,
+            adapter=adapter.key if adapter else None,
+        )
         prototypes = saved["prototypes"].to(backbone.device)
         classifier = _classifier(prototypes, backbone, settings=settings, card=card)
         return Auxiliary(classifier, prototypes, by_class, saved["kept"], entry.key, generated), cached

@@ -80,18 +80,17 @@ class AuxiliaryClassifier:
         """Write one safetensors file, whole or not at all; the card stands in its header."""
         tensors = {"weight": self.weight, "bias": self.bias}
         header = {
-            "version": VERSION, "scale": self.scale, "fusion_weight": self.fusion_weight, "card": dict(self.card),
+            "version": VERSION,
+            "scale": self.scale,
+            "fusion_weight": self.fusion_weight,
+            "card": dict(self.card),
             "digest": tensor_digest(tensors),
-        }  # fmt: skip
+        }
         save_tensors(Path(path), tensors, metadata={HEADER: json.dumps(header)})
 
     @classmethod
     def load(
-        cls,
-        path: str | Path,
-        *,
-        classnames: Sequence[str] | None = None,
-        backbone: Backbone | str | None = None,
+        cls, path: str | Path, *, classnames: Sequence[str] | None = None, backbone: Backbone | str | None = None
     ) -> AuxiliaryClassifier:
         """Read what `save` wrote; its tensors lie on the CPU.
 
@@ -196,5 +195,7 @@ def _require_backbone(path: str | Path, card: Mapping[str, Any], wanted: Backbon
     name = "" if isinstance(wanted, str) else f"{wanted.name} "
     fingerprint = wanted if isinstance(wanted, str) else wanted.fingerprint
     if own != fingerprint:
-        raise UserError(f"classifier file {path} is for the backbone {card.get('backbone')} ({own[:12]}), not for "
-                        f"{name}({fingerprint[:12]}); features of one mean nothing to the other")  # fmt: skip
+        raise UserError(
+            f"classifier file {path} is for the backbone {card.get('backbone')} ({own[:12]}), not for "
+            f"{name}({fingerprint[:12]}); features of one mean nothing to the other"
+        )

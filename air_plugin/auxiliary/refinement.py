@@ -70,9 +70,11 @@ def finalize(
             consensus = posterior(found.model, features, probs)
             weight, bias = found.model.bias_corrected_head()
             figures |= {
-                "prior_strength": round(found.prior_strength, 2), "iterations": found.iterations, "converged": found.converged,
+                "prior_strength": round(found.prior_strength, 2),
+                "iterations": found.iterations,
+                "converged": found.converged,
                 "soft_counts": [round(soft_counts, 1) for soft_counts in found.soft_counts.tolist()],
-            }  # fmt: skip
+            }
         else:
             assert model is not None  # AirSettings: SOURCE none wants EM
             weight, bias = model.bias_corrected_head()

@@ -172,9 +172,7 @@ def extract_features(
         return FeatureTable(entry.tensors("features.safetensors")["features"].to(backbone.device)), cached
 
 
-def _extract(
-    backbone: Backbone, dataset: _Views, entry: Entry, *, batch_size: int, workers: int, title: str
-) -> None:
+def _extract(backbone: Backbone, dataset: _Views, entry: Entry, *, batch_size: int, workers: int, title: str) -> None:
     """Fill an artifact with features, a file a chunk of images, so that a kill costs one chunk at the most."""
     from tqdm import tqdm
 

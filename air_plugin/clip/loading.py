@@ -138,11 +138,15 @@ def _unfetched(name: str, architecture: str, source: str | None) -> UserError:
 def _explained(name: str, source: str | None, error: Exception) -> UserError | None:
     """What open_clip's error means for the one who named the backbone; None where it is a defect of ours."""
     if type(error).__name__ == "UnpicklingError":  # torch reads tensors only (weights_only), and this has more
-        return UserError(f"{source} is damaged or holds more than tensors, and then it could run any program; nothing "
-                         "of it was loaded; ask its authors for safetensors")
+        return UserError(
+            f"{source} is damaged or holds more than tensors, and then it could run any program; nothing "
+            "of it was loaded; ask its authors for safetensors"
+        )
     if "TorchScript" in str(error):
-        return UserError(f"{source} is a TorchScript archive, which holds a program; it is not loaded; the same "
-                         "weights as safetensors come with a tag, for instance ViT-B/32 alone")
+        return UserError(
+            f"{source} is a TorchScript archive, which holds a program; it is not loaded; the same "
+            "weights as safetensors come with a tag, for instance ViT-B/32 alone"
+        )
     known = (RuntimeError, ValueError, OSError, AssertionError, KeyError, EOFError, SafetensorError)
     if isinstance(error, known):
         said = " ".join(str(error).split()) or type(error).__name__
@@ -222,8 +226,9 @@ def _on_disk(name: str, settings: Mapping[str, Any]) -> str:
             raise _missing(name, _weights_of(settings)) from error
     path = _place(settings)
     if not path.is_file():
-        raise UserError(f"backbone '{name}' is not on this machine, and offline nothing is fetched; "
-                        f"{_by_hand(settings)}")  # fmt: skip
+        raise UserError(
+            f"backbone '{name}' is not on this machine, and offline nothing is fetched; {_by_hand(settings)}"
+        )
     return str(path)
 
 
@@ -261,24 +266,29 @@ def _tokenizer(name: str, architecture: str) -> Callable[..., Tensor]:
         raise _missing(name, _tokenizer_of(repository))
     # As a folder: by its name, transformers asks the hub for files that are not there.
     return open_clip.tokenizer.HFTokenizer(
-        os.path.dirname(file), context_length=text["context_length"], tokenizer_mode=text.get("tokenizer_mode"),
+        os.path.dirname(file),
+        context_length=text["context_length"],
+        tokenizer_mode=text.get("tokenizer_mode"),
         **text.get("tokenizer_kwargs", {}),
-    )  # fmt: skip
+    )
 
 
 def _missing(name: str, *needed: str, why: str = "offline nothing is fetched") -> UserError:
     """Files of the hub that are needed, each as `hf download` takes it."""
     repositories = " and ".join(dict.fromkeys(one.split()[0] for one in needed))
     commands = " && ".join(f"hf download {one}" for one in needed)
-    return UserError(f"backbone '{name}': hub files of {repositories} are not on this machine, and {why}; with a "
-                     f"network: {commands}")
+    return UserError(
+        f"backbone '{name}': hub files of {repositories} are not on this machine, and {why}; with a network: {commands}"
+    )
 
 
 def _require_own_text_tower(name: str, config: Mapping[str, Any]) -> None:
     text = config["text_cfg"]
     if text.get("hf_model_name") or text.get("embed_cls"):
-        raise UserError(f"backbone '{name}' has a text tower of another kind than CLIP's, in which no prompts can be "
-                        "learned here; take a CLIP or SigLIP architecture")
+        raise UserError(
+            f"backbone '{name}' has a text tower of another kind than CLIP's, in which no prompts can be "
+            "learned here; take a CLIP or SigLIP architecture"
+        )
 
 
 def _require_file(path: Path) -> None:
@@ -291,8 +301,10 @@ def _require_weights(name: str, path: Path) -> None:
         raise UserError(f"{path} is no weight file; give one of .safetensors, {', '.join(PICKLES)}")
     _require_file(path)
     if path.suffix in PICKLES:
-        print(f"note: {path} is a pickle, of which only tensors are read; make it safetensors once: "
-              f'air convert "{name}"', file=sys.stderr)  # fmt: skip
+        print(
+            f'note: {path} is a pickle, of which only tensors are read; make it safetensors once: air convert "{name}"',
+            file=sys.stderr,
+        )
 
 
 def convert(name: str) -> Path:

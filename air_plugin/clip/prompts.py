@@ -88,11 +88,14 @@ class PromptLearner(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         saved = json.loads(bytes(state.cpu().tolist()))
         if saved["classes"] != self.identity["classes"]:
-            raise UserError(f"the checkpoint is of other classes ({_brief(saved['classes'])}) than this run's "
-                            f"({_brief(self.identity['classes'])}); use another output folder or --model-dir")
+            raise UserError(
+                f"the checkpoint is of other classes ({_brief(saved['classes'])}) than this run's "
+                f"({_brief(self.identity['classes'])}); use another output folder or --model-dir"
+            )
         if saved["backbone"] != self.identity["backbone"]:
-            raise UserError("the checkpoint is of another backbone than this run's; "
-                            "use another output folder or --model-dir")
+            raise UserError(
+                "the checkpoint is of another backbone than this run's; use another output folder or --model-dir"
+            )
 
 
 class PromptEnsemble(nn.Module):

@@ -88,10 +88,10 @@ class GenerationReport:
 
 
 def generate(pipeline: Any, jobs: Sequence[ImageJob], folder: Path, *, batch_size: int) -> GenerationReport:
-    """Draw every image that is not there yet.
+    """Generate every image that is not there yet.
 
-    Jobs are generated in fixed batches, so that an interrupted run ends with the same files, bit by bit, as an undisturbed
-    one. Uniform images, among them those that a safety checker blackened, and non-finite ones are generated again with the
+    Jobs run in fixed batches, so that an interrupted run ends with the same files, bit by bit, as an undisturbed one.
+    Uniform images, among them those that a safety checker blackened, and non-finite ones are generated again with the
     job's next seed.
 
     Args:

@@ -245,13 +245,15 @@ def _encode_images(pipeline: Any, paths: Sequence[str | Path], size: int) -> Ten
     """(S, 2c, h, w): mean and log-variance of each image's latent, encoded once."""
     from torchvision.transforms import v2
 
-    transform = v2.Compose([
-        v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC),
-        v2.CenterCrop(size),
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize([0.5] * 3, [0.5] * 3),
-    ])  # fmt: skip
+    transform = v2.Compose(
+        [
+            v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC),
+            v2.CenterCrop(size),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.5] * 3, [0.5] * 3),
+        ]
+    )
     vae, moments = pipeline.vae, []
     dtype = vae.dtype
     if dtype == torch.float16 and vae.config.force_upcast:  # SDXL's overflows; its pipeline decodes in fp32, too
@@ -300,10 +302,14 @@ def _add_adapter(unet: Any, settings: LoraSettings, seed: int) -> dict[str, torc
             raise unknown("layer in AIR.LORA.TARGETS", target, {_WITHIN_BLOCK.sub("", name) for name in layers})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed("lora-init", seed))
-        unet.add_adapter(LoraConfig(
-            r=settings.rank, lora_alpha=settings.rank, init_lora_weights="gaussian",
-            target_modules=list(settings.targets),
-        ))  # fmt: skip
+        unet.add_adapter(
+            LoraConfig(
+                r=settings.rank,
+                lora_alpha=settings.rank,
+                init_lora_weights="gaussian",
+                target_modules=list(settings.targets),
+            )
+        )
     parameters = {name: value for name, value in unet.named_parameters() if value.requires_grad}
     for value in parameters.values():
         value.data = value.data.float()

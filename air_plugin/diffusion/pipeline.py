@@ -24,10 +24,21 @@ from air_plugin.utils.tensors import DTYPES, tensor_digest
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")  # the last: how model_index.json names the safety checker
-SCHEDULERS = {"dpm": "DPMSolverMultistepScheduler", "ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler",
-              "lcm": "LCMScheduler"}  # fmt: skip
-NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
-         "prediction_type")  # fmt: skip
+SCHEDULERS = {
+    "dpm": "DPMSolverMultistepScheduler",
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "lcm": "LCMScheduler",
+}
+NOISE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+    "prediction_type",
+)
 WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' own name: pipe.load_lora_weights(folder) reads it
 ACCELERATOR = "accelerator"
 

@@ -37,5 +37,3 @@ def match_confidence(scores: Tensor, confidence: float) -> float:
 def mean_confidence(probs: Tensor) -> float:
     """Mean over the rows of (N, C) probabilities of the largest one."""
     return float(probs.max(dim=1).values.double().mean())
-
-

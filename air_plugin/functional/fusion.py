@@ -12,7 +12,7 @@ LARGEST_WEIGHT = 16.0
 
 
 def fuse(text_probs: Tensor, aux_probs: Tensor, *, weight: float) -> Tensor:
-    """Add the auxiliary classifier's posterior_probs to the text classifier's: p* = p + lambda p^ (AiR, PLG).
+    """Add the auxiliary classifier's probabilities to the text classifier's: p* = p + lambda p^ (AiR, PLG).
 
     Args:
         text_probs: (N, C), rows sum to 1.
@@ -24,7 +24,6 @@ def fuse(text_probs: Tensor, aux_probs: Tensor, *, weight: float) -> Tensor:
     """
     total = text_probs + weight * aux_probs
     return total / total.sum(dim=1, keepdim=True)
-
 
 
 def expected_accuracy(probs: Tensor, consensus: Tensor) -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # Half the likelihood's weight: real features are only roughly Gaussian, and the full likelihood drowns the text's
-# posterior_probs. Chosen on handwriting fonts (docs/method.md).
+# evidence. Chosen on handwriting fonts (docs/method.md).
 LIKELIHOOD_WEIGHT = 0.5
 LEAST_SHRINKAGE = 1e-6  # keeps a covariance invertible where images are fewer than dimensions
 LEAST_COUNT = 1e-9  # images; a class with fewer of them has no mean of its own
@@ -147,13 +147,13 @@ def refine(
     likely a priori: proportions that follow the data let large classes swallow small ones. M step, with N_c = sum_i
     z_ic, x_c the mean that z gives class c, and u_c, S0 the prior's means and covariance, made of n images:
 
-        d   = sum_c w_c (x_c - u_c) / sum_c w_c,   w_c = n0 N_c / (n0 + N_c)      the shift from generated to real images
+        d   = sum_c w_c (x_c - u_c) / sum_c w_c,   w_c = n0 N_c / (n0 + N_c)   the shift from generated to real images
         m_c = (n0 (u_c + d) + N_c x_c) / (n0 + N_c)                                a mean is worth n0 observations
         S   = (n S0 + sum_ic z_ic (f_i - m_c)(f_i - m_c)' + n0 sum_c e_c e_c') / (n + N + C),   e_c = m_c - u_c - d
 
     It is the MAP estimate under m_c ~ N(u_c + d, S / n0), S ~ inverse Wishart with S0 counted n times, and a flat prior
-    of d. A class without images stays where the generated ones put it, shifted as the others are. n0 is no setting: it is
-    estimated by moments, since under the prior e' S^-1 e / D of x_c - u_c - d is 1 / n0 + 1 / N_c in the mean; the
+    of d. A class without images stays where the generated ones put it, shifted as the others are. n0 is no setting: it
+    is estimated by moments, since under the prior e' S^-1 e / D of x_c - u_c - d is 1 / n0 + 1 / N_c in the mean; the
     median over the classes that have images, so that some absent ones do not decide, held between 1 and the images
     generated a class. Where generated and real images disagree, n0 is small, and the generated ones have little to say.
 
@@ -259,12 +259,20 @@ def _scatter(mean: Tensor, soft_counts: Tensor, sums: Tensor, moment: Tensor) ->
 
 
 def _maximise_alone(former: Gaussians, soft_counts: Tensor, sums: Tensor, moment: Tensor, total: int) -> Gaussians:
-    mean = torch.where(soft_counts[:, None] > LEAST_COUNT, sums / soft_counts.clamp(min=LEAST_COUNT)[:, None], former.mean)
+    mean = torch.where(
+        soft_counts[:, None] > LEAST_COUNT, sums / soft_counts.clamp(min=LEAST_COUNT)[:, None], former.mean
+    )
     return Gaussians(mean, shrink(_scatter(mean, soft_counts, sums, moment) / total, total), soft_counts.clamp(min=1))
 
 
 def _maximise(
-    prior: Gaussians, former: Gaussians, soft_counts: Tensor, sums: Tensor, moment: Tensor, total: int, prior_strength: float
+    prior: Gaussians,
+    former: Gaussians,
+    soft_counts: Tensor,
+    sums: Tensor,
+    moment: Tensor,
+    total: int,
+    prior_strength: float,
 ) -> tuple[Gaussians, float]:
     """The M step with a prior: the classes, and n0."""
     own = sums / soft_counts.clamp(min=LEAST_COUNT)[:, None]  # x_c

@@ -39,7 +39,7 @@ def transclip(
     block-wise updates of z (all images at once), mu and S; lambda = 1 and 3 neighbours. Restated without the paper's
     text at hand, and still to be compared with it: the factors of the terms, the 8 surest images of each class that its
     mean begins with, S = 1/D at first, 10 rounds of 5 updates of z. Ours: w is neither symmetric nor has it a diagonal,
-    so the paper's proof of descent does not cover it; the number of rounds is fixed; a class without soft_counts keeps its
+    so the paper's proof of descent does not cover it; the number of rounds is fixed; an empty class keeps its
     mean; a variance is at least a millionth of the mean one; all but the search for neighbours is in float64.
 
     Args:

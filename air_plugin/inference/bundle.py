@@ -106,9 +106,13 @@ class Bundle:
         paths = _files(images)
         self.skipped = {}
         return self._predictions(
-            paths, top=min(top, len(self.classnames)), batch_size=batch_size, head=head or self.primary,
-            alone=len(paths) == 1 and isinstance(images, str | os.PathLike), progress=progress,
-        )  # fmt: skip
+            paths,
+            top=min(top, len(self.classnames)),
+            batch_size=batch_size,
+            head=head or self.primary,
+            alone=len(paths) == 1 and isinstance(images, str | os.PathLike),
+            progress=progress,
+        )
 
     def _predictions(
         self, paths: list[Path], *, top: int, batch_size: int, head: str, alone: bool, progress: bool
@@ -216,15 +220,18 @@ def save_bundle(
         "classes": list(classnames),
         "primary": primary,
         "backbone": {
-            "name": _absolute(backbone.name), "precision": precision_of(backbone), "fingerprint": backbone.fingerprint,
-            "logit_scale": backbone.logit_scale, "preprocessing": preprocessing_of(backbone),
+            "name": _absolute(backbone.name),
+            "precision": precision_of(backbone),
+            "fingerprint": backbone.fingerprint,
+            "logit_scale": backbone.logit_scale,
+            "preprocessing": preprocessing_of(backbone),
         },
-        "auxiliary": None if auxiliary is None else {
-            "scale": auxiliary.scale, "fusion_weight": auxiliary.fusion_weight, "card": dict(auxiliary.card),
-        },
+        "auxiliary": None
+        if auxiliary is None
+        else {"scale": auxiliary.scale, "fusion_weight": auxiliary.fusion_weight, "card": dict(auxiliary.card)},
         "card": dict(card),
         "files": {HEADS: digest((folder / HEADS).read_bytes())},
-    }  # fmt: skip
+    }
     write_atomically(folder / MARK, json.dumps(said, indent=1, ensure_ascii=False).encode(), durable=True)
 
 
@@ -323,13 +330,17 @@ def _require_same(
 ) -> None:
     """Raise a UserError where a backbone is not the one that a bundle was made for."""
     if backbone.fingerprint != fingerprint:
-        raise UserError(f"bundle {folder} was made by other weights, of {name} ({fingerprint[:12]}), than those of "
-                        f"{backbone.name} ({backbone.fingerprint[:12]})")  # fmt: skip
+        raise UserError(
+            f"bundle {folder} was made by other weights, of {name} ({fingerprint[:12]}), than those of "
+            f"{backbone.name} ({backbone.fingerprint[:12]})"
+        )
     own = preprocessing_of(backbone)
     for key, value in preprocessing.items():
         if own.get(key) != value:
-            raise UserError(f"bundle {folder} was made by {name} with images prepared in another way: {key} was "
-                            f"{value} and is {own.get(key)} in {backbone.name}")  # fmt: skip
+            raise UserError(
+                f"bundle {folder} was made by {name} with images prepared in another way: {key} was "
+                f"{value} and is {own.get(key)} in {backbone.name}"
+            )
 
 
 def _absolute(name: str) -> str:

@@ -91,9 +91,16 @@ def _export(model: nn.Module, pixels: Tensor, path: Path, *, names: list[str]) -
         warnings.simplefilter("ignore")  # the exporter's, about its own code
         try:
             torch.onnx.export(
-                model, (pixels,), path, dynamo=True, external_data=False, verbose=False, input_names=["pixels"],
-                output_names=names, dynamic_shapes={"pixels": {0: torch.export.Dim("N", min=1)}},
-            )  # fmt: skip
+                model,
+                (pixels,),
+                path,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                input_names=["pixels"],
+                output_names=names,
+                dynamic_shapes={"pixels": {0: torch.export.Dim("N", min=1)}},
+            )
         except torch.onnx.OnnxExporterError as error:
             first = " ".join(str(error.__cause__ or error).split())[:300]
             raise UserError(f"this image tower cannot be exported by torch {torch.__version__}: {first}") from error
@@ -109,9 +116,11 @@ def _check(model: nn.Module, pixels: Tensor, path: Path, *, names: list[str]) ->
     for name, theirs, ours in zip(names, outputs, model(pixels), strict=True):
         difference = float((torch.from_numpy(theirs) - ours).abs().max())
         if not difference <= TOLERANCE:  # not a number is no small difference
-            raise UserError(f"the ONNX file was not written: its output {name} differs from torch's by "
-                            f"{difference:.1e} with {len(pixels)} images, allowed are {TOLERANCE:.0e}; another version "
-                            "of onnx or onnxruntime may do better")  # fmt: skip
+            raise UserError(
+                f"the ONNX file was not written: its output {name} differs from torch's by "
+                f"{difference:.1e} with {len(pixels)} images, allowed are {TOLERANCE:.0e}; another version "
+                "of onnx or onnxruntime may do better"
+            )
 
 
 def _pixels(bundle: Bundle, count: int) -> Tensor:

@@ -34,11 +34,7 @@ def build_clip(*, vocabulary: int = VOCABULARY) -> CLIP:
 
     vision = CLIPVisionCfg(layers=(1, 1, 1, 1), width=16, head_width=32, image_size=IMAGE_SIZE)
     text = CLIPTextCfg(
-        context_length=CONTEXT_LENGTH,
-        vocab_size=vocabulary,
-        width=TEXT_WIDTH,
-        heads=TEXT_HEADS,
-        layers=TEXT_LAYERS,
+        context_length=CONTEXT_LENGTH, vocab_size=vocabulary, width=TEXT_WIDTH, heads=TEXT_HEADS, layers=TEXT_LAYERS
     )
     return CLIP(EMBED_DIM, vision, text, quick_gelu=True)
 

@@ -91,14 +91,17 @@ def collect(
     if not results:
         raise UserError(_nothing(output, faults))
     collection = Collection(
-        datasets=[name for name in dict.fromkeys(datasets or sorted({r["dataset"] for r in results}))
-                  if any(r["dataset"] == name for r in results)],
+        datasets=[
+            name
+            for name in dict.fromkeys(datasets or sorted({r["dataset"] for r in results}))
+            if any(r["dataset"] == name for r in results)
+        ],
         methods=[],
         backbone=_same(results, "backbone", "backbones", "--backbone NAME"),
         split_family=_same(results, "split_family", "split families", "--split-family NAME"),
         templates={},
         faults=faults,
-    )  # fmt: skip
+    )
     for name in collection.datasets:
         columns = [r for r in results if r["dataset"] == name]
         collection.templates[name] = _same(columns, "template", f"templates of {name}", "--method TITLE ...")
@@ -128,9 +131,7 @@ def _choose(results: list[dict[str, Any]], key: str, kind: str, wanted: Sequence
     return [result for result in results if result[key] in wanted or not wanted]
 
 
-def _titles(
-    results: Sequence[Mapping[str, Any]], rows: Mapping[Cell, str] | None
-) -> tuple[dict[Cell, str], list[str]]:
+def _titles(results: Sequence[Mapping[str, Any]], rows: Mapping[Cell, str] | None) -> tuple[dict[Cell, str], list[str]]:
     """What every row is called, in the order of the table; and what is wrong there. See `collect` for `rows`."""
     names, faults = _named_rows(results)
     cells = {(r["trainer"], r["config"]) for r in results}
@@ -203,8 +204,10 @@ def _same(results: Sequence[Mapping[str, Any]], key: str, kinds: str, option: st
     if len(groups) > 1:
         parts = [f'"{value}" ({len(paths)} results, one of them {paths[0]})' for value, paths in sorted(groups.items())]
         some = " and ".join(parts[:3]) + (" and others" if len(parts) > 3 else "")
-        raise UserError(f"results with different {kinds} cannot stand in one table: {some}; "
-                        f"choose one with `air report OUTPUT {option}`")  # fmt: skip
+        raise UserError(
+            f"results with different {kinds} cannot stand in one table: {some}; "
+            f"choose one with `air report OUTPUT {option}`"
+        )
     return next(iter(groups))
 
 
@@ -216,8 +219,9 @@ def _unambiguous(results: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], l
     faults = [
         f"{key[0]}: {len(group)} results claim to be seed {key[3]} of {_plain_title(key[1:3])}, all are left out: "
         f"{', '.join(str(r['path']) for r in group)}"
-        for key, group in groups.items() if len(group) > 1
-    ]  # fmt: skip
+        for key, group in groups.items()
+        if len(group) > 1
+    ]
     return [group[0] for group in groups.values() if len(group) == 1], faults
 
 

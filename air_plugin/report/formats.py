@@ -56,9 +56,13 @@ def report(
     """
     wanted = [*methods, *([baseline] if methods and baseline and baseline not in methods else [])]
     collection = collect(
-        output / only if only else output, datasets=datasets, methods=wanted, backbone=backbone,
-        split_family=split_family, rows=rows,
-    )  # fmt: skip
+        output / only if only else output,
+        datasets=datasets,
+        methods=wanted,
+        backbone=backbone,
+        split_family=split_family,
+        rows=rows,
+    )
     view = Comparison(collection, _named(collection, baseline) if baseline else None, ci95=ci95)
     _warn([*collection.faults, *view.faults])
     if form == "html":
@@ -151,9 +155,14 @@ def as_csv(view: Comparison, *, details: bool) -> str:
 
 
 FUSION_COLUMNS = {
-    "lambda": "weights", "oracle": "oracle", "regret": "regret", "beta": "betas", "n0": "prior_strengths", "rounds": "rounds",
+    "lambda": "weights",
+    "oracle": "oracle",
+    "regret": "regret",
+    "beta": "betas",
+    "n0": "prior_strengths",
+    "rounds": "rounds",
     "labels right": "labels",
-}  # fmt: skip
+}
 
 
 def _csv_row(view: Comparison, method: Method, *, details: bool) -> dict[str, Any]:

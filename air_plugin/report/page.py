@@ -24,8 +24,10 @@ def write_page(shown: Comparison, target: Path) -> Path:
 
     collection, baseline = shown.collection, shown.baseline
     faults = [*collection.faults, *shown.faults]
-    views = [View(name, [m for m in collection.methods if name in m.runs], baseline, shown.spread, faults)
-             for name in collection.datasets]  # fmt: skip
+    views = [
+        View(name, [m for m in collection.methods if name in m.runs], baseline, shown.spread, faults)
+        for name in collection.datasets
+    ]
     parts = [
         {**sections(view), "fusion": fusion_table(shown, view.dataset), "seconds": time_table(shown, view.dataset)}
         for view in views
@@ -34,10 +36,18 @@ def write_page(shown: Comparison, target: Path) -> Path:
     environment.filters |= {"figure": _figure, "breakable": _breakable, "typeset": _typeset}
     template = environment.from_string(resources.files("air_plugin.report").joinpath("page.html.j2").read_text("utf-8"))
     text = template.render(
-        collection=collection, baseline=baseline, ci95=shown.ci95, table=_table(shown), parts=parts,
-        faults=list(dict.fromkeys(faults)), most_classes=CLASSES, most_different=DIFFERENT,
-        most_mistakes=MISTAKES, fusion_notes=FUSION_NOTES, time_notes=TIME_NOTES,
-    )  # fmt: skip
+        collection=collection,
+        baseline=baseline,
+        ci95=shown.ci95,
+        table=_table(shown),
+        parts=parts,
+        faults=list(dict.fromkeys(faults)),
+        most_classes=CLASSES,
+        most_different=DIFFERENT,
+        most_mistakes=MISTAKES,
+        fusion_notes=FUSION_NOTES,
+        time_notes=TIME_NOTES,
+    )
     write_atomically(target, text.encode("utf-8", "replace"))
     return target
 
@@ -73,13 +83,16 @@ def _table(shown: Comparison) -> dict[str, Any]:
             mean = shown.mean(method)
             cells.append(None if mean is None else (mean, None))
         counts = [str(len(method.runs.get(dataset, {}))) for dataset in datasets]
-        rows.append({
-            "method": method, "cells": cells,
-            "is_baseline": shown.baseline is not None and cell(method) == cell(shown.baseline),
-            "unknown": [*(is_unknown(method, dataset) for dataset in datasets), False],  # the mean has no mark
-            "seeds": counts[0] if len(set(counts)) == 1 else "/".join(counts),
-            "differences": [shown.difference(method, dataset) for dataset in datasets],
-        })  # fmt: skip
+        rows.append(
+            {
+                "method": method,
+                "cells": cells,
+                "is_baseline": shown.baseline is not None and cell(method) == cell(shown.baseline),
+                "unknown": [*(is_unknown(method, dataset) for dataset in datasets), False],  # the mean has no mark
+                "seeds": counts[0] if len(set(counts)) == 1 else "/".join(counts),
+                "differences": [shown.difference(method, dataset) for dataset in datasets],
+            }
+        )
     columns = [*datasets, *(["mean"] if len(datasets) > 1 else [])]
     best = [
         max((round(row["cells"][column][0], 1) for row in rows if row["cells"][column]), default=None)

@@ -89,11 +89,16 @@ def sections(view: View) -> dict[str, Any]:
     """Everything below a data set's heading; a part is empty where there is nothing to show."""
     said = {cell(method): _predictions(view, method) for method in view.methods}
     return {
-        "name": view.dataset, "unknown": all(is_unknown(method, view.dataset) for method in view.methods),
-        "classes": _classes(view), "confusion": _confusion(view, said),
-        "labels": _pseudo_labels(view), "generated": _by_drawn(view), "weight": _by_weight(view),
-        "galleries": _galleries(view), "mistakes": _mistakes(view, said),
-    }  # fmt: skip
+        "name": view.dataset,
+        "unknown": all(is_unknown(method, view.dataset) for method in view.methods),
+        "classes": _classes(view),
+        "confusion": _confusion(view, said),
+        "labels": _pseudo_labels(view),
+        "generated": _by_drawn(view),
+        "weight": _by_weight(view),
+        "galleries": _galleries(view),
+        "mistakes": _mistakes(view, said),
+    }
 
 
 def _numbers(values: Iterable[Any]) -> list[float]:
@@ -139,9 +144,10 @@ def _classes(view: View) -> dict[str, Any] | None:
     series = [(colour, row[generated].tolist()) for (colour, _), row in zip(coloured, bars, strict=True)]
     return {
         "chart": _svg(bar_chart([names[i] for i in generated], series, y_label="accuracy (%)", alt=alt)),
-        "legend": _legend(coloured, bars=True), "methods": methods,
+        "legend": _legend(coloured, bars=True),
+        "methods": methods,
         "rows": [(name, [means[cell(method)].get(name) for method in methods]) for name in names],
-    }  # fmt: skip
+    }
 
 
 def _titles(coloured: Iterable[tuple[int, Method]]) -> str:
@@ -381,19 +387,28 @@ def _mistakes(view: View, said: Said) -> list[dict[str, Any]]:
             predicted, confidence = predictions.predicted[head], predictions.confidence[head]
             wrong = np.flatnonzero(predicted != predictions.labels)
             surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
-            found.append({
-                "title": method.title, "seed": seed, "head": head, "open": method in view.shown,
-                "wrong": len(wrong), "of": len(predicted), "images": [_mistake(predictions, head, i) for i in surest],
-            })  # fmt: skip
+            found.append(
+                {
+                    "title": method.title,
+                    "seed": seed,
+                    "head": head,
+                    "open": method in view.shown,
+                    "wrong": len(wrong),
+                    "of": len(predicted),
+                    "images": [_mistake(predictions, head, i) for i in surest],
+                }
+            )
     return found
 
 
 def _mistake(predictions: Predictions, head: str, index: int) -> dict[str, Any]:
     name, classes = predictions.images[index], predictions.classnames
     entry = {
-        "name": name, "said": classes[predictions.predicted[head][index]], "true": classes[predictions.labels[index]],
+        "name": name,
+        "said": classes[predictions.predicted[head][index]],
+        "true": classes[predictions.labels[index]],
         "confidence": 100.0 * predictions.confidence[head][index],
-    }  # fmt: skip
+    }
     try:
         image, width, height = _embedded(predictions.root / name, longest=PICTURE, lossless=True)
     except UnreadableImage:

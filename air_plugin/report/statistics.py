@@ -20,8 +20,16 @@ BOOTSTRAP_CELLS = 4_000_000  # resamples x images at once; about 64 MB
 TRAINING, TESTS = "prompt training", ("features of test", "features of val")
 # Stages in a table's order; others, which a trainer of somebody else's may have, follow them.
 STAGES = (
-    "backbone", "features of train", "generator", "lora", "generation", "prototypes", "refinement", TRAINING, *TESTS,
-)  # fmt: skip
+    "backbone",
+    "features of train",
+    "generator",
+    "lora",
+    "generation",
+    "prototypes",
+    "refinement",
+    TRAINING,
+    *TESTS,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ def accuracies(method: Method, dataset: str, *, head: str | None = None) -> list
 
 
 def is_unknown(method: Method, dataset: str, *, head: str | None = None) -> bool:
-    """Whether there are runs with such a head (by default: the primary classifier), and none of them had test labels."""
+    """Whether there are runs with such a head (default: the primary classifier), and none of them had test labels."""
     runs = method.runs.get(dataset, {}).values()
     heads = [run["heads"].get(head or run["primary"]) for run in runs]
     return any(heads) and all(found["accuracy"] is None for found in heads if found)
@@ -108,8 +116,9 @@ def fusion_of(method: Method, dataset: str) -> Fusion | None:
     last = [run["auxiliary"][-1] for run in runs if run.get("auxiliary")]
     tried = [
         (run["heads"]["fused"]["accuracy"], [accuracy for _, accuracy in run["by_lambda"]])
-        for run in runs if run.get("by_lambda") and run["heads"].get("fused", {}).get("accuracy") is not None
-    ]  # fmt: skip
+        for run in runs
+        if run.get("by_lambda") and run["heads"].get("fused", {}).get("accuracy") is not None
+    ]
     # The lambda that was used is among those tried; by_lambda is float32, and must not fall below it by a rounding.
     oracle = [max(own, *others) for own, others in tried]
     return Fusion(
@@ -120,7 +129,9 @@ def fusion_of(method: Method, dataset: str) -> Fusion | None:
         regret=[best - own for best, (own, _) in zip(oracle, tried, strict=True)],
         betas=[run["beta"] for run in runs if run.get("beta") is not None],
         beta_fixed=len(_named(runs, "AIR.BETA")) == len(runs),
-        prior_strengths=[figures["prior_strength"] for figures in last if figures.get("prior_strength")],  # 0: no image was generated
+        prior_strengths=[
+            figures["prior_strength"] for figures in last if figures.get("prior_strength")
+        ],  # 0: no image was generated
         rounds=[float(len(run["auxiliary"])) for run in runs if run.get("auxiliary")],
         labels=[figures["accuracy"] for figures in last if figures.get("accuracy") is not None],
     )
@@ -206,9 +217,15 @@ def paired_difference(
     low = high = points = float(values.mean())
     if len(values) > 1:
         low, high = bootstrap(
-            (values,), np.mean, n_resamples=resamples, batch=max(1, BOOTSTRAP_CELLS // len(values)), vectorized=True,
-            confidence_level=0.95, method="percentile", rng=np.random.default_rng(seed),
-        ).confidence_interval  # fmt: skip
+            (values,),
+            np.mean,
+            n_resamples=resamples,
+            batch=max(1, BOOTSTRAP_CELLS // len(values)),
+            vectorized=True,
+            confidence_level=0.95,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
     return Difference(100.0 * points, 100.0 * float(low), 100.0 * float(high), seeds, len(values))
 
 

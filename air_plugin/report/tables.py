@@ -15,7 +15,7 @@ FUSION_NOTES = (
     "chosen without labels, or named by the config (fixed).",
     "Oracle: the fused head with the best lambda of those tried, each seed its own; regret: oracle less fused head, in "
     "points. These two are computed afterwards from test labels that the method never saw.",
-    "n0: how many real images EM takes a generated class mean for. Rounds: of captions, LoRA and drawing. Labels right: "
+    "n0: how many real images EM takes a generated class mean for. Rounds: of captions, LoRA and images. Labels right: "
     "percent of all unlabelled training images after the last round, looked at afterwards, too.",
 )
 TIME_NOTES = (
@@ -36,10 +36,15 @@ def notes(view: Comparison, *, details: bool) -> list[str]:
     ]
     lines += [
         f'{name}: no test labels, so its accuracy is unknown ("-"); what was predicted is in every predictions.json.'
-        for name in collection.datasets if any(is_unknown(method, name) for method in collection.methods)
-    ]  # fmt: skip
-    lines.append(f"Test accuracy of the primary classifier in percent; +- is {spread}, and is left out for a single seed.")
-    lines.append("primary classifier: the one that the config names beforehand (AIR.PRIMARY); text for methods without it.")
+        for name in collection.datasets
+        if any(is_unknown(method, name) for method in collection.methods)
+    ]
+    lines.append(
+        f"Test accuracy of the primary classifier in percent; +- is {spread}, and is left out for a single seed."
+    )
+    lines.append(
+        "primary classifier: the one that the config names beforehand (AIR.PRIMARY); text for methods without it."
+    )
     if len(collection.datasets) > 1:
         lines.append("mean: of the data sets' means, for methods that have all; seeds: by data set where they differ.")
     if view.baseline:
@@ -83,12 +88,17 @@ def details_table(view: Comparison, dataset: str) -> Table:
         runs = sorted(method.runs.get(dataset, {}).items())
         if not runs:
             continue
-        rows.append([
-            method.title, primary(method, dataset),
-            *(_accuracy(view, method, dataset, head=head) for head in ("text", "fused")),
-            _spread(view, label_accuracies(method, dataset)),
-            ", ".join(f"{seed}: {_figure(run['heads'][run['primary']]['accuracy']) or UNKNOWN}" for seed, run in runs),
-        ])  # fmt: skip
+        rows.append(
+            [
+                method.title,
+                primary(method, dataset),
+                *(_accuracy(view, method, dataset, head=head) for head in ("text", "fused")),
+                _spread(view, label_accuracies(method, dataset)),
+                ", ".join(
+                    f"{seed}: {_figure(run['heads'][run['primary']]['accuracy']) or UNKNOWN}" for seed, run in runs
+                ),
+            ]
+        )
     return ["method", "primary classifier", "text head", "fused head", "pseudo-labels", "every seed"], rows
 
 
@@ -100,12 +110,20 @@ def fusion_table(view: Comparison, dataset: str) -> Table:
         if found is None:
             continue
         hidden = is_unknown(method, dataset, head="fused")
-        rows.append([
-            method.title, _weight(view, found.weights, fixed=found.fixed),
-            *(UNKNOWN if hidden else _spread(view, scores) for scores in (found.accuracy, found.oracle, found.regret)),
-            _weight(view, found.betas, fixed=found.beta_fixed), _spread(view, found.prior_strengths), _count(found.rounds),
-            _spread(view, found.labels) or (UNKNOWN if found.rounds else ""),
-        ])  # fmt: skip
+        rows.append(
+            [
+                method.title,
+                _weight(view, found.weights, fixed=found.fixed),
+                *(
+                    UNKNOWN if hidden else _spread(view, scores)
+                    for scores in (found.accuracy, found.oracle, found.regret)
+                ),
+                _weight(view, found.betas, fixed=found.beta_fixed),
+                _spread(view, found.prior_strengths),
+                _count(found.rounds),
+                _spread(view, found.labels) or (UNKNOWN if found.rounds else ""),
+            ]
+        )
     return ["method", "lambda", "fused head", "oracle", "regret", "beta", "n0", "rounds", "labels right"], rows
 
 

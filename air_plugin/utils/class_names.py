@@ -25,8 +25,10 @@ def read_class_file(path: Path) -> tuple[list[str], str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text in UTF-8'}; "
-                        "it must hold class names, one a line") from error  # fmt: skip
+        raise UserError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text in UTF-8'}; "
+            "it must hold class names, one a line"
+        ) from error
     names: list[str] = []
     templates: list[str] = []
     for line in lines:
@@ -60,8 +62,10 @@ def match_class(name: str, classnames: list[str]) -> int | None:
         return classnames.index(exact)
     found = [index for index, known in enumerate(classnames) if _loose(known) == _loose(exact)]
     if len(found) > 1:
-        raise UserError(f"folder {name} fits several classes: {', '.join(classnames[i] for i in found)}; "
-                        "call it exactly like one of them")  # fmt: skip
+        raise UserError(
+            f"folder {name} fits several classes: {', '.join(classnames[i] for i in found)}; "
+            "call it exactly like one of them"
+        )
     return found[0] if found else None
 
 

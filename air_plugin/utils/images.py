@@ -58,5 +58,3 @@ def find_images(folder: Path) -> list[Path]:
     if not paths:
         raise UserError(f"no images below {folder}; looked for {', '.join(sorted(SUFFIXES))}")
     return paths
-
-

@@ -106,5 +106,3 @@ def _fault(path: Path, settings: dict[str, Any]) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MARK} is damaged"
     return None
-
-

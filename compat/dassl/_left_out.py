@@ -1,4 +1,5 @@
 """Clear errors for what the stand-in does not have."""
+
 from __future__ import annotations
 
 import sys

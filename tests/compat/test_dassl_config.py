@@ -1,4 +1,5 @@
 """Configuration keys that CoOp-family code and its YAML files read or set."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,5 @@
 """Data sets, few-shot sampling, batches, loaders, transforms."""
+
 from __future__ import annotations
 
 import pickle
@@ -6,15 +7,7 @@ import random
 
 import pytest
 import torch
-from dassl_small import (
-    CLASSNAMES,
-    TinyColours,
-    TinyColoursBare,
-    read_items,
-    standin_only,
-    tiny_cfg,
-    write_images,
-)
+from dassl_small import CLASSNAMES, TinyColours, TinyColoursBare, read_items, standin_only, tiny_cfg, write_images
 
 
 @pytest.fixture
@@ -193,9 +186,7 @@ def test_absent_parts_have_no_loader(images):
 
 @pytest.mark.parametrize(("same_as_x", "batch_size"), [(True, 5), (False, 3)])
 def test_the_unlabelled_loader_has_its_own_settings_if_wanted(images, same_as_x, batch_size):
-    data = manager(
-        images, DATALOADER__TRAIN_U__SAME_AS_X=same_as_x, DATALOADER__TRAIN_U__BATCH_SIZE=3
-    )
+    data = manager(images, DATALOADER__TRAIN_U__SAME_AS_X=same_as_x, DATALOADER__TRAIN_U__BATCH_SIZE=3)
     assert data.train_loader_u.batch_size == batch_size
 
 

@@ -1,4 +1,5 @@
 """What evaluators print and return, and accuracy."""
+
 from __future__ import annotations
 
 import re

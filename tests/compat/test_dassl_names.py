@@ -1,4 +1,5 @@
 """Every name that clients import is there; what is left out says so; importing is cheap; registries."""
+
 from __future__ import annotations
 
 import importlib

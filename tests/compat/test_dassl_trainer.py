@@ -1,4 +1,5 @@
 """The training loop, its hooks and lines, checkpoints, resuming, testing."""
+
 from __future__ import annotations
 
 import os
@@ -110,9 +111,7 @@ def test_order_of_construction_and_of_hooks(cfg):
 
     Recorder(cfg).train()
     epoch = ["before_epoch", "run_epoch", "after_epoch"]
-    assert calls == [
-        "check_cfg", "build_data_loader", "build_model", "before_train", *epoch, *epoch, "after_train"
-    ]  # fmt: skip
+    assert calls == ["check_cfg", "build_data_loader", "build_model", "before_train", *epoch, *epoch, "after_train"]
 
 
 def test_scalars(cfg):

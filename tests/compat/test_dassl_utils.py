@@ -1,4 +1,5 @@
 """Files, seeds, logs, meters, checkpoint files."""
+
 from __future__ import annotations
 
 import io

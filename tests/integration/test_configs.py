@@ -378,9 +378,13 @@ def test_the_parts_of_the_preset_alone_and_together(cells: Callable[..., Cells])
     found = {title: settings for title, settings in cells("--plan", "ablation_plus", "digits", "mini").values()}
     base = found[plan("ablation_plus")["baseline"]]
     parts = {
-        "auto": ("AIR.LAMBDA", "auto"), "gaussian": ("AIR.AUXILIARY", "gaussian"), "em": ("AIR.REFINE", "em"),
-        "captions": ("AIR.LORA.CAPTIONS", "surer_half"), "rounds": ("AIR.ROUNDS", 2), "beta": ("AIR.BETA", "auto"),
-    }  # fmt: skip
+        "auto": ("AIR.LAMBDA", "auto"),
+        "gaussian": ("AIR.AUXILIARY", "gaussian"),
+        "em": ("AIR.REFINE", "em"),
+        "captions": ("AIR.LORA.CAPTIONS", "surer_half"),
+        "rounds": ("AIR.ROUNDS", 2),
+        "beta": ("AIR.BETA", "auto"),
+    }
     seen = set()
     for title, settings in found.items():
         if title.startswith("+ "):

@@ -14,15 +14,7 @@ import numpy as np
 import pytest
 import torch
 from dassl_small import TinyColours, tiny_cfg, write_images
-from drop_in_trainers import (
-    CoCoOpShape,
-    CoOpModel,
-    CoOpShape,
-    HeadlessShape,
-    KgCoOpShape,
-    MaPLeShape,
-    VPTShape,
-)
+from drop_in_trainers import CoCoOpShape, CoOpModel, CoOpShape, HeadlessShape, KgCoOpShape, MaPLeShape, VPTShape
 from torch import Tensor, nn
 
 from air_plugin.config import add_air_config
@@ -83,8 +75,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Makes a configuration; all share one store, so that the images are generated once."""
     cache = tmp_path_factory.mktemp("cache")
-    air = {"CACHE": str(cache), "M": 4, "K": 2, "SIZE": 32, "STEPS": 2, "BATCH": 12, "LAMBDA": LAMBDA,
-           "LORA__ENABLED": False}  # fmt: skip
+    air = {
+        "CACHE": str(cache),
+        "M": 4,
+        "K": 2,
+        "SIZE": 32,
+        "STEPS": 2,
+        "BATCH": 12,
+        "LAMBDA": LAMBDA,
+        "LORA__ENABLED": False,
+    }
 
     def make(**options: Any) -> Any:
         cfg = tiny_cfg(data, tmp_path_factory.mktemp("run"))
@@ -323,8 +323,9 @@ def test_training_is_bit_identical_to_the_trainers_own(mine: type, config: Calla
         built = train(trainer, config())
         randomness = random.random(), float(np.random.rand()), float(torch.rand(1))
         after.append((built.model.state_dict(), randomness))
-        assert not any(parameter.grad is not None for parameter in built.model.parameters()
-                       if not parameter.requires_grad)  # fmt: skip
+        assert not any(
+            parameter.grad is not None for parameter in built.model.parameters() if not parameter.requires_grad
+        )
     assert after[0][1] == after[1][1]
     assert after[0][0].keys() == after[1][0].keys()
     assert all(torch.equal(value, after[1][0][name]) for name, value in after[0][0].items())
@@ -516,9 +517,7 @@ def said(run: Callable[[], Any]) -> str:
 
 
 @pytest.mark.parametrize("shape", [MaPLeShape, HeadlessShape])
-def test_a_model_without_image_features_is_named_before_anything_is_made(
-    shape: type, config: Callable, tmp_path: Path
-):
+def test_a_model_without_image_features_is_named_before_anything_is_made(shape: type, config: Callable, tmp_path: Path):
     message = said(lambda: build(augment(shape), config(AIR__CACHE=str(tmp_path))))
     assert f"{shape.__name__}+AiR" in message and "override image_features(images)" in message
     assert "docs/drop-in.md" in message

@@ -111,9 +111,19 @@ def test_class_names_however_they_were_saved(tmp_path: Path, line: str):
 
 @pytest.mark.parametrize(
     ("folder", "index"),
-    [("top_half", 2), ("Top Half", 2), ("TOPHALF", 2), ("left_half", 0), ("STRASSE", 1), ("stra\u00dfe", 1),
-     ("top", None), (DECOMPOSED, 3), (COMPOSED.upper(), 3), ("", None)],
-)  # fmt: skip
+    [
+        ("top_half", 2),
+        ("Top Half", 2),
+        ("TOPHALF", 2),
+        ("left_half", 0),
+        ("STRASSE", 1),
+        ("stra\u00dfe", 1),
+        ("top", None),
+        (DECOMPOSED, 3),
+        (COMPOSED.upper(), 3),
+        ("", None),
+    ],
+)
 def test_folders_match_classes(folder: str, index: int | None):
     assert match_class(folder, [*NAMES, COMPOSED]) == index
 
@@ -151,12 +161,19 @@ def test_what_is_missing_is_named(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [(b"", "names 0 classes"), (b"\n \n", "names 0 classes"), (b"one\n", "names 1 classes"),
-     (b"cat\ndog\ncat", "names 'cat' twice"), (f"{COMPOSED}\n{DECOMPOSED}".encode(), "twice"),
-     ("cat\ndog".encode("utf-16"), "no text in UTF-8"), (b"a\nb\ntemplate: x", "must be a template with one {}"),
-     (b"a\nb\ntemplate: {} {}", "with one {}"), (b"a\nb\ntemplate:", "with one {}"),
-     (b"a\nb\ntemplate: {}\ntemplate: {}.", "has 2 template lines")],
-)  # fmt: skip
+    [
+        (b"", "names 0 classes"),
+        (b"\n \n", "names 0 classes"),
+        (b"one\n", "names 1 classes"),
+        (b"cat\ndog\ncat", "names 'cat' twice"),
+        (f"{COMPOSED}\n{DECOMPOSED}".encode(), "twice"),
+        ("cat\ndog".encode("utf-16"), "no text in UTF-8"),
+        (b"a\nb\ntemplate: x", "must be a template with one {}"),
+        (b"a\nb\ntemplate: {} {}", "with one {}"),
+        (b"a\nb\ntemplate:", "with one {}"),
+        (b"a\nb\ntemplate: {}\ntemplate: {}.", "has 2 template lines"),
+    ],
+)
 def test_class_names_that_are_none(tmp_path: Path, text: bytes, says: str):
     (tmp_path / "classes.txt").write_bytes(text)
     with pytest.raises(UserError) as caught:
@@ -205,16 +222,31 @@ def forget_labels(folder: Path) -> None:
 def mixed(tmp_path: Path) -> Path:
     """Sweeps over M and lambda on two data sets, of which `folder` has no test labels."""
     output = tmp_path / "out"
-    rows = [("CPL", "mini", {}), *(("AiR", f"M{m}L{w}", {"AIR.M": m, "AIR.K": 4, "AIR.LAMBDA": w})
-                                   for m, w in ((20, 1.0), (60, 1.0), (60, 2.0)))]  # fmt: skip
+    rows = [
+        ("CPL", "mini", {}),
+        *(
+            ("AiR", f"M{m}L{w}", {"AIR.M": m, "AIR.K": 4, "AIR.LAMBDA": w})
+            for m, w in ((20, 1.0), (60, 1.0), (60, 2.0))
+        ),
+    ]
     for dataset in ("digits", "folder"):
         images = write_pictures(tmp_path / "data", dataset, 30)
         labels = [number % 3 for number in range(30)]
         for number, (trainer, name, settings) in enumerate(rows):
             for seed in (1, 2):
                 said = {"text": guesses(labels, 3, right=0.5 + 0.1 * number, seed=seed)}
-                folder = write_run(output, NAMES, labels, said, images=images, dataset=dataset, trainer=trainer,
-                                   config=name, seed=seed, settings=settings)  # fmt: skip
+                folder = write_run(
+                    output,
+                    NAMES,
+                    labels,
+                    said,
+                    images=images,
+                    dataset=dataset,
+                    trainer=trainer,
+                    config=name,
+                    seed=seed,
+                    settings=settings,
+                )
                 if dataset == "folder":
                     forget_labels(folder)
     return output
@@ -241,8 +273,9 @@ def test_a_table_tells_unknown_from_missing(mixed: Path, capsys: pytest.CaptureF
 
 
 def test_the_page_of_a_data_set_without_labels(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    _, err = reported(capsys, str(mixed), "--format", "html", "--out", str(tmp_path / "page.html"),
-                      "--baseline", "CPL (mini)")  # fmt: skip
+    _, err = reported(
+        capsys, str(mixed), "--format", "html", "--out", str(tmp_path / "page.html"), "--baseline", "CPL (mini)"
+    )
     assert not err
     page = (tmp_path / "page.html").read_text()
     assert "Left out or incomplete" not in page
@@ -266,9 +299,11 @@ def test_predictions_that_know_more_than_the_result(mixed: Path, capsys: pytest.
 def script(name: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", str(ROOT / f"scripts/{name}.sh"), *args], env={**os.environ, "PATH": path, **environment},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        ["bash", str(ROOT / f"scripts/{name}.sh"), *args],
+        env={**os.environ, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
+    )
 
 
 def results_of(output: Path) -> dict[str, dict[str, Any]]:

@@ -67,11 +67,15 @@ def test_a_folder_of_diffusers_draws_the_same_images(tmp_path: Path) -> None:
     assert ours.fingerprint == theirs.fingerprint
     generated = [
         generator.pipeline(
-            ["a photo of the digit seven."], height=32, width=32, num_inference_steps=3,
-            generator=[torch.Generator().manual_seed(0)], output_type="pt",
+            ["a photo of the digit seven."],
+            height=32,
+            width=32,
+            num_inference_steps=3,
+            generator=[torch.Generator().manual_seed(0)],
+            output_type="pt",
         ).images
         for generator in (ours, theirs)
-    ]  # fmt: skip
+    ]
     assert torch.allclose(generated[0], generated[1], atol=1e-5)
 
 

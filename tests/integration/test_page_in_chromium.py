@@ -20,9 +20,16 @@ from air_plugin.report.statistics import Comparison
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--virtual-time-budget=20000",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+    "--virtual-time-budget=20000",
+)
 LISTEN = """<script>
 const errors = [];
 addEventListener("error", event => errors.push(event.message || event.target.tagName), true);
@@ -78,8 +85,10 @@ def look_at(page: Path, chromium: str, *, width: int) -> dict[str, Any]:
     shutil.rmtree(profile, ignore_errors=True)
     done = subprocess.run(
         [chromium, *QUIET, f"--user-data-dir={profile}", "--window-size=1400,1000", "--dump-dom", frame.as_uri()],
-        capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     found = re.search(r'<pre id="verdict">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr[-2000:]
     said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
@@ -121,7 +130,7 @@ def test_a_page_that_is_not_whole_is_found(chromium: str, tmp_path: Path):
     assert seen["open"] > 390 and "DIV" in seen["outside"]
     assert len(seen["errors"]) == 2 and any("said aloud" in line for line in seen["console"])
     bad.write_text(
-        "<!doctype html><meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none';\"><title>bad</title>"
+        '<!doctype html><meta http-equiv="Content-Security-Policy" content="default-src \'none\';"><title>bad</title>'
         '<body><img alt="blocked" src="https://example.invalid/x.png"></body>'
     )
     assert any("blocked" in error for error in look_at(bad, chromium, width=390)["errors"])

@@ -87,8 +87,10 @@ def test_a_folder_is_classified_as_the_trainer_did(runs: Path, photos: Path, nam
 def test_python_needs_three_lines(runs: Path):
     said = predictions(runs, "AiR")
     bundle = load_bundle(runs / "AiR" / "bundle")
-    found = {one.path.name: (one.label, one.probability)
-             for one in bundle.predict([Path(said["root"]) / image for image in said["images"]])}  # fmt: skip
+    found = {
+        one.path.name: (one.label, one.probability)
+        for one in bundle.predict([Path(said["root"]) / image for image in said["images"]])
+    }
     assert_equal(found, said, bundle.primary)
     assert bundle.skipped == {}
 

@@ -20,8 +20,18 @@ import prepare
 from air_plugin.utils.errors import UserError
 from prepare import ByHand, File, Source
 
-EUROSAT = ["AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop",
-           "Residential", "River", "SeaLake"]  # fmt: skip
+EUROSAT = [
+    "AnnualCrop",
+    "Forest",
+    "HerbaceousVegetation",
+    "Highway",
+    "Industrial",
+    "Pasture",
+    "PermanentCrop",
+    "Residential",
+    "River",
+    "SeaLake",
+]
 Served = Callable[[str, bytes], File]
 
 
@@ -186,9 +196,7 @@ def test_what_has_no_address_is_told_and_where_it_goes(root: Path, name: str, ca
     assert not list(root.iterdir())
 
 
-def test_only_what_is_missing_is_told(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_only_what_is_missing_is_told(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     items = [ByHand(f"part {name}", f"https://x/{name}", name) for name in ("one", "two")]
     use(monkeypatch, "ucf101", Source("ucf101", needed=items))
     (root / "ucf101/one").mkdir(parents=True)
@@ -278,13 +286,15 @@ def test_checksums_and_addresses_are_torchvisions():
     from torchvision import datasets as tv
 
     known = {
-        "food101": [(tv.Food101._URL, tv.Food101._MD5)], "dtd": [(tv.DTD._URL, tv.DTD._MD5)],
-        "oxford_pets": list(tv.OxfordIIITPet._RESOURCES), "sun397": [(tv.SUN397._DATASET_URL, tv.SUN397._DATASET_MD5)],
+        "food101": [(tv.Food101._URL, tv.Food101._MD5)],
+        "dtd": [(tv.DTD._URL, tv.DTD._MD5)],
+        "oxford_pets": list(tv.OxfordIIITPet._RESOURCES),
+        "sun397": [(tv.SUN397._DATASET_URL, tv.SUN397._DATASET_MD5)],
         "fgvc_aircraft": [(tv.FGVCAircraft._URL, "")],
         "oxford_flowers": [
             (tv.Flowers102._download_url_prefix + file, md5) for file, md5 in tv.Flowers102._file_dict.values()
         ],
-    }  # fmt: skip
+    }
     for name, files in known.items():
         ours = [(file.address, file.checksum.removeprefix("md5:")) for file in prepare.SOURCES[name].files]
         assert set(files) <= set(ours), name

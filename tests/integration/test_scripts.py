@@ -44,8 +44,20 @@ def test_main_script_runs_every_seed_prints_the_table_and_skips_what_is_complete
 
 def test_the_ablation_is_one_table_of_titled_rows_whatever_the_number_of_jobs(tmp_path: Path) -> None:
     places = {"DATA": str(tmp_path), "SEEDS": "1"}
-    fewer = ["DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "2", "TRAINER.CPL.PER_CLASS", "8", "AIR.M", "3",
-             "AIR.K", "1", "AIR.LORA.STEPS", "2"]  # fmt: skip
+    fewer = [
+        "DATASET.SUBSAMPLE_CLASSES",
+        "base",
+        "OPTIM.MAX_EPOCH",
+        "2",
+        "TRAINER.CPL.PER_CLASS",
+        "8",
+        "AIR.M",
+        "3",
+        "AIR.K",
+        "1",
+        "AIR.LORA.STEPS",
+        "2",
+    ]
     tables = []
     for jobs in ("1", "2"):
         output = tmp_path / f"out{jobs}"
@@ -95,7 +107,7 @@ def python_that_says_its_arguments(folder: Path, *, fails_at: str = "") -> str:
     folder.mkdir()
     (folder / "python").write_text(
         "#!/usr/bin/env bash\nprintf '<%s>' \"${@:2}\"; echo\n"
-        f"for one in \"$@\"; do [ \"$one\" != '{fails_at}' ] || exit 2; done\n"
+        f'for one in "$@"; do [ "$one" != \'{fails_at}\' ] || exit 2; done\n'
     )
     (folder / "python").chmod(0o755)
     return f"{folder}{os.pathsep}{os.environ['PATH']}"

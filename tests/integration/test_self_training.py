@@ -37,12 +37,7 @@ def result(output: Path) -> dict[str, Any]:
 
 
 ITERATIVE = ["TRAINER.PROMPT.ROUNDS", "3", "OPTIM.MAX_EPOCH", "2", "TRAIN.CHECKPOINT_FREQ", "1"]
-LABELERS = {
-    "UPL": [],
-    "CPL": [],
-    "AiR": [],
-    "AiR over UPL": ["TRAINER.AIR.LABELER", "UPL"],
-}
+LABELERS = {"UPL": [], "CPL": [], "AiR": [], "AiR over UPL": ["TRAINER.AIR.LABELER", "UPL"]}
 
 
 @pytest.mark.parametrize("name", LABELERS)
@@ -100,9 +95,7 @@ def test_a_kill_in_any_round_changes_nothing(
     assert figures(whole) == figures(tmp_path / "cut")
 
 
-def test_a_lost_round_is_named(
-    data: Path, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_lost_round_is_named(data: Path, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = run("CPL", data, tmp_path / "run", cache, *ITERATIVE)
     (output / "result.json").unlink()
     broken = output / "rounds" / "2.safetensors"

@@ -42,8 +42,11 @@ def test_result_says_what_issue_a_promises(finished: Path) -> None:
     assert result["pseudo_labels"]["selected"] > 0
     names = [stage["name"] for stage in result["stages"]]
     assert [name for name in names if name in ("lora", "generation", "prototypes", "prompt training")] == [
-        "lora", "generation", "prototypes", "prompt training",
-    ]  # fmt: skip
+        "lora",
+        "generation",
+        "prototypes",
+        "prompt training",
+    ]
     assert result["provenance"]["settings"]["AIR.M"] == 4
     for name in ("log.txt", "gallery.png", "prompt_learner/checkpoint"):
         assert (finished / name).is_file()
@@ -164,8 +167,9 @@ def test_beta_auto_weighs_both_losses_by_how_right_their_labels_are(
         real = [self.zero_shot_probs[i][row].sum().item() for i, row in zip(index, candidates, strict=True)]
         generated = [
             self.backbone.text_probs(image[None], self.template_features)[0, label].item()
-            for label, images in enumerate(self.auxiliary.prototypes) for image in images
-        ]  # fmt: skip
+            for label, images in enumerate(self.auxiliary.prototypes)
+            for image in images
+        ]
         odds = [math.log(share / (1 - share)) for share in (sum(generated) / len(generated), sum(real) / len(real))]
         slow.append(odds[0] / odds[1])
         return chosen(self, index, candidates)

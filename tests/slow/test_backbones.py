@@ -14,13 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_backbones import (
-    clip_of_transformers,
-    own_forward,
-    scramble,
-    siglip_of_transformers,
-    write_tokenizer,
-)
+from small_backbones import clip_of_transformers, own_forward, scramble, siglip_of_transformers, write_tokenizer
 from torch.nn.functional import normalize
 
 from air_plugin.clip.backbone import Backbone

@@ -35,13 +35,15 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_imports_nothing_heavy():
-    code = "\n".join([
-        "import sys",
-        "from air_plugin.cli import main",
-        "try: main(['--help'])",
-        "except SystemExit as end: code = end.code",
-        f"print('heavy:', code, [name for name in {HEAVY} if name in sys.modules])",
-    ])  # fmt: skip
+    code = "\n".join(
+        [
+            "import sys",
+            "from air_plugin.cli import main",
+            "try: main(['--help'])",
+            "except SystemExit as end: code = end.code",
+            f"print('heavy:', code, [name for name in {HEAVY} if name in sys.modules])",
+        ]
+    )
     done = python(code)
     assert done.stderr == "" and done.stdout.endswith("heavy: 0 []\n")
     assert all(command in done.stdout for command in ("lora", "generate", "prototypes", "predict", "export", "report"))
@@ -53,8 +55,20 @@ def test_importing_the_library_imports_nothing_heavy():
 
 
 def test_importing_its_modules_leaves_the_model_libraries_out():
-    modules = ["auxiliary", "backbone", "bundle", "config", "export", "features", "mixin", "prompts", "report",
-               "results", "store", "diffusion.lora"]  # fmt: skip
+    modules = [
+        "auxiliary",
+        "backbone",
+        "bundle",
+        "config",
+        "export",
+        "features",
+        "mixin",
+        "prompts",
+        "report",
+        "results",
+        "store",
+        "diffusion.lora",
+    ]
     imports = ", ".join(f"air_plugin.{name}" for name in modules)
     heavy = [name for name in HEAVY if name != "torch"]
     done = python(f"import sys, {imports}; print([name for name in {heavy} if name in sys.modules])")
@@ -125,10 +139,12 @@ BAD = {
     "a class twice": (["generate", "{pictures}", "--classes", "{twice}"], "names 'dog' twice"),
     "a template without a place": (["lora", "{pictures}", "--classes", "{braces}"], "the template in "),
     "a template option without a place": (
-        ["lora", "{pictures}", "--classes", "{classes}", "DATASET.TEMPLATE", "photo"], "DATASET.TEMPLATE is 'photo'",
+        ["lora", "{pictures}", "--classes", "{classes}", "DATASET.TEMPLATE", "photo"],
+        "DATASET.TEMPLATE is 'photo'",
     ),
     "a source that draws nothing": (
-        ["prototypes", "{pictures}", "--classes", "{classes}", "AIR.SOURCE", "real"], "AIR.SOURCE is real",
+        ["prototypes", "{pictures}", "--classes", "{classes}", "AIR.SOURCE", "real"],
+        "AIR.SOURCE is real",
     ),
     "unknown key": (["lora", "{pictures}", "--classes", "{classes}", "AIR.LAMDA", "1"], "did you mean AIR.LAMBDA"),
     "half an option": (["lora", "{pictures}", "--classes", "{classes}", "AIR.M"], "no partner"),
@@ -136,27 +152,34 @@ BAD = {
     "an ill-typed value": (["lora", "{pictures}", "--classes", "{classes}", "AIR.M", "x"], "AIR.M is 'x'"),
     "no such config": (["lora", "{pictures}", "--classes", "{classes}", "--config", "no.yaml"], "unknown config file"),
     "unknown backbone": (
-        ["lora", "{pictures}", "--classes", "{classes}", "MODEL.BACKBONE.NAME", "RN-50"], "unknown backbone 'RN-50'",
+        ["lora", "{pictures}", "--classes", "{classes}", "MODEL.BACKBONE.NAME", "RN-50"],
+        "unknown backbone 'RN-50'",
     ),
     "unknown generator": (
-        ["lora", "{pictures}", "--classes", "{classes}", "AIR.GENERATOR", "mni"], "AIR.GENERATOR is 'mni'",
+        ["lora", "{pictures}", "--classes", "{classes}", "AIR.GENERATOR", "mni"],
+        "AIR.GENERATOR is 'mni'",
     ),
     "unknown precision": (
-        ["lora", "{pictures}", "--classes", "{classes}", "TRAINER.PROMPT.PREC", "fp15"], "precision 'fp15'",
+        ["lora", "{pictures}", "--classes", "{classes}", "TRAINER.PROMPT.PREC", "fp15"],
+        "precision 'fp15'",
     ),
     "unknown device": (["lora", "{pictures}", "--classes", "{classes}", "--device", "gpu"], "gpu"),
     "no bundle": (["predict", "{empty}", "{pictures}"], "no bundle in"),
     "no bundle to export": (["export", "{empty}", "x.onnx"], "no bundle in"),
     "unknown device for a bundle": (["predict", "{empty}", "{pictures}", "--device", "gpu"], "gpu"),
     "no results": (["report", "{empty}"], "no results"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(
-    kind: str, classes: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture,
+    kind: str,
+    classes: Path,
+    pictures: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-):  # fmt: skip
+):
     arguments, said = BAD[kind]
     if "generator" in kind:
         monkeypatch.setattr(backbone_module, "load_backbone", lambda *_, **__: make_backbone())
@@ -166,9 +189,12 @@ def test_bad_input_is_one_line_and_exit_code_2(
     (tmp_path / "alone.txt").write_text("dog\n")
     (tmp_path / "braces.txt").write_text("dog\ncat\ntemplate: a photo\n")
     places = {
-        "classes": classes, "empty": tmp_path / "empty", "pictures": Path(pictures[0]).parent, "picture": pictures[0],
+        "classes": classes,
+        "empty": tmp_path / "empty",
+        "pictures": Path(pictures[0]).parent,
+        "picture": pictures[0],
         **{name: tmp_path / f"{name}.txt" for name in ("nothing", "twice", "alone", "braces")},
-    }  # fmt: skip
+    }
     monkeypatch.chdir(tmp_path)
     assert main([argument.format(**places) for argument in arguments]) == 2
     out, err = capsys.readouterr()
@@ -204,8 +230,20 @@ def test_the_classifier_goes_where_it_is_wanted(
     small: list[str], classes: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     out = tmp_path / "new folder" / "mine.safetensors"
-    line = [str(Path(pictures[0]).parent), "--classes", str(classes), "--store", str(tmp_path / "store"), "--out",
-            str(out), *small, "AIR.LORA.ENABLED", "False", "AIR.LAMBDA", "0.5"]  # fmt: skip
+    line = [
+        str(Path(pictures[0]).parent),
+        "--classes",
+        str(classes),
+        "--store",
+        str(tmp_path / "store"),
+        "--out",
+        str(out),
+        *small,
+        "AIR.LORA.ENABLED",
+        "False",
+        "AIR.LAMBDA",
+        "0.5",
+    ]
     assert main(["prototypes", *line]) == 0
     assert f"classifier: {out}\n" in capsys.readouterr().out
     head = AuxiliaryClassifier.load(out)
@@ -222,9 +260,15 @@ def test_the_classifier_goes_where_it_is_wanted(
     ],
 )
 def test_the_template_line_is_the_prompt_unless_an_option_says_otherwise(
-    small: list[str], pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    line: str, options: list[str], text: str, generated: str,
-):  # fmt: skip
+    small: list[str],
+    pictures: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    options: list[str],
+    text: str,
+    generated: str,
+):
     (tmp_path / "names.txt").write_text(f"dog\ncat\n{line}\n")
     texts: list[str] = []
     monkeypatch.setattr(Backbone, "encode_texts", lambda _, some: texts.extend(some) or torch.eye(24)[: len(some)])
@@ -302,8 +346,15 @@ def bundle(tmp_path: Path, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPa
     """A bundle of the small random model, whose backbone is found by its name."""
     folder = tmp_path / "run" / "bundle"
     head = AuxiliaryClassifier.from_prototypes(unit(3, 4, 24), scale=9.0)
-    save_bundle(folder, backbone=tiny_backbone, classnames=["dog", "sea lion", "cat"], text=unit(3, 24),
-                auxiliary=head, primary="fused", card={"transclip": False})  # fmt: skip
+    save_bundle(
+        folder,
+        backbone=tiny_backbone,
+        classnames=["dog", "sea lion", "cat"],
+        text=unit(3, 24),
+        auxiliary=head,
+        primary="fused",
+        card={"transclip": False},
+    )
     monkeypatch.setattr(bundle_module, "load_backbone", lambda *_, **__: tiny_backbone)
     return folder
 
@@ -369,8 +420,15 @@ def test_one_unreadable_image_among_many_is_a_warning_and_alone_an_error(
 def test_a_refined_runs_bundle_says_that_it_is_not(
     bundle: Path, pictures: list[str], tiny_backbone: Backbone, capsys: pytest.CaptureFixture
 ):
-    save_bundle(bundle, backbone=tiny_backbone, classnames=["a", "b"], text=unit(2, 24), auxiliary=None,
-                primary="text", card={"transclip": True})  # fmt: skip
+    save_bundle(
+        bundle,
+        backbone=tiny_backbone,
+        classnames=["a", "b"],
+        text=unit(2, 24),
+        auxiliary=None,
+        primary="text",
+        card={"transclip": True},
+    )
     assert main(["predict", str(bundle), pictures[0]]) == 0
     out, err = capsys.readouterr()
     assert out.count("\n") == 1 and err.count("\n") == 1 and "TransCLIP" in err
@@ -399,9 +457,7 @@ def test_a_full_disk_is_one_line(
     assert capsys.readouterr().err.startswith("error: the disk is full")
 
 
-def test_a_fault_of_ours_is_not_hidden(
-    classes: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_a_fault_of_ours_is_not_hidden(classes: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch):
     def broken(*_, **__):
         raise RuntimeError("a bug")
 

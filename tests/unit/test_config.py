@@ -17,11 +17,17 @@ from air_plugin.utils.errors import UserError
 @pytest.fixture
 def cfg() -> CfgNode:
     """Our keys, and of Dassl's some of every type."""
-    node = CfgNode({
-        "SEED": -1, "DATASET": {"NAME": "", "SOURCE_DOMAINS": ()}, "TRAINER": {"NAME": ""},
-        "INPUT": {"SIZE": (224, 224), "PIXEL_MEAN": [0.485, 0.456, 0.406]}, "OPTIM": {"LR": 0.0003, "MAX_EPOCH": 10},
-        "TEST": {"NO_TEST": False}, "NOTHING": None,
-    })  # fmt: skip
+    node = CfgNode(
+        {
+            "SEED": -1,
+            "DATASET": {"NAME": "", "SOURCE_DOMAINS": ()},
+            "TRAINER": {"NAME": ""},
+            "INPUT": {"SIZE": (224, 224), "PIXEL_MEAN": [0.485, 0.456, 0.406]},
+            "OPTIM": {"LR": 0.0003, "MAX_EPOCH": 10},
+            "TEST": {"NO_TEST": False},
+            "NOTHING": None,
+        }
+    )
     add_air_config(node)
     return node
 
@@ -49,9 +55,19 @@ def test_the_defaults_are_valid_and_read_by_name(cfg: CfgNode):
     assert (settings.images_per_class, settings.kept_per_class, settings.weight) == (50, 7, 0.5)
     assert settings.prompt == "a drawing of a {}" and settings.lora.targets == ("to_q",)
     flat = flatten(cfg.AIR)
-    named = {"primary": "PRIMARY", "beta": "BETA", "loss": "LS", "form": "AUX_FORM", "scale": "AUX_SCALE",
-             "generator": "GENERATOR", "precision": "PRECISION", "steps": "STEPS", "guidance": "GUIDANCE",
-             "size": "SIZE", "batch": "BATCH"}  # fmt: skip
+    named = {
+        "primary": "PRIMARY",
+        "beta": "BETA",
+        "loss": "LS",
+        "form": "AUX_FORM",
+        "scale": "AUX_SCALE",
+        "generator": "GENERATOR",
+        "precision": "PRECISION",
+        "steps": "STEPS",
+        "guidance": "GUIDANCE",
+        "size": "SIZE",
+        "batch": "BATCH",
+    }
     assert all(getattr(settings, field) == flat[key] for field, key in named.items())
     lora = {key.removeprefix("LORA."): value for key, value in flat.items() if key.startswith("LORA.")}
     for key, value in lora.items():

@@ -19,8 +19,20 @@ LIBRARY = sorted((ROOT / "air_plugin").rglob("*.py"))
 PURE = ("pseudo_labels", "prototypes", "transclip", "losses", "metrics", "gaussian", "calibration")
 # Nothing below may import these.
 TOP = {f"air_plugin.{name}" for name in ("auxiliary.build", "mixin", "auxiliary.gallery", "cli")}
-LATE = {"diffusers", "peft", "transformers", "open_clip", "torchvision", "matplotlib", "sklearn", "scipy",
-        "jinja2", "tensorboard", "onnx", "onnxruntime"}
+LATE = {
+    "diffusers",
+    "peft",
+    "transformers",
+    "open_clip",
+    "torchvision",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "jinja2",
+    "tensorboard",
+    "onnx",
+    "onnxruntime",
+}
 
 
 def module_name(path: Path) -> str:
@@ -52,8 +64,10 @@ def imports_of(path: Path) -> set[str]:
 def offenders(paths: list[Path], forbidden: set[str]) -> list[str]:
     return [
         f"{path.relative_to(ROOT)} imports {name}"
-        for path in paths for name in sorted(imports_of(path)) if name.split(".")[0] in forbidden
-    ]  # fmt: skip
+        for path in paths
+        for name in sorted(imports_of(path))
+        if name.split(".")[0] in forbidden
+    ]
 
 
 # Imports
@@ -215,9 +229,11 @@ def test_the_wheel_brings_the_command_and_its_needs(wheel: zipfile.ZipFile):
     assert dict(points["console_scripts"]) == {"air": "air_plugin.cli:main"}
     needs = re.findall(r"^Requires-Dist: ([\w.-]+)(?!.*extra)", wheel.read(f"{info}/METADATA").decode(), re.MULTILINE)
     third_party = {
-        name.split(".")[0] for path in LIBRARY for name in imports_of(path)
+        name.split(".")[0]
+        for path in LIBRARY
+        for name in imports_of(path)
         if name.split(".")[0] not in sys.stdlib_module_names and not name.startswith("air_plugin")
-    }  # fmt: skip
+    }
     distribution = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "open_clip": "open_clip_torch"}
     optional = {"onnx", "onnxruntime"}
     assert {distribution.get(name, name) for name in third_party - optional} <= {*needs}
@@ -241,12 +257,21 @@ def test_shell_scripts_are_whole_thin_and_helpful(path: str):
 
 
 @pytest.mark.parametrize(
-    "command", [["train.py"], ["scripts/run.py"], ["-m", "air_plugin.cli"], ["-m", "air_plugin.cli", "prototypes"],
-                ["-m", "air_plugin.cli", "report"], ["-m", "air_plugin.cli", "predict"],
-                ["-m", "air_plugin.cli", "export"], ["-m", "benchmarks.selection"], ["-m", "benchmarks.prompt_step"],
-                ["-m", "benchmarks.auxiliary_head"],
-                ["-m", "air_plugin.mini.training"]],
-)  # fmt: skip
+    "command",
+    [
+        ["train.py"],
+        ["scripts/run.py"],
+        ["-m", "air_plugin.cli"],
+        ["-m", "air_plugin.cli", "prototypes"],
+        ["-m", "air_plugin.cli", "report"],
+        ["-m", "air_plugin.cli", "predict"],
+        ["-m", "air_plugin.cli", "export"],
+        ["-m", "benchmarks.selection"],
+        ["-m", "benchmarks.prompt_step"],
+        ["-m", "benchmarks.auxiliary_head"],
+        ["-m", "air_plugin.mini.training"],
+    ],
+)
 def test_help_works(command: list[str]):
     done = run(sys.executable, *command, "--help")
     assert done.returncode == 0 and "usage:" in done.stdout and done.stderr == ""

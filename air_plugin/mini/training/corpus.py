@@ -23,11 +23,21 @@ IMAGE_SIZE = 32
 DIGIT_SHARE = 0.5  # of the pictures; the other half are letters
 
 COLOURS = {
-    "black": (12, 12, 12), "white": (245, 245, 245), "grey": (128, 128, 128), "red": (205, 35, 35),
-    "green": (30, 145, 50), "blue": (35, 65, 200), "yellow": (240, 215, 45), "orange": (240, 140, 30),
-    "purple": (125, 45, 160), "pink": (245, 150, 190), "brown": (115, 70, 35), "cyan": (70, 205, 220),
-    "navy": (18, 25, 85), "beige": (228, 212, 178),
-}  # fmt: skip
+    "black": (12, 12, 12),
+    "white": (245, 245, 245),
+    "grey": (128, 128, 128),
+    "red": (205, 35, 35),
+    "green": (30, 145, 50),
+    "blue": (35, 65, 200),
+    "yellow": (240, 215, 45),
+    "orange": (240, 140, 30),
+    "purple": (125, 45, 160),
+    "pink": (245, 150, 190),
+    "brown": (115, 70, 35),
+    "cyan": (70, 205, 220),
+    "navy": (18, 25, 85),
+    "beige": (228, 212, 178),
+}
 COLOUR_NAMES = tuple(COLOURS)
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -247,24 +257,48 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
 # -- captions
 
 OPENINGS = (
-    "a photo of", "a photo of", "a photo of", "a picture of", "an image of", "a scan of", "a print of",
-    "a rendering of", "a close-up of", "a blurry photo of", "a small photo of", "this is", "",
-)  # fmt: skip
+    "a photo of",
+    "a photo of",
+    "a photo of",
+    "a picture of",
+    "an image of",
+    "a scan of",
+    "a print of",
+    "a rendering of",
+    "a close-up of",
+    "a blurry photo of",
+    "a small photo of",
+    "this is",
+    "",
+)
 DIGIT_NOUNS = (
-    "the digit {}", "the digit {}", "a {}", "the {}", "the number {}", "a digit {}", "the numeral {}",
-    "the figure {}", "number {}", "{}", "the character {}",
-)  # fmt: skip
+    "the digit {}",
+    "the digit {}",
+    "a {}",
+    "the {}",
+    "the number {}",
+    "a digit {}",
+    "the numeral {}",
+    "the figure {}",
+    "number {}",
+    "{}",
+    "the character {}",
+)
 LETTER_NOUNS = (
-    "the letter {}", "the letter {}", "a {}", "the {}", "letter {}", "a letter {}", "{}", "the character {}",
-)  # fmt: skip
+    "the letter {}",
+    "the letter {}",
+    "a {}",
+    "the {}",
+    "letter {}",
+    "a letter {}",
+    "{}",
+    "the character {}",
+)
 CASED_NOUNS = {
     "upper": ("the capital letter {}", "an uppercase {}", "a capital {}", "the uppercase letter {}"),
     "lower": ("the small letter {}", "a lowercase {}", "the lowercase letter {}"),
 }
-KIND_NOUNS = {
-    "digit": ("a digit", "a number", "a numeral"),
-    "letter": ("a letter", "a letter of the alphabet"),
-}
+KIND_NOUNS = {"digit": ("a digit", "a number", "a numeral"), "letter": ("a letter", "a letter of the alphabet")}
 COLOURINGS = {
     "both": ("{} in {ink} on a {ground} background", "{}, {ink} on {ground}", "{} in {ink} on {ground}"),
     "ink": ("{} in {ink}", "{} printed in {ink}", "{} in {ink} ink"),

@@ -14,15 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from air_plugin.mini import MEAN, STD
-from air_plugin.mini.models import (
-    CONTEXT_LENGTH,
-    END,
-    START,
-    build_clip,
-    build_tokenizer,
-    initial_table,
-    read_clip,
-)
+from air_plugin.mini.models import CONTEXT_LENGTH, END, START, build_clip, build_tokenizer, initial_table, read_clip
 from air_plugin.mini.training.common import (
     SEED,
     Log,

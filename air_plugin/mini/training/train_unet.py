@@ -26,15 +26,7 @@ from air_plugin.mini.models import (
     read_unet,
     read_vae,
 )
-from air_plugin.mini.training.common import (
-    SEED,
-    Log,
-    build_optimiser,
-    load_corpus,
-    save_json,
-    save_weights,
-    set_rate,
-)
+from air_plugin.mini.training.common import SEED, Log, build_optimiser, load_corpus, save_json, save_weights, set_rate
 from air_plugin.mini.training.corpus import Corpus, describe
 
 if TYPE_CHECKING:
@@ -95,12 +87,7 @@ def rate(step: int, steps: int) -> float:
 
 
 def diffusion_loss(
-    unet: UNet2DConditionModel,
-    scheduler: DDPMScheduler,
-    latents: Tensor,
-    words: Tensor,
-    *,
-    generator: torch.Generator,
+    unet: UNet2DConditionModel, scheduler: DDPMScheduler, latents: Tensor, words: Tensor, *, generator: torch.Generator
 ) -> Tensor:
     """Mean squared error of the predicted velocity.
 

@@ -1,4 +1,5 @@
 """The configuration's keys and their defaults."""
+
 from __future__ import annotations
 
 from yacs.config import CfgNode as CN

@@ -1,4 +1,5 @@
 """Data sets, transforms, loaders."""
+
 from .data_manager import DataManager, DatasetWrapper
 
 __all__ = ["DataManager", "DatasetWrapper"]

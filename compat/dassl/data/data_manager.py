@@ -1,4 +1,5 @@
 """From a configuration to a data set and its loaders."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

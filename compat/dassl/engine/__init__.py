@@ -1,4 +1,5 @@
 """Trainers: the base classes and the registry; no trainer itself."""
+
 from .build import TRAINER_REGISTRY, build_trainer
 from .trainer import SimpleTrainer, TrainerBase, TrainerX, TrainerXU
 

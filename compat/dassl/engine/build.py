@@ -1,4 +1,5 @@
 """Trainers by name."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

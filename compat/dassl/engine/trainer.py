@@ -1,4 +1,5 @@
 """The training loop, and what surrounds it: models, checkpoints, resuming, testing."""
+
 from __future__ import annotations
 
 import datetime
@@ -83,12 +84,7 @@ class TrainerBase:
     # Checkpoints
 
     def save_model(
-        self,
-        epoch: int,
-        directory: str,
-        is_best: bool = False,
-        val_result: float | None = None,
-        model_name: str = "",
+        self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
     ) -> None:
         """Save each model to its own folder of `directory`, with all that resuming needs.
 

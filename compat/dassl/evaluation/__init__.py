@@ -1,4 +1,5 @@
 """Evaluators: what `test` prints and returns."""
+
 from .build import EVALUATOR_REGISTRY, build_evaluator
 from .evaluator import Classification, EvaluatorBase
 

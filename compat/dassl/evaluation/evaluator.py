@@ -1,4 +1,5 @@
 """Accuracy, error rate, macro F1, and the same by class."""
+
 from __future__ import annotations
 
 import os.path as osp
@@ -71,9 +72,7 @@ class Classification(EvaluatorBase):
             raise ValueError("There is nothing to evaluate: no batch was processed")
         accuracy = 100.0 * self._correct / self._total
         results = OrderedDict(
-            accuracy=accuracy,
-            error_rate=100.0 - accuracy,
-            macro_f1=100.0 * macro_f1(self._y_true, self._y_pred),
+            accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=100.0 * macro_f1(self._y_true, self._y_pred)
         )
         print(
             "=> result\n"

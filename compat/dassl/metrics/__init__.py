@@ -1,4 +1,5 @@
 """`compute_accuracy`."""
+
 from .accuracy import compute_accuracy
 
 __all__ = ["compute_accuracy"]

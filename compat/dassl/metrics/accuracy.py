@@ -1,4 +1,5 @@
 """Top-k accuracy."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -6,9 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
-def compute_accuracy(
-    output: Tensor | Sequence[Tensor], target: Tensor, topk: Sequence[int] = (1,)
-) -> list[Tensor]:
+def compute_accuracy(output: Tensor | Sequence[Tensor], target: Tensor, topk: Sequence[int] = (1,)) -> list[Tensor]:
     """How often the target is among the k highest outputs.
 
     Args:

@@ -1,4 +1,5 @@
 """`build_optimizer`, `build_lr_scheduler`."""
+
 from .lr_scheduler import build_lr_scheduler
 from .optimizer import build_optimizer
 

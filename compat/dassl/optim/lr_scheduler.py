@@ -5,6 +5,7 @@ rate is a function of the epoch alone, with the same values. So a checkpoint nee
 epoch; a resumed run drives its own optimizer; and one that resumes with a larger MAX_EPOCH follows the larger
 schedule.
 """
+
 from __future__ import annotations
 
 import math

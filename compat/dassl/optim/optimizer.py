@@ -1,4 +1,5 @@
 """Optimizers by name."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable

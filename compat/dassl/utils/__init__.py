@@ -1,4 +1,5 @@
 """Files, checkpoints, logs, meters, seeds, registries."""
+
 from .logger import Logger, setup_logger
 from .meters import AverageMeter, MetricMeter
 from .registry import Registry

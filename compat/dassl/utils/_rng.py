@@ -1,4 +1,5 @@
 """The state of all random number generators, as plain values that safe loading accepts."""
+
 from __future__ import annotations
 
 import random

@@ -1,4 +1,5 @@
 """What is printed also goes to a file."""
+
 from __future__ import annotations
 
 import os.path as osp

@@ -1,4 +1,5 @@
 """Running averages of what training reports."""
+
 from __future__ import annotations
 
 from collections import defaultdict

@@ -1,4 +1,5 @@
 """Names for classes and functions."""
+
 from __future__ import annotations
 
 from typing import Any

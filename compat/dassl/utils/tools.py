@@ -1,4 +1,5 @@
 """Small helpers: files, seeds, the environment, choices."""
+
 from __future__ import annotations
 
 import json

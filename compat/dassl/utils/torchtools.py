@@ -1,4 +1,5 @@
 """Checkpoints and parameters."""
+
 from __future__ import annotations
 
 import os

@@ -40,9 +40,15 @@ def build(tiny_backbone: Backbone, pictures: list[str], store: Store, monkeypatc
         stages = Stages()
         features = features_of(tiny_backbone, [Path(picture) for picture in pictures])
         made = build_auxiliary(
-            tiny_backbone, names, pictures,
-            features=features, probs=probs, settings=air_settings(**changes), store=store, stages=stages,
-        )  # fmt: skip
+            tiny_backbone,
+            names,
+            pictures,
+            features=features,
+            probs=probs,
+            settings=air_settings(**changes),
+            store=store,
+            stages=stages,
+        )
         return made, {stage.name: stage.cached for stage in stages.done}
 
     return run
@@ -113,13 +119,26 @@ def test_the_generator_is_loaded_as_the_settings_say(
         return make_generator()
 
     monkeypatch.setattr(module, "load_generator", load)
-    options = {"GENERATOR": "owner/model", "REVISION": "abc", "VARIANT": "fp16", "SCHEDULER": "lcm",
-               "LCM_LORA": "owner/lora", "LCM_LORA_REVISION": "def", "SAFETY_CHECKER": True,
-               "PRECISION": "bf16"}  # fmt: skip
+    options = {
+        "GENERATOR": "owner/model",
+        "REVISION": "abc",
+        "VARIANT": "fp16",
+        "SCHEDULER": "lcm",
+        "LCM_LORA": "owner/lora",
+        "LCM_LORA_REVISION": "def",
+        "SAFETY_CHECKER": True,
+        "PRECISION": "bf16",
+    }
     build_auxiliary(
-        tiny_backbone, NAMES, pictures, features=torch.eye(7, 24), probs=torch.eye(7, 3),
-        settings=air_settings(**options), store=store, stages=Stages(),
-    )  # fmt: skip
+        tiny_backbone,
+        NAMES,
+        pictures,
+        features=torch.eye(7, 24),
+        probs=torch.eye(7, 3),
+        settings=air_settings(**options),
+        store=store,
+        stages=Stages(),
+    )
     assert seen.pop("device") == tiny_backbone.device and seen.pop("name") == "owner/model"
     assert seen == {key.lower(): value for key, value in options.items() if key != "GENERATOR"}
     assert set(seen) < set(inspect.signature(load_generator).parameters)

@@ -206,10 +206,17 @@ def damage(path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [("missing", "is missing"), ("cut", "damaged"), ("flipped", "not what was saved"), ("no safetensors", "damaged"),
-     ("foreign", "is no classifier of air_plugin"), ("header", "damaged"), ("form", "is of form 9"),
-     ("tensors", "damaged")],
-)  # fmt: skip
+    [
+        ("missing", "is missing"),
+        ("cut", "damaged"),
+        ("flipped", "not what was saved"),
+        ("no safetensors", "damaged"),
+        ("foreign", "is no classifier of air_plugin"),
+        ("header", "damaged"),
+        ("form", "is of form 9"),
+        ("tensors", "damaged"),
+    ],
+)
 def test_a_file_that_is_none_of_ours_is_refused_in_one_line(tmp_path: Path, kind: str, said: str):
     path = tmp_path / "head.safetensors"
     classifier(card=CARD).save(path)

@@ -56,14 +56,18 @@ def auto(settings: Any) -> Any:
 
 
 def test_the_papers_form_stays_as_it_is(auxiliary, inputs, store: Store):
-    made, posterior_probs, _ = finalize(auxiliary.classifier, auxiliary.generated, **inputs, settings=air_settings(), store=store)
+    made, posterior_probs, _ = finalize(
+        auxiliary.classifier, auxiliary.generated, **inputs, settings=air_settings(), store=store
+    )
     assert made == auxiliary.classifier
     aux_probs = auxiliary.classifier.probs(inputs["features"])
     assert torch.equal(posterior_probs, fuse(inputs["probs"], aux_probs, weight=2.0))
 
 
 def test_gaussian_classes_are_fitted_to_all_drawn_images_not_to_the_kept_ones(auxiliary, inputs, store: Store):
-    made, posterior_probs, _ = finalize(auxiliary.classifier, auxiliary.generated, **inputs, settings=gaussian(), store=store)
+    made, posterior_probs, _ = finalize(
+        auxiliary.classifier, auxiliary.generated, **inputs, settings=gaussian(), store=store
+    )
     labels = torch.arange(C).repeat_interleave(M)
     weight, bias = fit_gaussians(auxiliary.generated.flatten(0, 1), labels, classes=C).head()
     assert torch.allclose(made.weight, weight.float()) and torch.allclose(made.bias, bias.float())
@@ -76,13 +80,17 @@ def test_gaussian_classes_are_fitted_to_all_drawn_images_not_to_the_kept_ones(au
 @pytest.mark.parametrize("source", ["synthetic", "none"])
 def test_em_has_the_drawn_images_as_its_prior_or_none(auxiliary, inputs, store: Store, source: str):
     settings = gaussian(REFINE="em", SOURCE=source)
-    made, posterior_probs, figures = finalize(auxiliary.classifier, auxiliary.generated, **inputs, settings=settings, store=store)
+    made, posterior_probs, figures = finalize(
+        auxiliary.classifier, auxiliary.generated, **inputs, settings=settings, store=store
+    )
     labels = torch.arange(C).repeat_interleave(M)
     prior = fit_gaussians(auxiliary.generated.flatten(0, 1), labels, classes=C) if source == "synthetic" else None
     found = refine(inputs["features"], inputs["probs"], prior=prior)
     assert torch.allclose(made.weight, found.model.bias_corrected_head()[0].float())
     assert torch.allclose(posterior_probs, posterior(found.model, inputs["features"], inputs["probs"]))
-    assert figures["prior_strength"] == round(found.prior_strength, 2) and (figures["prior_strength"] == 0) == (source == "none")
+    assert figures["prior_strength"] == round(found.prior_strength, 2) and (figures["prior_strength"] == 0) == (
+        source == "none"
+    )
     assert figures["iterations"] == found.iterations and sum(figures["soft_counts"]) == pytest.approx(120, abs=0.2)
 
 
@@ -98,7 +106,9 @@ def test_lambda_is_chosen_where_it_is_auto(auxiliary, inputs, store: Store, form
 
 def test_em_is_not_run_again_for_the_same_images(auxiliary, inputs, store: Store, monkeypatch: pytest.MonkeyPatch):
     settings = auto(gaussian(REFINE="em"))
-    first, posterior_probs, figures = finalize(auxiliary.classifier, auxiliary.generated, **inputs, settings=settings, store=store)
+    first, posterior_probs, figures = finalize(
+        auxiliary.classifier, auxiliary.generated, **inputs, settings=settings, store=store
+    )
     monkeypatch.setattr(module, "refine", lambda *_, **__: pytest.fail("EM was run again"))
     second, again, same = finalize(auxiliary.classifier, auxiliary.generated, **inputs, settings=settings, store=store)
     assert torch.equal(first.weight, second.weight) and torch.equal(posterior_probs, again)

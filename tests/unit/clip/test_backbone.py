@@ -139,8 +139,11 @@ def test_unknown_precision_is_an_error():
 
 
 def test_a_folder_that_lacks_a_file_is_an_error_that_names_it(tmp_path: Path):
-    for family, file in (("vit", "open_clip_model.safetensors"), ("siglip", "tokenizer_config.json"),
-                         ("vit", "open_clip_config.json")):  # fmt: skip
+    for family, file in (
+        ("vit", "open_clip_model.safetensors"),
+        ("siglip", "tokenizer_config.json"),
+        ("vit", "open_clip_config.json"),
+    ):
         folder = write_backbone(tmp_path / f"{family}-{file}", family)
         (folder / file).unlink()
         with pytest.raises(UserError, match=f"{file} is missing"):
@@ -194,7 +197,7 @@ def test_half_precision_of_every_family_is_near(family: str, precision: str):
     for theirs, ours in (
         (exact.encode_images(pixels), half.encode_images(pixels)),
         (exact.encode_texts(TEXTS), half.encode_texts(TEXTS)),
-    ):  # fmt: skip
+    ):
         assert ours.dtype == torch.float32 and not torch.equal(ours, theirs)
         assert torch.allclose(ours, theirs, atol=0.03 if precision == "bf16" else 0.005)
 
@@ -247,8 +250,11 @@ def test_a_remote_sensing_checkpoint_loads_and_converts(
 ):
     """RemoteCLIP's and GeoRSCLIP's are state dicts in .pt files; training scripts save them inside of more."""
     weights = make_model("openclip", seed=3).state_dict()
-    saved = {"plain": weights, "state_dict": {"epoch": 3, "state_dict": weights},
-             "module": {"state_dict": {f"module.{name}": value for name, value in weights.items()}}}[shape]  # fmt: skip
+    saved = {
+        "plain": weights,
+        "state_dict": {"epoch": 3, "state_dict": weights},
+        "module": {"state_dict": {f"module.{name}": value for name, value in weights.items()}},
+    }[shape]
     torch.save(saved, tmp_path / "satellites.pt")
     name = f"{architecture}:{tmp_path}/satellites.pt"
     backbone = load_backbone(name)
@@ -286,9 +292,14 @@ def test_files_that_hold_a_program_or_rubbish_run_nothing(
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "archive.pt")
     (tmp_path / "weights.h5").write_bytes(b"other")
     (tmp_path / "cut.safetensors").write_bytes(b"other")
-    for file, said in (("evil.pt", "more than tensors"), ("rubbish.pth", "safetensors"), ("cut.pt", "."),
-                       ("archive.pt", "TorchScript"), ("weights.h5", "no weight file"),
-                       ("cut.safetensors", "cannot be loaded")):  # fmt: skip
+    for file, said in (
+        ("evil.pt", "more than tensors"),
+        ("rubbish.pth", "safetensors"),
+        ("cut.pt", "."),
+        ("archive.pt", "TorchScript"),
+        ("weights.h5", "no weight file"),
+        ("cut.safetensors", "cannot be loaded"),
+    ):
         with pytest.raises(UserError, match=said) as raised:
             load_backbone(f"{architecture}:{tmp_path / file}")
         assert "\n" not in str(raised.value)
@@ -322,9 +333,7 @@ def test_text_towers_of_another_kind_are_refused_before_anything_is_fetched(name
 
 @pytest.mark.parametrize(("value", "offline"), [("1", True), ("True", True), ("0", False), ("", False), ("no", False)])
 @pytest.mark.parametrize("variable", ["AIR_OFFLINE", "HF_HUB_OFFLINE"])
-def test_either_variable_means_offline(
-    variable: str, value: str, offline: bool, monkeypatch: pytest.MonkeyPatch
-):
+def test_either_variable_means_offline(variable: str, value: str, offline: bool, monkeypatch: pytest.MonkeyPatch):
     for name in ("AIR_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, value)
@@ -448,10 +457,12 @@ def refused(folder: Path, code: str) -> subprocess.CompletedProcess:
     ("name", "needed"),
     [
         ("ViT-B/32", ["timm/vit_base_patch32_clip_224.openai open_clip_model.safetensors"]),
-        ("ViT-B-16-SigLIP:webli", ["timm/ViT-B-16-SigLIP open_clip_model.safetensors",
-                                   "timm/ViT-B-16-SigLIP --include '*token*' '*.model'"]),
+        (
+            "ViT-B-16-SigLIP:webli",
+            ["timm/ViT-B-16-SigLIP open_clip_model.safetensors", "timm/ViT-B-16-SigLIP --include '*token*' '*.model'"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_without_a_network_one_line_says_what_to_fetch(tmp_path: Path, name: str, needed: list[str]):
     done = refused(tmp_path, f"sys.exit(exit_code(lambda: load_backbone('{name}')))")
     assert done.returncode == 2, done.stderr
@@ -475,8 +486,10 @@ sys.exit(exit_code(lambda: load_backbone("NEW:tag")))
     done = refused(tmp_path, code)
     place = tmp_path / ".cache" / "clip" / "weights.pt"
     assert done.returncode == 2, done.stderr
-    assert done.stderr == ("error: backbone 'NEW:tag' is not on this machine, and the network does not answer; get "
-                           f"https://example.invalid/weights.pt elsewhere and put it at {place}\n")  # fmt: skip
+    assert done.stderr == (
+        "error: backbone 'NEW:tag' is not on this machine, and the network does not answer; get "
+        f"https://example.invalid/weights.pt elsewhere and put it at {place}\n"
+    )
 
 
 def test_only_the_line_that_would_be_said_twice_is_left_out(capfd: pytest.CaptureFixture[str]):

@@ -226,9 +226,7 @@ def test_unknown_pooling_is_refused():
 # PromptLearner
 
 
-def concatenate(
-    backbone: Backbone, learner: PromptLearner, *, position: str
-) -> tuple[list[Tensor], list[int]]:
+def concatenate(backbone: Backbone, learner: PromptLearner, *, position: str) -> tuple[list[Tensor], list[int]]:
     """Each prompt's embeddings up to its end-of-text token, and where that is: the obvious way."""
     embedding = backbone.model.token_embedding
     prompts = []
@@ -248,9 +246,13 @@ def concatenate(
 @pytest.mark.parametrize("n_ctx", [1, 4, 5])
 def test_prompts_equal_concatenation(tiny_backbone: Backbone, position: Any, class_specific: bool, n_ctx: int):
     learner = PromptLearner(
-        tiny_backbone, NAMES, n_ctx=n_ctx, class_specific=class_specific, position=position,
+        tiny_backbone,
+        NAMES,
+        n_ctx=n_ctx,
+        class_specific=class_specific,
+        position=position,
         generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    )
     with torch.no_grad():  # classes differ, too, where each has its own
         learner.ctx.add_(torch.randn(learner.ctx.shape, generator=torch.Generator().manual_seed(1)))
     assert learner.ctx.shape == ((3, n_ctx, 32) if class_specific else (n_ctx, 32))
@@ -279,9 +281,7 @@ def test_class_specific_contexts_do_not_touch_each_other(tiny_backbone: Backbone
 
 @pytest.mark.parametrize("class_specific", [False, True])
 def test_context_of_a_templates_words_gives_the_templates_features(tiny_backbone: Backbone, class_specific: bool):
-    learner = PromptLearner(
-        tiny_backbone, NAMES, n_ctx=16, ctx_init="a_photo of a", class_specific=class_specific
-    )
+    learner = PromptLearner(tiny_backbone, NAMES, n_ctx=16, ctx_init="a_photo of a", class_specific=class_specific)
     assert learner.ctx.shape[-2] == 4  # n_ctx is not looked at
     features = TextEncoder(tiny_backbone.model)(*learner())
     texts = [f"a photo of a {name.replace('_', ' ')}." for name in NAMES]
@@ -369,9 +369,7 @@ def own_encoder(model: Any, *, transformers: bool) -> tuple[Any, nn.Module]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_learned_prompts_and_their_gradients_are_the_models_own(family: str, n_ctx: int, position: Any):
     backbone = small_backbone(family)
-    learner = PromptLearner(
-        backbone, KNOWN, n_ctx=n_ctx, position=position, generator=torch.Generator().manual_seed(0)
-    )
+    learner = PromptLearner(backbone, KNOWN, n_ctx=n_ctx, position=position, generator=torch.Generator().manual_seed(0))
     ours = backbone.prompt_encoder(*learner())
     weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
     (gradient,) = torch.autograd.grad((ours * weights).sum(), learner.ctx)

@@ -272,13 +272,13 @@ HOSTILE = [
     ({"a\\..\\..\\evil": b"x"}, (), "a path out of its folder"),
     ({"/tmp/evil": b"x"}, (), "an absolute path"),
     ({"C:\\evil": b"x"}, (), "an absolute path"),
-    ({}, (special("link", tarfile.SYMTYPE, "../.."), ), "a link"),
-    ({}, (special("link", tarfile.SYMTYPE, "/etc"), ), "a link"),
-    ({}, (special("link", tarfile.LNKTYPE, "../outside.txt"), ), "a link"),
-    ({}, (special("device", tarfile.CHRTYPE), ), "no file"),
-    ({}, (special("device", tarfile.BLKTYPE), ), "no file"),
-    ({}, (special("pipe", tarfile.FIFOTYPE), ), "no file"),
-]  # fmt: skip
+    ({}, (special("link", tarfile.SYMTYPE, "../.."),), "a link"),
+    ({}, (special("link", tarfile.SYMTYPE, "/etc"),), "a link"),
+    ({}, (special("link", tarfile.LNKTYPE, "../outside.txt"),), "a link"),
+    ({}, (special("device", tarfile.CHRTYPE),), "no file"),
+    ({}, (special("device", tarfile.BLKTYPE),), "no file"),
+    ({}, (special("pipe", tarfile.FIFOTYPE),), "no file"),
+]
 
 
 @pytest.mark.parametrize(("files", "more", "why"), HOSTILE)

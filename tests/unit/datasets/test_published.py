@@ -115,8 +115,9 @@ def test_elevater_is_the_own_train_and_test_lists(name: str, without_made):
     layout = without_made(name)
     before = sorted(path.name for path in layout.folder.iterdir())
     dataset = load(layout, SPLIT_FAMILY="elevater")
-    expect_whole(dataset, layout, {"train": layout.own["train"] + layout.own["val"], "val": [],
-                                   "test": layout.own["test"]})  # fmt: skip
+    expect_whole(
+        dataset, layout, {"train": layout.own["train"] + layout.own["val"], "val": [], "test": layout.own["test"]}
+    )
     assert dataset.split_family == "elevater"
     assert sorted(path.name for path in layout.folder.iterdir()) == before
 
@@ -136,8 +137,10 @@ def test_a_missing_split_is_made_saved_and_read_again(name: str, without_made):
     before = {path.name for path in layout.folder.iterdir()}
     random.seed(5)
     first = load(layout)
-    made = {part: [path for path, _, _ in plain(layout, items)]
-            for part, items in (("train", first.train_x), ("val", first.val), ("test", first.test))}  # fmt: skip
+    made = {
+        part: [path for path, _, _ in plain(layout, items)]
+        for part, items in (("train", first.train_x), ("val", first.val), ("test", first.test))
+    }
     expect_whole(first, layout, made)
     assert first.split_family == "zhou, made here (seed 0)"
     assert {path.name for path in layout.folder.iterdir()} == before | {MADE}
@@ -209,13 +212,20 @@ def test_names_are_registered_and_folders_are_those_of_coop():
 
     found = {name: (class_of(name).__name__, class_of(name).dataset_dir) for name in NAMES}
     assert found == {
-        "eurosat": ("EuroSAT", "eurosat"), "resisc45": ("RESISC45", "resisc45"),
-        "oxford_flowers": ("OxfordFlowers", "oxford_flowers"), "dtd": ("DescribableTextures", "dtd"),
-        "cub": ("CUB", "cub"), "fgvc_aircraft": ("FGVCAircraft", "fgvc_aircraft"),
-        "caltech101": ("Caltech101", "caltech-101"), "oxford_pets": ("OxfordPets", "oxford_pets"),
-        "stanford_cars": ("StanfordCars", "stanford_cars"), "food101": ("Food101", "food-101"),
-        "sun397": ("SUN397", "sun397"), "ucf101": ("UCF101", "ucf101"), "imagenet": ("ImageNet", "imagenet"),
-    }  # fmt: skip
+        "eurosat": ("EuroSAT", "eurosat"),
+        "resisc45": ("RESISC45", "resisc45"),
+        "oxford_flowers": ("OxfordFlowers", "oxford_flowers"),
+        "dtd": ("DescribableTextures", "dtd"),
+        "cub": ("CUB", "cub"),
+        "fgvc_aircraft": ("FGVCAircraft", "fgvc_aircraft"),
+        "caltech101": ("Caltech101", "caltech-101"),
+        "oxford_pets": ("OxfordPets", "oxford_pets"),
+        "stanford_cars": ("StanfordCars", "stanford_cars"),
+        "food101": ("Food101", "food-101"),
+        "sun397": ("SUN397", "sun397"),
+        "ucf101": ("UCF101", "ucf101"),
+        "imagenet": ("ImageNet", "imagenet"),
+    }
     assert {kind for kind, _ in found.values()} <= set(DATASET_REGISTRY.registered_names())
 
 
@@ -226,10 +236,17 @@ def test_eurosat_has_both_published_wordings(without_made):
     layout = without_made("eurosat")
     assert load(layout).classnames == layouts.EUROSAT_NAMES
     grip = [
-        "annual crop land", "forest", "brushland or shrubland", "highway or road",
-        "industrial buildings or commercial buildings", "pasture land", "permanent crop land",
-        "residential buildings or homes or apartments", "river", "lake or sea",
-    ]  # fmt: skip
+        "annual crop land",
+        "forest",
+        "brushland or shrubland",
+        "highway or road",
+        "industrial buildings or commercial buildings",
+        "pasture land",
+        "permanent crop land",
+        "residential buildings or homes or apartments",
+        "river",
+        "lake or sea",
+    ]
     for family in ("zhou", "elevater"):
         dataset = load(layout, WORDING="grip", SPLIT_FAMILY=family)
         assert dataset.classnames == grip
@@ -241,8 +258,11 @@ def test_eurosat_has_both_published_wordings(without_made):
 def test_other_wordings_change_what_differs_only(without_made):
     for name, changed in (
         ("oxford_flowers", {15: "globe flower", 59: "pink and yellow dahlia", 92: "air plant"}),
-        ("fgvc_aircraft", {1: "F-16A-B"}), ("dtd", {}), ("cub", {}), ("resisc45", {}),
-    ):  # fmt: skip
+        ("fgvc_aircraft", {1: "F-16A-B"}),
+        ("dtd", {}),
+        ("cub", {}),
+        ("resisc45", {}),
+    ):
         layout = without_made(name)
         want = [changed.get(label, text) for label, text in enumerate(layout.names)]
         assert load(layout, WORDING="grip", SPLIT_FAMILY="elevater").classnames == want
@@ -395,9 +415,20 @@ def test_damage_ends_a_run_with_one_line_and_exit_code_2(tmp_path: Path, capsys:
     layout = layouts.eurosat(tmp_path / "my data")
     split = json.loads(layout.write_zhou().read_text())
     cut = layout.images / split["test"][0][0]
-    line = ["--root", str(layout.folder.parent), "--output-dir", str(tmp_path / "run"), "--trainer", "ZeroshotCLIP",
-            "--dataset-config-file", str(ROOT / "configs/datasets/eurosat.yaml"), "--config-file",
-            str(ROOT / "configs/trainers/ZeroshotCLIP/mini.yaml"), "AIR.CACHE", str(tmp_path / "cache")]  # fmt: skip
+    line = [
+        "--root",
+        str(layout.folder.parent),
+        "--output-dir",
+        str(tmp_path / "run"),
+        "--trainer",
+        "ZeroshotCLIP",
+        "--dataset-config-file",
+        str(ROOT / "configs/datasets/eurosat.yaml"),
+        "--config-file",
+        str(ROOT / "configs/trainers/ZeroshotCLIP/mini.yaml"),
+        "AIR.CACHE",
+        str(tmp_path / "cache"),
+    ]
     prepare = f"python prepare.py eurosat --root '{tmp_path / 'my data'}'"  # to be pasted into a shell
     for damage, says in (
         (lambda: cut.write_bytes(cut.read_bytes()[:200]), f"cannot read image {cut}: "),
@@ -454,7 +485,7 @@ def with_item(*item: Any) -> Callable[[dict], dict]:
         (lambda split: {**split, "test": split["test"][:-4]}, "no test image of 2 of 10 classes, first 8 (River)"),
         (lambda split: {**split, "train": []}, "no train image of 10 of 10 classes"),
     ],
-)  # fmt: skip
+)
 def test_a_split_file_that_is_foreign_or_wrong(change: Callable[[dict], Any], fault: str, tmp_path: Path):
     layout = layouts.eurosat(tmp_path)
     change_split(layout, change)
@@ -482,11 +513,13 @@ def test_every_authors_split_that_is_broken_lacks_a_class_or_is_of_other_classes
     split, number = json.loads(file.read_text()), len(layout.names)
     for change, fault in (
         (file.read_text()[:-100], f"{file} is damaged or no split file (JSONDecodeError"),
-        ({**split, "test": [item for item in split["test"] if item[1] != 3]},
-         f"{file}: no test image of 1 of {number} classes, first 3 ({layout.names[3]}); "),
+        (
+            {**split, "test": [item for item in split["test"] if item[1] != 3]},
+            f"{file}: no test image of 1 of {number} classes, first 3 ({layout.names[3]}); ",
+        ),
         ({**split, "val": [[split["val"][0][0], number, "another"]]}, f"is not within 0 to {number - 1}; "),
         ({**split, "val": [["no/such.jpg", 0, layout.names[0]]]}, "images are missing, first: "),
-    ):  # fmt: skip
+    ):
         file.write_text(change if isinstance(change, str) else json.dumps(change))
         said = message(layout)
         assert fault in said and said.endswith(command(layout))
@@ -539,12 +572,18 @@ def edit(path: Path, change: Callable[[list[str]], list[str]]) -> None:
 
 
 LISTS = {
-    "eurosat": "test.txt", "dtd": "labels/test1.txt", "cub": "CUB_200_2011/train_test_split.txt",
-    "fgvc_aircraft": "images_variant_test.txt", "oxford_pets": "annotations/test.txt", "food101": "meta/test.txt",
-    "sun397": "Testing_01.txt", "ucf101": "ucfTrainTestlist/testlist01.txt",
-}  # fmt: skip
+    "eurosat": "test.txt",
+    "dtd": "labels/test1.txt",
+    "cub": "CUB_200_2011/train_test_split.txt",
+    "fgvc_aircraft": "images_variant_test.txt",
+    "oxford_pets": "annotations/test.txt",
+    "food101": "meta/test.txt",
+    "sun397": "Testing_01.txt",
+    "ucf101": "ucfTrainTestlist/testlist01.txt",
+}
 EVERY_LIST = {
-    "eurosat": ["train.txt", "val.txt", "test.txt"], "resisc45": ["train.json", "val.json", "test.json"],
+    "eurosat": ["train.txt", "val.txt", "test.txt"],
+    "resisc45": ["train.json", "val.json", "test.json"],
     "oxford_flowers": ["imagelabels.mat", "setid.mat"],
     "dtd": ["labels/train1.txt", "labels/val1.txt", "labels/test1.txt"],
     "cub": [f"CUB_200_2011/{file}.txt" for file in ("images", "image_class_labels", "train_test_split")],
@@ -555,9 +594,11 @@ EVERY_LIST = {
     "sun397": ["ClassName.txt", "Training_01.txt", "Testing_01.txt"],
     "ucf101": [f"ucfTrainTestlist/{file}.txt" for file in ("classInd", "trainlist01", "testlist01")],
     "imagenet": ["classnames.txt"],
-}  # fmt: skip
-NEEDED_BY_ZHOU = {**{name: EVERY_LIST[name] for name in [*HELD_OUT, *OWN_IS_ZHOU]},
-                  "oxford_flowers": ["imagelabels.mat"]}  # fmt: skip
+}
+NEEDED_BY_ZHOU = {
+    **{name: EVERY_LIST[name] for name in [*HELD_OUT, *OWN_IS_ZHOU]},
+    "oxford_flowers": ["imagelabels.mat"],
+}
 
 
 @pytest.mark.parametrize("name", [name for name in LISTS if name != "eurosat"])
@@ -663,8 +704,9 @@ def test_imagenets_parts_that_are_missing_and_names_that_are_too_few_or_too_many
     layout = layouts.imagenet(tmp_path)
     edit(layout.folder / "classnames.txt", lambda lines: [*lines, "n99999999 one too many"])
     file = layout.folder / "classnames.txt"
-    assert message(layout) == (f"{file} is damaged or of another data set (1001 class names instead of 1000); "
-                               f"{command(layout)}")  # fmt: skip
+    assert message(layout) == (
+        f"{file} is damaged or of another data set (1001 class names instead of 1000); {command(layout)}"
+    )
     edit(file, lambda lines: lines[:-2])
     assert "(999 class names instead of 1000)" in message(layout)
     shutil.rmtree(layout.images / "val")
@@ -897,8 +939,13 @@ def test_result_records_the_family_that_was_used(monkeypatch, without_made):
     monkeypatch.setattr("air_plugin.utils.provenance.collect", lambda root: {})
 
     def result(dataset: Any) -> dict[str, Any]:
-        trainer = SimpleNamespace(dm=SimpleNamespace(dataset=dataset), results={}, primary="text", figures=dict,
-                                  stages=SimpleNamespace(done=[]))  # fmt: skip
+        trainer = SimpleNamespace(
+            dm=SimpleNamespace(dataset=dataset),
+            results={},
+            primary="text",
+            figures=dict,
+            stages=SimpleNamespace(done=[]),
+        )
         return train.make_result(cfg, trainer, "c")
 
     dataset = load(without_made("eurosat"))

@@ -27,8 +27,13 @@ NAMES = ["dog", "annual_crop land", "sea"]
 
 def plan(names: Sequence[str] = NAMES, images: int = 2, **changes: Any) -> list[ImageJob]:
     settings: dict[str, Any] = {
-        "template": "a photo of a {}.", "seed": 0, "steps": 2, "guidance": 3.0, "size": 16, "weights": "w",
-    }  # fmt: skip
+        "template": "a photo of a {}.",
+        "seed": 0,
+        "steps": 2,
+        "guidance": 3.0,
+        "size": 16,
+        "weights": "w",
+    }
     return plan_jobs(names, images_per_class=images, **{**settings, **changes})
 
 

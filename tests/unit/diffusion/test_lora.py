@@ -31,9 +31,17 @@ CAPTIONS = ["a dog", "a cat", "a dog", "a sea", "a cat", "a dog", "a sea"]
 
 def lora_settings(**changes: Any) -> LoraSettings:
     settings: dict[str, Any] = {
-        "enabled": True, "rank": 2, "targets": ALL_TARGETS, "steps": 5, "lr": 0.05, "batch": 3,
-        "captions": "confident", "per_class": 2, "generic": "a photo.", "checkpoint": 2,
-    }  # fmt: skip
+        "enabled": True,
+        "rank": 2,
+        "targets": ALL_TARGETS,
+        "steps": 5,
+        "lr": 0.05,
+        "batch": 3,
+        "captions": "confident",
+        "per_class": 2,
+        "generic": "a photo.",
+        "checkpoint": 2,
+    }
     return LoraSettings(**{**settings, **changes})
 
 
@@ -44,9 +52,14 @@ def train(generator: Generator, pictures: list[str], store: Store, *, seed: int 
 
 def draw(pipeline: Any) -> Tensor:
     return pipeline(
-        prompt=["a dog", "a sea"], height=16, width=16, num_inference_steps=2, guidance_scale=3.0, output_type="pt",
+        prompt=["a dog", "a sea"],
+        height=16,
+        width=16,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        output_type="pt",
         generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)],
-    ).images  # fmt: skip
+    ).images
 
 
 # denoising_loss
@@ -81,8 +94,9 @@ def test_denoising_loss_by_hand(kind: str):
     total = 0.0
     for image, step in enumerate(steps.tolist()):
         kept = math.prod(1 - (0.001 + 0.019 * t / 999) for t in range(step + 1))  # alpha bar
-        for x, eps, said, shown in zip(*(t[image].flatten().tolist() for t in (latents, noise, prediction, unet.noisy)),
-                                       strict=True):  # fmt: skip
+        for x, eps, said, shown in zip(
+            *(t[image].flatten().tolist() for t in (latents, noise, prediction, unet.noisy)), strict=True
+        ):
             assert shown == pytest.approx(math.sqrt(kept) * x + math.sqrt(1 - kept) * eps, abs=1e-5)
             target = eps if kind == "epsilon" else math.sqrt(kept) * eps - math.sqrt(1 - kept) * x
             total += (said - target) ** 2
@@ -109,9 +123,13 @@ def test_other_predictions_are_refused():
     zero = torch.zeros(1, 1, 1, 1)
     with pytest.raises(UserError, match="sample"):
         denoising_loss(
-            FixedUnet(zero), DDPMScheduler(prediction_type="sample"), zero,
-            states=zero[0], noise=zero, steps=torch.tensor([1]),
-        )  # fmt: skip
+            FixedUnet(zero),
+            DDPMScheduler(prediction_type="sample"),
+            zero,
+            states=zero[0],
+            noise=zero,
+            steps=torch.tensor([1]),
+        )
 
 
 # choose_captions
@@ -267,9 +285,10 @@ def test_every_target_is_in_the_file_and_is_loaded(pictures: list[str], store: S
     saved = load_file(folder / WEIGHTS)
     pipeline = make_generator().pipeline
     layers = [
-        name for name, layer in pipeline.unet.named_modules()
+        name
+        for name, layer in pipeline.unet.named_modules()
         if any(name.endswith(f".{target}") for target in ALL_TARGETS) and ".attentions." in name
-    ]  # fmt: skip
+    ]
     assert len(saved) == 2 * len(layers) and len(layers) >= 2 * len(ALL_TARGETS)
     assert all(value.dtype == torch.float32 for value in saved.values())
     pipeline.load_lora_weights(folder)
@@ -280,9 +299,7 @@ def test_every_target_is_in_the_file_and_is_loaded(pictures: list[str], store: S
         assert any(value.shape == up.shape and torch.equal(value, up) for value in saved.values())
 
 
-def test_an_adapter_trained_and_used_on_one_pipeline(
-    tiny_generator: Generator, pictures: list[str], store: Store
-):
+def test_an_adapter_trained_and_used_on_one_pipeline(tiny_generator: Generator, pictures: list[str], store: Store):
     folder, _, _ = train(tiny_generator, pictures, store)
     fresh = make_generator().pipeline
     with adapter_loaded(fresh, folder), adapter_loaded(tiny_generator.pipeline, folder):
@@ -368,9 +385,7 @@ def test_other_seeds_give_other_adapters(tiny_generator: Generator, pictures: li
     assert (one / WEIGHTS).read_bytes() != (two / WEIGHTS).read_bytes()
 
 
-def test_a_loss_that_is_not_finite_is_an_error_for_people(
-    tiny_generator: Generator, pictures: list[str], store: Store
-):
+def test_a_loss_that_is_not_finite_is_an_error_for_people(tiny_generator: Generator, pictures: list[str], store: Store):
     with pytest.raises(UserError, match=r"AIR\.LORA\.LR"):
         train(tiny_generator, pictures, store, lr=1e30)
     assert _fingerprint(tiny_generator.pipeline) == tiny_generator.fingerprint
@@ -483,9 +498,7 @@ def test_every_architecture_goes_on_where_it_was_cut(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_of_every_architecture(
-    architecture: str, pictures: list[str], store: Store, dtype: torch.dtype
-):
+def test_half_precision_of_every_architecture(architecture: str, pictures: list[str], store: Store, dtype: torch.dtype):
     generator = generator_of(architecture)
     generator.pipeline.to(dtype)
     folder, _, _ = train(generator, pictures, store, steps=2)

@@ -244,9 +244,7 @@ def test_an_lcm_adapter_is_checked_and_not_left_in_the_model(
 ):
     adapter = save_lcm_lora(tmp_path, make_pipeline(architecture).unet)
     file = adapter / "pytorch_lora_weights.safetensors"
-    generator = load_generator(
-        str(folders[architecture]), lcm_lora=str(file if as_file else adapter), scheduler="lcm"
-    )
+    generator = load_generator(str(folders[architecture]), lcm_lora=str(file if as_file else adapter), scheduler="lcm")
     assert generator.accelerator == file
     assert generator.fingerprint == _fingerprint(make_pipeline(architecture))
     names = [name for name, _ in generator.pipeline.unet.named_modules()]
@@ -276,9 +274,13 @@ def test_what_is_no_lcm_adapter_is_refused(folders: dict[str, Path], tmp_path: P
     empty = tmp_path / "empty"
     empty.mkdir()
     for path, said in (
-        (foreign, "is no adapter"), (towers, "more than the U-Net"), (cut, "is no adapter"),
-        (pickled, "safetensors"), (empty, "safetensors"), (tmp_path / "none.safetensors", "safetensors"),
-    ):  # fmt: skip
+        (foreign, "is no adapter"),
+        (towers, "more than the U-Net"),
+        (cut, "is no adapter"),
+        (pickled, "safetensors"),
+        (empty, "safetensors"),
+        (tmp_path / "none.safetensors", "safetensors"),
+    ):
         line = said_by(name=folders["sd15"], lcm_lora=str(path))
         assert line.startswith("AIR.LCM_LORA") and said in line and str(path) in line
 

@@ -90,9 +90,9 @@ def test_a_class_without_images_is_refused():
 def test_the_head_has_the_gaussians_probabilities():
     features, labels = classes_apart(count=10)
     made = fit_gaussians(features, labels, classes=C)
-    density = torch.stack([
-        torch.distributions.MultivariateNormal(mean, made.covariance).log_prob(features) for mean in made.mean
-    ], dim=1)  # fmt: skip
+    density = torch.stack(
+        [torch.distributions.MultivariateNormal(mean, made.covariance).log_prob(features) for mean in made.mean], dim=1
+    )
     weight, bias = made.head()
     assert torch.allclose((features @ weight.T + bias).softmax(dim=1), density.softmax(dim=1))
 
@@ -143,8 +143,11 @@ def slow_refine(
         n0 = n0 or most
         for _ in range(2):
             d = shift(n0)
-            excess = [(own[c] - u[c] - d) @ np.linalg.solve(s, own[c] - u[c] - d) / D - 1 / soft_counts[c]
-                      for c in range(C) if soft_counts[c] >= 1]  # fmt: skip
+            excess = [
+                (own[c] - u[c] - d) @ np.linalg.solve(s, own[c] - u[c] - d) / D - 1 / soft_counts[c]
+                for c in range(C)
+                if soft_counts[c] >= 1
+            ]
             excess = sorted(excess)[(len(excess) - 1) // 2]
             n0 = most if excess <= 1 / most else max(1 / excess, 1.0)
         d = shift(n0)

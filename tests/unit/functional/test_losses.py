@@ -42,8 +42,7 @@ def weights_reference(row: list[float] | None, chosen: list[bool], form: str) ->
     inside = sum(p for p, is_one in zip(probs, chosen, strict=True) if is_one)
     outside = sum(p for p, is_one in zip(probs, chosen, strict=True) if not is_one)
     return [
-        p / inside if is_one else p / outside if form == "lw" else 0.0
-        for p, is_one in zip(probs, chosen, strict=True)
+        p / inside if is_one else p / outside if form == "lw" else 0.0 for p, is_one in zip(probs, chosen, strict=True)
     ]
 
 

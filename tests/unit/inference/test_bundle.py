@@ -99,8 +99,10 @@ def test_heads_equal_loops(members: int, scale: float | None):
 
 @pytest.mark.parametrize("members", [1, 3])
 def test_the_text_head_is_what_the_prompts_say(tmp_path: Path, tiny_backbone: Backbone, members: int):
-    learners = [PromptLearner(tiny_backbone, NAMES, n_ctx=4, generator=torch.Generator().manual_seed(number))
-                for number in range(members)]  # fmt: skip
+    learners = [
+        PromptLearner(tiny_backbone, NAMES, n_ctx=4, generator=torch.Generator().manual_seed(number))
+        for number in range(members)
+    ]
     model = PromptedCLIP(tiny_backbone, PromptEnsemble(learners) if members > 1 else learners[0])
     with torch.no_grad():
         text, expected = model.text_features(), model(unit(5, 24)).softmax(dim=1)
@@ -141,9 +143,14 @@ def test_the_json_says_what_the_tensors_are(folder: Path, tiny_backbone: Backbon
 
 @pytest.mark.parametrize(
     "changes",
-    [{"text": unit(4, 24)}, {"text": unit(2, 4, 24)}, {"auxiliary": auxiliary(width=23)}, {"primary": "best"},
-     {"auxiliary": None}],
-)  # fmt: skip
+    [
+        {"text": unit(4, 24)},
+        {"text": unit(2, 4, 24)},
+        {"auxiliary": auxiliary(width=23)},
+        {"primary": "best"},
+        {"auxiliary": None},
+    ],
+)
 def test_heads_that_do_not_fit_are_not_saved(tmp_path: Path, tiny_backbone: Backbone, changes: dict):
     with pytest.raises(ValueError, match="head"):
         write(tmp_path / "b", tiny_backbone, **changes)
@@ -233,9 +240,13 @@ def test_a_backbone_is_loaded_in_its_own_precision(tmp_path: Path, precision: st
 
 def test_preparation_is_told_for_every_family():
     assert preprocessing_of(small_backbone("siglip")) == {
-        "resize": "Resize", "size": [32, 32], "interpolation": "bicubic", "crop": None,
-        "mean": [0.5] * 3, "std": [0.5] * 3,
-    }  # fmt: skip
+        "resize": "Resize",
+        "size": [32, 32],
+        "interpolation": "bicubic",
+        "crop": None,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
     made = preprocessing_of(load_backbone("mini"))
     assert (made["size"], made["crop"]) == (32, [32, 32]) and made["mean"][0] == pytest.approx(0.48145466)
 
@@ -256,9 +267,7 @@ def expected(bundle: Bundle, path: str | Path, head: str) -> Tensor:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("head", ["text", "fused", None])
-def test_predictions_equal_one_image_at_a_time(
-    bundle: Bundle, pictures: list[str], batch_size: int, head: str | None
-):
+def test_predictions_equal_one_image_at_a_time(bundle: Bundle, pictures: list[str], batch_size: int, head: str | None):
     made = list(bundle.predict(pictures, top=3, batch_size=batch_size, head=head))
     assert [str(one.path) for one in made] == pictures and bundle.skipped == {}
     for one in made:
@@ -323,11 +332,14 @@ def test_a_wrong_call_fails_at_once(bundle: Bundle, tmp_path: Path):
     (tmp_path / "hidden").mkdir()
     write_pictures(tmp_path / "hidden" / ".x", 1)
     for images, options, said in (
-        (tmp_path / "nowhere", {}, "no image or folder"), (tmp_path / "empty", {}, "no images below"),
-        (tmp_path / "hidden", {}, "only hidden files"), ([], {}, "there are no images"),
-        (tmp_path, {"top": 0}, "top is 0"), (tmp_path, {"batch_size": 0}, "batch_size is 0"),
+        (tmp_path / "nowhere", {}, "no image or folder"),
+        (tmp_path / "empty", {}, "no images below"),
+        (tmp_path / "hidden", {}, "only hidden files"),
+        ([], {}, "there are no images"),
+        (tmp_path, {"top": 0}, "top is 0"),
+        (tmp_path, {"batch_size": 0}, "batch_size is 0"),
         (tmp_path, {"head": "best"}, "no best head"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=said):
             bundle.predict(images, **options)
 

@@ -50,9 +50,10 @@ def outputs(path: Path, images: Tensor) -> dict[str, Tensor]:
 
 
 BACKBONES = {
-    "mini": lambda: load_backbone("mini"), "vit": lambda: small_backbone("vit"),
+    "mini": lambda: load_backbone("mini"),
+    "vit": lambda: small_backbone("vit"),
     "siglip": lambda: small_backbone("siglip"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -84,9 +85,11 @@ def test_half_precision_is_exported_in_full_and_metadata_tell_how_to_use_it(tmp_
     session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
     said = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     assert said == {
-        "classes": NAMES, "primary": "text", "preprocessing": preprocessing_of(backbone),
+        "classes": NAMES,
+        "primary": "text",
+        "preprocessing": preprocessing_of(backbone),
         "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
-    }  # fmt: skip
+    }
 
 
 def test_a_file_that_differs_from_torch_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

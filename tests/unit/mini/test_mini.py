@@ -185,12 +185,20 @@ def test_vae_keeps_pictures(small_corpus):
 @pytest.mark.parametrize(
     ("family", "style"),
     [
-        ("Dancing Script", "Bold"), ("Kaushan Script", "Regular"), ("DkgHandwriting", "Regular"),
-        ("Comic Neue", "Italic"), ("Humor Sans", "Normal"), ("URW Chancery L", "Medium Italic"), ("Z003", ""),
-        ("TeX Gyre Chorus", "Italic"), ("Ecolier_court", "Regular"), ("Noto Sans Bengali", "Regular"),
-        ("Compagnon", "Script"), ("cmsy10", "Regular"),
+        ("Dancing Script", "Bold"),
+        ("Kaushan Script", "Regular"),
+        ("DkgHandwriting", "Regular"),
+        ("Comic Neue", "Italic"),
+        ("Humor Sans", "Normal"),
+        ("URW Chancery L", "Medium Italic"),
+        ("Z003", ""),
+        ("TeX Gyre Chorus", "Italic"),
+        ("Ecolier_court", "Regular"),
+        ("Noto Sans Bengali", "Regular"),
+        ("Compagnon", "Script"),
+        ("cmsy10", "Regular"),
     ],
-)  # fmt: skip
+)
 def test_handwriting_is_excluded(family: str, style: str):
     assert fonts.is_excluded(family, style)
 

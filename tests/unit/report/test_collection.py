@@ -21,23 +21,36 @@ def titles(output: Path, **options: Any) -> list[str]:
 def test_rows_stand_in_the_usual_order_and_numbers_in_theirs(tmp_path: Path):
     shots = [f"mini+DATASET.NUM_SHOTS={number}" for number in (16, 4, 1)]
     for trainer, config in [
-        ("AiR", "mini"), ("Other", "mini"), ("CPL", "mini"), ("ZeroshotAiR", "mini"), ("ZeroshotCLIP", "mini"),
-        ("UPL", "mini"), *(("CoOp", config) for config in shots), ("CoOp", "mini"),
-    ]:  # fmt: skip
+        ("AiR", "mini"),
+        ("Other", "mini"),
+        ("CPL", "mini"),
+        ("ZeroshotAiR", "mini"),
+        ("ZeroshotCLIP", "mini"),
+        ("UPL", "mini"),
+        *(("CoOp", config) for config in shots),
+        ("CoOp", "mini"),
+    ]:
         write(tmp_path, result(trainer, config=config))
     assert titles(tmp_path) == [
-        "ZeroshotCLIP (mini)", "CoOp (mini)", *(f"CoOp ({config})" for config in reversed(shots)), "UPL (mini)",
-        "CPL (mini)", "ZeroshotAiR (mini)", "AiR (mini)", "Other (mini)",
-    ]  # fmt: skip
+        "ZeroshotCLIP (mini)",
+        "CoOp (mini)",
+        *(f"CoOp ({config})" for config in reversed(shots)),
+        "UPL (mini)",
+        "CPL (mini)",
+        "ZeroshotAiR (mini)",
+        "AiR (mini)",
+        "Other (mini)",
+    ]
 
 
 def test_methods_json_names_and_orders_rows(tmp_path: Path):
     for trainer in ("ZeroshotCLIP", "CPL", "AiR"):
         write(tmp_path, result(trainer))
     entries = [
-        {"trainer": "AiR", "config": "mini", "title": "ours"}, {"trainer": "UPL", "config": "mini", "title": "not run"},
+        {"trainer": "AiR", "config": "mini", "title": "ours"},
+        {"trainer": "UPL", "config": "mini", "title": "not run"},
         {"trainer": "CPL", "config": "mini", "title": ""},
-    ]  # fmt: skip
+    ]
     (tmp_path / "digits" / "methods.json").write_text(json.dumps(entries))
     for folder in (tmp_path, tmp_path / "digits"):
         assert titles(folder) == ["ours", "CPL (mini)", "ZeroshotCLIP (mini)"]
@@ -53,8 +66,19 @@ def test_the_first_data_set_with_a_title_gives_it(tmp_path: Path):
     assert titles(tmp_path, datasets=["letters"]) == ["ours on letters"]
 
 
-@pytest.mark.parametrize("text", ["", "[", "{}", "[1]", '[{"trainer": "AiR"}]', "[" * 100_000, "\x00",
-                                  '[{"trainer": "AiR", "config": "mini", "title": "two\\nlines"}]'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[",
+        "{}",
+        "[1]",
+        '[{"trainer": "AiR"}]',
+        "[" * 100_000,
+        "\x00",
+        '[{"trainer": "AiR", "config": "mini", "title": "two\\nlines"}]',
+    ],
+)
 def test_a_damaged_methods_json_costs_only_the_names(tmp_path: Path, text: str):
     write(tmp_path, result())
     path = tmp_path / "digits" / "methods.json"

@@ -110,8 +110,10 @@ def test_differences_to_a_baseline(tmp_path: Path):
     assert rows_of(text)[0][-1] == "difference to CPL (mini)"
     assert cells(text, "AiR (mini)")[-1] == f"+37.5 [{found.low:.1f}, {found.high:.1f}]"
     assert cells(text, "CPL (mini)")[-1] == "" and cells(text, "UPL (mini)")[-1] == ""
-    assert view.faults == [f"digits: no difference of UPL (mini) to CPL (mini): {upl.runs['digits'][1]['path'].parent} "
-                           "has no predictions.json"]  # fmt: skip
+    assert view.faults == [
+        f"digits: no difference of UPL (mini) to CPL (mini): {upl.runs['digits'][1]['path'].parent} "
+        "has no predictions.json"
+    ]
     assert "Difference to CPL (mini): in points" in text
 
 
@@ -136,9 +138,15 @@ def test_details_have_every_head_the_pseudo_labels_and_every_seed(tmp_path: Path
     assert rows_of(text)[3:] == [
         ["method", "primary classifier", "text head", "fused head", "pseudo-labels", "every seed"],
         ["CPL (mini)", "text", "75.0", "", "", "1: 75.0"],
-        ["AiR (mini)", "fused", "81.2 +- 1.9", f"{mean(values) + 1:.1f} +- 1.9", "90.0 +- 0.0",
-         "1: 80.2, 2: 82.5, 3: 84.0"],
-    ]  # fmt: skip
+        [
+            "AiR (mini)",
+            "fused",
+            "81.2 +- 1.9",
+            f"{mean(values) + 1:.1f} +- 1.9",
+            "90.0 +- 0.0",
+            "1: 80.2, 2: 82.5, 3: 84.0",
+        ],
+    ]
     assert "\ndigits, every head and seed\n" in text and "Pseudo-labels: " in text
     assert "every seed" not in github(tmp_path) and "Pseudo-labels" not in github(tmp_path)
 
@@ -157,21 +165,34 @@ def with_lambda(output: Path) -> None:
     """AiR with a fixed lambda in one round, and with one of its own in one or two; CPL without any."""
     write(output, result("CPL", stages=stages(("features of train", 5.0), ("prompt training", 9.0))))
     for seed, (fixed, chosen, best) in {1: (80.0, 84.0, 85.0), 2: (81.0, 85.0, 88.0)}.items():
-        write(output, result(
-            seed=seed, heads={"text": {"accuracy": 70.0}, "fused": {"accuracy": fixed}}, primary="fused",
-            by_lambda=[[0.0, 70.0], [2.0, fixed], [4.0, 82.0]], beta=1.5,
-            provenance={"settings": {"AIR.LAMBDA": 2.0, "AIR.BETA": 1.5}},
-            stages=stages(("generator", 3.0), ("lora", None), ("prompt training", 9.0)),
-        ))  # fmt: skip
+        write(
+            output,
+            result(
+                seed=seed,
+                heads={"text": {"accuracy": 70.0}, "fused": {"accuracy": fixed}},
+                primary="fused",
+                by_lambda=[[0.0, 70.0], [2.0, fixed], [4.0, 82.0]],
+                beta=1.5,
+                provenance={"settings": {"AIR.LAMBDA": 2.0, "AIR.BETA": 1.5}},
+                stages=stages(("generator", 3.0), ("lora", None), ("prompt training", 9.0)),
+            ),
+        )
         weights = (9.0, 2.0 + seed / 4) if seed == 2 else (2.0 + seed / 4,)
         again = [("lora, round 2", 27.0)] if seed == 2 else []
-        write(output, result(
-            seed=seed, heads={"text": {"accuracy": 70.0}, "fused": {"accuracy": chosen}}, primary="fused",
-            config="mini+plus", by_lambda=[[0.0, 70.0], [weights[-1], chosen], [16.0, best]],
-            auxiliary=auxiliary_rounds(*weights, seed=seed), beta=0.5 + seed / 4,
-            provenance={"settings": {"AIR.LAMBDA": "auto", "AIR.BETA": "auto"}},
-            stages=stages(("generator", 3.0), ("lora", 25.0 + seed), *again, ("a new one", 1.25)),
-        ))  # fmt: skip
+        write(
+            output,
+            result(
+                seed=seed,
+                heads={"text": {"accuracy": 70.0}, "fused": {"accuracy": chosen}},
+                primary="fused",
+                config="mini+plus",
+                by_lambda=[[0.0, 70.0], [weights[-1], chosen], [16.0, best]],
+                auxiliary=auxiliary_rounds(*weights, seed=seed),
+                beta=0.5 + seed / 4,
+                provenance={"settings": {"AIR.LAMBDA": "auto", "AIR.BETA": "auto"}},
+                stages=stages(("generator", 3.0), ("lora", 25.0 + seed), *again, ("a new one", 1.25)),
+            ),
+        )
 
 
 def test_lambda_regret_and_rounds_are_in_the_details(tmp_path: Path):
@@ -181,9 +202,18 @@ def test_lambda_regret_and_rounds_are_in_the_details(tmp_path: Path):
     begin = found.index(FUSION)
     assert found[begin + 1 : begin + 3] == [
         ["AiR (mini)", "2 (fixed)", "80.5 +- 0.7", "82.0 +- 0.0", "1.5 +- 0.7", "1.5 (fixed)", "", "", ""],
-        ["AiR (mini+plus)", "2.38 +- 0.18", "84.5 +- 0.7", "86.5 +- 2.1", "2.0 +- 1.4", "0.88 +- 0.18", "12.0 +- 1.4",
-         "1.5", "88.5 +- 0.7"],
-    ]  # fmt: skip
+        [
+            "AiR (mini+plus)",
+            "2.38 +- 0.18",
+            "84.5 +- 0.7",
+            "86.5 +- 2.1",
+            "2.0 +- 1.4",
+            "0.88 +- 0.18",
+            "12.0 +- 1.4",
+            "1.5",
+            "88.5 +- 0.7",
+        ],
+    ]
     assert "\ndigits, lambda and rounds\n" in text
     assert "computed afterwards from test labels that the method never saw" in text
     assert "oracle" not in github(tmp_path).lower() and "Seconds" not in github(tmp_path)
@@ -263,9 +293,16 @@ def test_damaged_figures_say_which_file(
 # LaTeX
 
 AWKWARD = [
-    "100 % of A&B", "a_b #1 $x$ ^2 ~ {c} \\d", "[option]", "* star", "}", "a < b > c", "1.0 +- 2.0",
-    "a & 1.0 +- 2.0", "\\\\",
-]  # fmt: skip
+    "100 % of A&B",
+    "a_b #1 $x$ ^2 ~ {c} \\d",
+    "[option]",
+    "* star",
+    "}",
+    "a < b > c",
+    "1.0 +- 2.0",
+    "a & 1.0 +- 2.0",
+    "\\\\",
+]
 
 
 def awkward(output: Path) -> None:
@@ -299,8 +336,14 @@ def test_latex_is_well_formed_whatever_rows_are_called(tmp_path: Path):
     assert all(unescaped(row, "&") == 2 for row in main_rows) and all(unescaped(row, "&") == 5 for row in more)
     assert not any(re.match(r" *[\[*]", row) for row in rows)
     assert all(unescaped(row, "$") % 2 == 0 for row in rows)
-    for title in ("100 \\% of A\\&B", "a\\_b \\#1 \\$x\\$ \\^{}2 \\textasciitilde{} \\{c\\} \\textbackslash{}d",
-                  "{}[option]", "{}* star", "a \\& 1.0 +- 2.0", "a \\ensuremath{<} b"):  # fmt: skip
+    for title in (
+        "100 \\% of A\\&B",
+        "a\\_b \\#1 \\$x\\$ \\^{}2 \\textasciitilde{} \\{c\\} \\textbackslash{}d",
+        "{}[option]",
+        "{}* star",
+        "a \\& 1.0 +- 2.0",
+        "a \\ensuremath{<} b",
+    ):
         assert sum(row.lstrip().startswith(title) for row in rows) == 2
 
 
@@ -310,8 +353,11 @@ def test_latex_figures_are_mathematics(tmp_path: Path):
         write_run(tmp_path, [True] * 4 + [False] * 4, seed=seed, trainer="CPL")
     text = as_latex(view_of(tmp_path, "CPL (mini)"), details=False)
     (row,) = [line for line in text.splitlines() if line.lstrip().startswith("AiR")]
-    assert re.fullmatch(r" *AiR \(mini\) +& \$81\.2 \\pm 8\.8\$ +& \$2\$ +"
-                        r"& \$\+31\.2 \[\d+\.\d, \d+\.\d\]\$ +\\\\", row), row  # fmt: skip
+    assert re.fullmatch(
+        r" *AiR \(mini\) +& \$81\.2 \\pm 8\.8\$ +& \$2\$ +"
+        r"& \$\+31\.2 \[\d+\.\d, \d+\.\d\]\$ +\\\\",
+        row,
+    ), row
     assert text.startswith('% digits: backbone mini, split family zhou, template "a photo of the digit {}."\n')
 
 
@@ -390,9 +436,21 @@ def test_options_choose_rows_columns_and_details(tmp_path: Path, capsys: pytest.
     code, out, err = air(capsys, str(tmp_path))
     assert (code, out) == (2, "") and "--backbone NAME" in err and str(other) in err and err.count("\n") == 1
     code, out, err = air(
-        capsys, str(tmp_path), "--backbone", "mini", "--split-family", "zhou", "--dataset", "letters", "--method",
-        "AiR (mini)", "--baseline", "CPL (mini)", "--ci95", "--details",
-    )  # fmt: skip
+        capsys,
+        str(tmp_path),
+        "--backbone",
+        "mini",
+        "--split-family",
+        "zhou",
+        "--dataset",
+        "letters",
+        "--method",
+        "AiR (mini)",
+        "--baseline",
+        "CPL (mini)",
+        "--ci95",
+        "--details",
+    )
     assert (code, err) == (0, "")
     assert rows_of(out) == [
         ["method", "letters", "seeds", "difference to CPL (mini)"],
@@ -418,9 +476,7 @@ def test_options_choose_rows_columns_and_details(tmp_path: Path, capsys: pytest.
         (["--format", "html", "--out", "{folder}"], "cannot write {folder}: "),
     ],
 )
-def test_wrong_options_are_one_line(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture
-):
+def test_wrong_options_are_one_line(arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture):
     file = write(tmp_path, result())
     write(tmp_path, result("CPL"))
     places = {"folder": tmp_path / "digits", "file": file}
@@ -523,9 +579,10 @@ def test_rows_of_a_plan_have_its_titles_order_and_baseline(tmp_path: Path, capsy
     assert report(tmp_path, only="digits", baseline="theirs", rows=rows) == 0
     found = rows_of(capsys.readouterr().out)
     assert found[:3] == [
-        ["method", "digits", "seeds", "difference to theirs"], ["ours", "50.0", "1", "+0.0 [0.0, 0.0]"],
+        ["method", "digits", "seeds", "difference to theirs"],
+        ["ours", "50.0", "1", "+0.0 [0.0, 0.0]"],
         ["theirs", "50.0", "1", ""],
-    ]  # fmt: skip
+    ]
     with pytest.raises(UserError, match="unknown baseline 'CPL'"):
         report(tmp_path, only="digits", baseline="CPL", rows=rows)
 

@@ -277,10 +277,14 @@ def test_methods_with_no_figures_a_class_leave_a_sentence(tmp_path: Path):
     (folder / "result.json").write_text(json.dumps(result))
     page = page_of(tmp_path)
     for sentence in (
-        "No result holds the accuracy of each class.", "No run has a predictions.json to count from.",
-        "No method has pseudo-labels.", "No two methods differ in AIR.M only", "No result holds accuracies by lambda",
-        "No method has a gallery.", "No run has a predictions.json to look in.",
-    ):  # fmt: skip
+        "No result holds the accuracy of each class.",
+        "No run has a predictions.json to count from.",
+        "No method has pseudo-labels.",
+        "No two methods differ in AIR.M only",
+        "No result holds accuracies by lambda",
+        "No method has a gallery.",
+        "No run has a predictions.json to look in.",
+    ):
         assert sentence in page.words
     assert page.named("svg") == page.named("img") == []
 
@@ -374,8 +378,16 @@ def with_curves(output: Path, chosen: dict[int, float], settings: dict[str, Any]
     for number, (seed, weight) in enumerate(chosen.items(), start=5):
         said = [label if i < number else 1 - label for i, label in enumerate(labels)]
         curve = {0.0: 40.0, 1.0: 50.0 + seed, 2.0: 60.0, weight: 10.0 * number}
-        write_run(output, ["x", "y"], labels, {"text": labels, "fused": said}, seed=seed, settings=settings,
-                  by_lambda=sorted(map(list, curve.items())), auxiliary=auxiliary_rounds(weight))  # fmt: skip
+        write_run(
+            output,
+            ["x", "y"],
+            labels,
+            {"text": labels, "fused": said},
+            seed=seed,
+            settings=settings,
+            by_lambda=sorted(map(list, curve.items())),
+            auxiliary=auxiliary_rounds(weight),
+        )
 
 
 def generated(monkeypatch: pytest.MonkeyPatch, output: Path) -> Panel:
@@ -430,8 +442,9 @@ def test_lambda_rounds_and_seconds_are_those_of_the_text_tables(several: Path):
 
 
 def test_lambda_is_on_a_page_without_test_labels(tmp_path: Path):
-    folder = write_run(tmp_path, ["x", "y"], [0, 1], {"text": [0, 1], "fused": [0, 1]},
-                       auxiliary=auxiliary_rounds(2.5, accuracy=None))  # fmt: skip
+    folder = write_run(
+        tmp_path, ["x", "y"], [0, 1], {"text": [0, 1], "fused": [0, 1]}, auxiliary=auxiliary_rounds(2.5, accuracy=None)
+    )
     result = json.loads((folder / "result.json").read_text())
     result["heads"] = {head: {"accuracy": None} for head in ("text", "fused")}
     (folder / "result.json").write_text(json.dumps(result))
@@ -554,8 +567,12 @@ def test_the_page_defines_the_colours_that_charts_use(several: Path):
 
 
 def test_a_collection_that_no_file_made(tmp_path: Path):
-    run = {"heads": {"text": {"accuracy": 50.0}}, "primary": "text", "pseudo_labels": {"accuracy": None},
-           "path": tmp_path / "seed1" / "result.json"}  # fmt: skip
+    run = {
+        "heads": {"text": {"accuracy": 50.0}},
+        "primary": "text",
+        "pseudo_labels": {"accuracy": None},
+        "path": tmp_path / "seed1" / "result.json",
+    }
     method = Method("AiR", "mini", "AiR", {"digits": {1: run}})
     collection = Collection(["digits"], [method], "mini", "zhou", {}, [])
     target = write_page(Comparison(collection), tmp_path / "deep" / "page.html")

@@ -16,7 +16,6 @@ from air_plugin.utils.errors import UserError
 # Reading
 
 
-
 @pytest.mark.parametrize("kind", HARMFUL)
 def test_damaged_and_foreign_files_are_named_and_the_rest_is_kept(tmp_path: Path, kind: str):
     write(tmp_path, result(seed=1))
@@ -35,8 +34,14 @@ def test_what_only_newer_results_have_is_accepted(tmp_path: Path):
     write(tmp_path, result(seed=2, rounds=None, by_lambda=None, provenance={"settings": {"AIR.M": 3}}))
     round_ = {"changed": 0, "accuracy": None, "lambda": 0.0, "scale": None}  # the paper's form, not a label known
     em = {"prior_strength": 0.0, "iterations": 9, "converged": False, "soft_counts": [98.0, 0]}
-    write(tmp_path, result(seed=3, auxiliary=[round_, {**round_, **em, "accuracy": 100.0, "of a later version": "x"}],
-                           stages=[{"name": "lora, round 2", "seconds": 0, "cached": True}]))  # fmt: skip
+    write(
+        tmp_path,
+        result(
+            seed=3,
+            auxiliary=[round_, {**round_, **em, "accuracy": 100.0, "of a later version": "x"}],
+            stages=[{"name": "lora, round 2", "seconds": 0, "cached": True}],
+        ),
+    )
     write(tmp_path, result(seed=4, auxiliary=None, stages=None, beta=None))
     write(tmp_path, result(seed=5, beta=0))
     results, faults = read_results(tmp_path)

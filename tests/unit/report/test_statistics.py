@@ -166,8 +166,9 @@ def test_no_difference_has_a_reason(tmp_path: Path, kind: str):
         write_predictions(path, {**said, "images": said["images"][::-1]})
     elif kind == "other labels":
         labels, predicted = [0, 1, 0], [0, 0, 0]
-        write_predictions(path, {**said, "labels": labels,
-                                 "heads": {"text": {"predicted": predicted, "confidence": [1, 1, 1]}}})  # fmt: skip
+        write_predictions(
+            path, {**said, "labels": labels, "heads": {"text": {"predicted": predicted, "confidence": [1, 1, 1]}}}
+        )
     method, baseline = method_of(tmp_path, "AiR"), method_of(tmp_path, "CPL")
     reasons: list[str] = []
     assert paired_difference(method, baseline, "digits", reasons=reasons) is None
@@ -175,11 +176,12 @@ def test_no_difference_has_a_reason(tmp_path: Path, kind: str):
     (reason,) = reasons
     assert reason.startswith("digits: no difference of AiR (mini) to CPL (mini): ") and "\n" not in reason
     said_of = {
-        "no predictions": f"{path.parent} has no predictions.json", "damaged": str(path.with_name("predictions.json")),
+        "no predictions": f"{path.parent} has no predictions.json",
+        "damaged": str(path.with_name("predictions.json")),
         "other images": f"{path.parent} and {other.parent} were not tested on the same",
         "other labels": f"{path.parent} and {other.parent} were not tested on the same",
         "no common seed": "no seed in common",
-    }  # fmt: skip
+    }
     assert said_of[kind] in reason
 
 
@@ -217,8 +219,16 @@ def test_regret_against_a_plain_loop(tmp_path: Path):
         curve = {weight: rng.uniform(60, 90) for weight in (0.0, 1.0, 2.0, 4.0, chosen)}
         heads = {"text": {"accuracy": curve[0.0]}, "fused": {"accuracy": curve[chosen]}}
         rounds = auxiliary_rounds(99.0, chosen, seed=seed)
-        write(tmp_path, result(seed=seed, heads=heads, by_lambda=sorted(map(list, curve.items())), auxiliary=rounds,
-                               provenance=settings("auto")))  # fmt: skip
+        write(
+            tmp_path,
+            result(
+                seed=seed,
+                heads=heads,
+                by_lambda=sorted(map(list, curve.items())),
+                auxiliary=rounds,
+                provenance=settings("auto"),
+            ),
+        )
         best = -1.0
         for weight in curve:
             if curve[weight] > best:

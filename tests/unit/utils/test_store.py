@@ -56,9 +56,18 @@ def test_tuples_and_lists_are_the_same_settings(store: Store):
 def test_digests_tell_names_types_shapes_and_values_apart():
     x = torch.arange(4.0)
     variants = [
-        {"x": x}, {"y": x}, {"x": x + 1}, {"x": x.double()}, {"x": x.reshape(2, 2)}, {"x": x.int()},
-        {"x": x, "y": x}, {"x": x[:3]}, {"x": x.half()}, {"x": x.bfloat16()}, {},
-    ]  # fmt: skip
+        {"x": x},
+        {"y": x},
+        {"x": x + 1},
+        {"x": x.double()},
+        {"x": x.reshape(2, 2)},
+        {"x": x.int()},
+        {"x": x, "y": x},
+        {"x": x[:3]},
+        {"x": x.half()},
+        {"x": x.bfloat16()},
+        {},
+    ]
     assert len({tensor_digest(variant) for variant in variants}) == len(variants)
     assert tensor_digest({"x": x, "y": x}) == tensor_digest({"y": x, "x": x.clone().requires_grad_()})
     assert tensor_digest({"x": torch.zeros(2, 3).T}) == tensor_digest({"x": torch.zeros(3, 2)})
@@ -178,7 +187,8 @@ DAMAGE = {
     "mark a list": (lambda folder: (folder / "entry.json").write_text("[1]"), "entry.json is damaged"),
     "mark a number": (lambda folder: (folder / "entry.json").write_text("5"), "entry.json is damaged"),
     "mark without files": (
-        lambda folder: (folder / "entry.json").write_text(json.dumps({"settings": SETTINGS})), "entry.json is damaged",
+        lambda folder: (folder / "entry.json").write_text(json.dumps({"settings": SETTINGS})),
+        "entry.json is damaged",
     ),
     "files a list": (
         lambda folder: (folder / "entry.json").write_text(json.dumps({"settings": SETTINGS, "files": ["a"]})),
@@ -188,7 +198,7 @@ DAMAGE = {
         lambda folder: (folder / "entry.json").write_text(json.dumps({"settings": {}, "files": {}})),
         "its settings are not those of its key",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", DAMAGE)

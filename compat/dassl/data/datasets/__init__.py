@@ -1,4 +1,5 @@
 """The base class of data sets and their registry; no data set itself."""
+
 from .base_dataset import DatasetBase, Datum
 from .build import DATASET_REGISTRY, build_dataset
 

@@ -1,4 +1,5 @@
 """An image with its label, and the base class of data sets."""
+
 from __future__ import annotations
 
 import os.path as osp
@@ -134,9 +135,7 @@ class DatasetBase:
         """Left out."""
         raise NotImplementedError(left_out("DatasetBase.download_data"))
 
-    def generate_fewshot_dataset(
-        self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False
-    ) -> Any:
+    def generate_fewshot_dataset(self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False) -> Any:
         """Draw num_shots items of each class, with the global generator of `random`.
 
         The order of the draws is part of the contract (the same seed gives the same shots as upstream):

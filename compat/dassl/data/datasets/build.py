@@ -1,4 +1,5 @@
 """Data sets by name."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

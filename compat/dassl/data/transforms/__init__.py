@@ -1,4 +1,5 @@
 """Image transforms by name."""
+
 from typing import Any
 
 from . import transforms

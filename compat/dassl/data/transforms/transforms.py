@@ -1,4 +1,5 @@
 """Image transforms by name; torchvision is imported when one is built."""
+
 from __future__ import annotations
 
 import random
