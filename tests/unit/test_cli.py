@@ -16,7 +16,7 @@ from small_models import SIDE, make_backbone, make_generator
 
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.cli import main, parse, settings_of
-from air_plugin.clip import backbone as backbone_module
+from air_plugin.clip import loading
 from air_plugin.clip.backbone import Backbone
 from air_plugin.diffusion import pipeline as pipeline_module
 from air_plugin.diffusion.lora import WEIGHTS
@@ -55,20 +55,8 @@ def test_importing_the_library_imports_nothing_heavy():
 
 
 def test_importing_its_modules_leaves_the_model_libraries_out():
-    modules = [
-        "auxiliary",
-        "backbone",
-        "bundle",
-        "config",
-        "export",
-        "features",
-        "mixin",
-        "prompts",
-        "report",
-        "results",
-        "store",
-        "diffusion.lora",
-    ]
+    modules = ["auxiliary.build", "clip.loading", "clip.prompts", "clip.features", "inference.bundle", "inference.onnx"]
+    modules += ["config", "mixin", "report.formats", "report.results", "utils.store", "diffusion.lora"]
     imports = ", ".join(f"air_plugin.{name}" for name in modules)
     heavy = [name for name in HEAVY if name != "torch"]
     done = python(f"import sys, {imports}; print([name for name in {heavy} if name in sys.modules])")
@@ -122,7 +110,7 @@ def classes(tmp_path: Path) -> Path:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The small random models instead of the embedded ones, and options that fit them."""
-    monkeypatch.setattr(backbone_module, "load_backbone", lambda *_, **__: make_backbone())
+    monkeypatch.setattr(loading, "load_backbone", lambda *_, **__: make_backbone())
     monkeypatch.setattr(pipeline_module, "load_generator", lambda *_, **__: make_generator())
     options = {"SIZE": SIDE, "STEPS": 1, "M": 3, "K": 2, "LORA.STEPS": 2, "LORA.RANK": 2, "LORA.BATCH": 2}
     return [word for key, value in options.items() for word in (f"AIR.{key}", str(value))]
@@ -182,7 +170,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ):
     arguments, said = BAD[kind]
     if "generator" in kind:
-        monkeypatch.setattr(backbone_module, "load_backbone", lambda *_, **__: make_backbone())
+        monkeypatch.setattr(loading, "load_backbone", lambda *_, **__: make_backbone())
     (tmp_path / "empty").mkdir()
     (tmp_path / "nothing.txt").write_text("\n")
     (tmp_path / "twice.txt").write_text("dog\ncat\ndog\n")
@@ -288,10 +276,10 @@ def test_offline_is_told_before_anything_is_loaded(
     seen: list[bool] = []
 
     def load(*_, **__):
-        seen.append(backbone_module.is_offline())
+        seen.append(loading.is_offline())
         return make_backbone()
 
-    monkeypatch.setattr(backbone_module, "load_backbone", load)
+    monkeypatch.setattr(loading, "load_backbone", load)
     line = ["lora", str(Path(pictures[0]).parent), "--classes", str(classes), "--store", str(tmp_path / "s"), *small]
     for flag in ([], ["--offline"]):
         assert main([*line, *flag]) == 0
@@ -452,7 +440,7 @@ def test_a_full_disk_is_one_line(
         except OSError as error:
             raise RuntimeError("writing failed") from error
 
-    monkeypatch.setattr(backbone_module, "load_backbone", full)
+    monkeypatch.setattr(loading, "load_backbone", full)
     assert main(["lora", str(Path(pictures[0]).parent), "--classes", str(classes)]) == 2
     assert capsys.readouterr().err.startswith("error: the disk is full")
 
@@ -461,7 +449,7 @@ def test_a_fault_of_ours_is_not_hidden(classes: Path, pictures: list[str], monke
     def broken(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(backbone_module, "load_backbone", broken)
+    monkeypatch.setattr(loading, "load_backbone", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["lora", str(Path(pictures[0]).parent), "--classes", str(classes)])
 

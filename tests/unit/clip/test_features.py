@@ -39,18 +39,18 @@ def test_plain_is_the_first_view():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_draw_gives_different_augmented_views_of_the_asked_images(count: int):
+def test_sample_gives_different_augmented_views_of_the_asked_images(count: int):
     index = torch.tensor([4, 0, 4, 2] * 20)
-    drawn = numbered_table(5, 5).draw(index, generator=rng(), count=count)
-    assert drawn.shape == (count, 80, 2)
-    assert torch.equal(drawn[:, :, 0], index.float().expand(count, -1))
-    views = drawn[:, :, 1].T.tolist()
+    sampled = numbered_table(5, 5).sample(index, generator=rng(), count=count)
+    assert sampled.shape == (count, 80, 2)
+    assert torch.equal(sampled[:, :, 0], index.float().expand(count, -1))
+    views = sampled[:, :, 1].T.tolist()
     assert all(len(set(row)) == count and 0 not in row for row in views)
     assert {view for row in views for view in row} == {1, 2, 3, 4}
     assert len({tuple(row) for row in views}) > 3  # images draw independently
 
 
-def test_draw_depends_on_the_generator_alone():
+def test_sample_depends_on_the_generator_alone():
     table, index = numbered_table(5, 5), torch.arange(5)
     first = table.sample(index, generator=rng(1), count=2)
     torch.manual_seed(5)
@@ -58,12 +58,12 @@ def test_draw_depends_on_the_generator_alone():
     assert not torch.equal(table.sample(index, generator=rng(2), count=2), first)
 
 
-def test_draw_makes_do_with_too_few_views():
-    one = numbered_table(3, 1).draw(torch.tensor([2, 1]), generator=rng(), count=2)
+def test_sample_makes_do_with_too_few_views():
+    one = numbered_table(3, 1).sample(torch.tensor([2, 1]), generator=rng(), count=2)
     assert one.tolist() == [[[2, 0], [1, 0]]] * 2
-    two = numbered_table(3, 2).draw(torch.tensor([2, 1]), generator=rng(), count=2)
+    two = numbered_table(3, 2).sample(torch.tensor([2, 1]), generator=rng(), count=2)
     assert sorted(two[:, 0, 1].tolist()) == sorted(two[:, 1, 1].tolist()) == [0, 1]
-    assert numbered_table(3, 2).draw(torch.tensor([2]), generator=rng()).tolist() == [[[2, 1]]]
+    assert numbered_table(3, 2).sample(torch.tensor([2]), generator=rng()).tolist() == [[[2, 1]]]
 
 
 # extract_features

@@ -943,7 +943,7 @@ def test_result_records_the_family_that_was_used(monkeypatch, without_made):
             dm=SimpleNamespace(dataset=dataset),
             results={},
             primary="text",
-            figures=dict,
+            metrics=dict,
             stages=SimpleNamespace(done=[]),
         )
         return train.make_result(cfg, trainer, "c")

@@ -548,7 +548,7 @@ def test_an_lcms_adapter_of_the_images_is_trained_without_it(
     path = str(save_pipeline("sd15", tmp_path / "sd15"))
     lcm = str(save_lcm_lora(tmp_path / "lcm", make_pipeline("sd15").unet))
     plain, few = load_generator(path), load_generator(path, lcm_lora=lcm, scheduler="lcm")
-    assert few.sampling != plain.drawing
+    assert few.sampling != plain.sampling
     folder, key, _ = train(plain, pictures, store)
     assert train(few, pictures, store) == (folder, key, True)
     again, _, _ = train(few, pictures, Store(tmp_path / "other"))

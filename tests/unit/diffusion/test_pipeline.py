@@ -108,7 +108,7 @@ def test_the_scheduler_is_chosen_and_keeps_the_spacing_of_the_steps(
 
 def test_the_same_weights_train_alike_and_draw_differently_under_other_schedulers(folders: dict[str, Path]):
     dpm, lcm = (load_generator(str(folders["sd15"]), scheduler=name) for name in ("dpm", "lcm"))
-    assert dpm.fingerprint == lcm.fingerprint and dpm.training == lcm.training and dpm.sampling != lcm.drawing
+    assert dpm.fingerprint == lcm.fingerprint and dpm.training == lcm.training and dpm.sampling != lcm.sampling
     turbo, second = (load_generator(str(folders[name])) for name in ("sd_turbo", "sd21"))
     assert turbo.fingerprint == second.fingerprint and turbo.training != second.training
     json.dumps([dpm.training, dpm.sampling])
@@ -226,7 +226,7 @@ def test_the_safety_checker_is_left_out_unless_it_is_asked_for(folders: dict[str
     assert plain.pipeline.safety_checker is None
     assert type(checked.pipeline.safety_checker).__name__ == "StableDiffusionSafetyChecker"
     assert not any(value.requires_grad for value in checked.pipeline.safety_checker.parameters())
-    assert plain.fingerprint == checked.fingerprint and plain.sampling != checked.drawing
+    assert plain.fingerprint == checked.fingerprint and plain.sampling != checked.sampling
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "mini"])
