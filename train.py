@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.append(str(ROOT / "compat"))  # last: an installed Dassl wins, the stand-in serves where there is none
 
 from air_plugin.utils.errors import UserError, exit_code, unknown  # noqa: E402
+from air_plugin.utils.logs import show_logs  # noqa: E402
 
 TRAINERS = ("zsclip", "coop", "upl", "cpl", "air")
 DATASETS = (
@@ -318,6 +319,7 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run; returns the exit code, 2 for bad input."""
     console = sys.stdout
+    show_logs()
     try:
         return exit_code(lambda: run(parse(argv)))
     finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from air_plugin.utils.errors import UserError, exit_code
+from air_plugin.utils.logs import show_logs
 
 if TYPE_CHECKING:
     from air_plugin.inference.bundle import Bundle, Prediction
@@ -313,6 +314,7 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The console script; returns the exit code, 2 for bad input."""
     args = parse(argv)
+    show_logs()
     try:
         return exit_code(lambda: run(args))
     except BrokenPipeError:  # `air predict ... | head`: who reads has enough

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,8 @@ from air_plugin.clip.backbone import Backbone
 from air_plugin.utils.errors import UserError, unknown
 from air_plugin.utils.offline import go_offline, is_offline
 from air_plugin.utils.tensors import DTYPES, save_tensors
+
+log = logging.getLogger(__name__)
 
 OPENAI_NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "ViT-B/32", "ViT-B/16", "ViT-L/14")
 PICKLES = (".pt", ".pth", ".bin")
@@ -301,9 +302,8 @@ def _require_weights(name: str, path: Path) -> None:
         raise UserError(f"{path} is no weight file; give one of .safetensors, {', '.join(PICKLES)}")
     _require_file(path)
     if path.suffix in PICKLES:
-        print(
-            f'note: {path} is a pickle, of which only tensors are read; make it safetensors once: air convert "{name}"',
-            file=sys.stderr,
+        log.warning(
+            '%s is a pickle, of which only tensors are read; make it safetensors once: air convert "%s"', path, name
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import digest, write_atomically
 from air_plugin.utils.seeding import stable_seed
 from air_plugin.utils.store import key_of
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 8
 MANIFEST = "manifest.jsonl"
@@ -120,9 +123,10 @@ def generate(pipeline: Any, jobs: Sequence[ImageJob], folder: Path, *, batch_siz
             bar.update(len(batch))
     failed = sum(known[job.key]["attempt"] for job in jobs)
     if failed:
-        print(
-            f"images: {failed} attempts gave black (as a safety checker leaves them), uniform or non-finite images; "
-            "each was generated again with the next seed"
+        log.info(
+            "images: %d attempts gave black (as a safety checker leaves them), uniform or non-finite images; "
+            "each was generated again with the next seed",
+            failed,
         )
     return GenerationReport([folder / f"{job.key}.png" for job in jobs], generated, failed)
 
@@ -193,7 +197,7 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
             record = json.loads(line)
             lines[record["key"]] = record
         except (ValueError, KeyError, TypeError):
-            print(f"cache: a damaged line in {path} is left out")
+            log.info("cache: a damaged line in %s is left out", path)
     if text and not text.endswith("\n"):
         with open(path, "a", encoding="utf-8") as manifest:
             manifest.write("\n")
@@ -207,5 +211,5 @@ def _is_whole(folder: Path, job: ImageJob, known: dict[str, dict[str, Any]]) -> 
         return False
     if digest(path.read_bytes()) == known[job.key].get("sha256"):
         return True
-    print(f"cache: {path} is thrown away and made again: its content does not match its key")
+    log.info("cache: %s is thrown away and made again: its content does not match its key", path)
     return False

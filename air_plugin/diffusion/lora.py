@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import shutil
@@ -32,6 +33,8 @@ from air_plugin.utils.images import load_rgb
 from air_plugin.utils.seeding import stable_seed
 from air_plugin.utils.store import Entry, Store
 from air_plugin.utils.tensors import load_tensors, save_tensors
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
 ADAPTER = "target"
@@ -374,5 +377,5 @@ def _load_checkpoint(
         state[number] = {field: tensors[f"{field}.{name}"] for field in ("step", "exp_avg", "exp_avg_sq")}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     losses = tensors["losses"].tolist()
-    print(f"LoRA: goes on from step {len(losses)} ({path})")
+    log.info("LoRA: goes on from step %d (%s)", len(losses), path)
     return len(losses), losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("air-plugin", "torch", "torchvision", "open_clip_torch", "diffusers", "transformers", "peft", "numpy")
 
@@ -39,7 +42,7 @@ class Stages:
         yield stage
         stage.seconds = round(time.perf_counter() - start, 3)
         self.done.append(stage)
-        print(f"stage {name}: {stage.seconds:.1f} s{' (from the store)' if stage.cached else ''}")
+        log.info("stage %s: %.1f s%s", name, stage.seconds, " (from the store)" if stage.cached else "")
 
 
 def collect(root: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ with its checksum: a folder without it is unfinished work, to be resumed by whoe
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from air_plugin.utils.files import digest, write_atomically
+
+log = logging.getLogger(__name__)
 
 MARK = "entry.json"
 
@@ -84,7 +87,7 @@ class Store:
                 stale.unlink()
             fault = _fault(path, plain)
             if fault:
-                print(f"cache: {path} is thrown away and made again: {fault}")
+                log.info("cache: %s is thrown away and made again: %s", path, fault)
                 shutil.rmtree(path)
                 path.mkdir()
             yield Entry(path, plain, complete=(path / MARK).exists())

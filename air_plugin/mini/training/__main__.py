@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 from pathlib import Path
+
+from air_plugin.utils.logs import show_logs
+
+log = logging.getLogger("air_plugin.mini.training")
 
 STAGES = ("clip", "vae", "unet")  # the U-Net needs the other two
 
@@ -18,6 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fonts", choices=("debian", "matplotlib"), default="debian")
     parser.add_argument("--threads", type=int, help="torch threads")
     chosen = parser.parse_args(arguments)
+    show_logs()
     if chosen.threads:
         import torch
 
@@ -26,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     for stage in STAGES if chosen.stage == "all" else (chosen.stage,):
         module = importlib.import_module(f"air_plugin.mini.training.train_{stage}")
         options = {} if chosen.steps is None else {"steps": chosen.steps}
-        print(stage, module.main(chosen.out, fonts=chosen.fonts, **options), flush=True)
+        log.info("%s %s", stage, module.main(chosen.out, fonts=chosen.fonts, **options))
 
 
 if __name__ == "__main__":

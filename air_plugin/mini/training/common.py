@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from air_plugin.mini.training.corpus import Corpus, render_masks
 from air_plugin.mini.training.fonts import find_faces, is_held_out
+
+log = logging.getLogger(__name__)
 
 SEED = 2025
 
@@ -81,17 +84,17 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 
 
 class Log:
-    """Prints running means of named figures every `every` steps."""
+    """Logs running means of named metrics every `every` steps."""
 
     def __init__(self, name: str, *, every: int = 100) -> None:
         self.name, self.every, self.start = name, every, time.monotonic()
         self.sums: dict[str, float] = {}
 
-    def add(self, step: int, **figures: float) -> None:
-        """Add one step's figures; print after every `every` steps."""
-        for key, value in figures.items():
+    def add(self, step: int, **metrics: float) -> None:
+        """Add one step's metrics; log after every `every` steps."""
+        for key, value in metrics.items():
             self.sums[key] = self.sums.get(key, 0.0) + value
         if (step + 1) % self.every == 0:
             means = "  ".join(f"{key} {value / self.every:.4f}" for key, value in self.sums.items())
-            print(f"{self.name} {step + 1}  {means}  {time.monotonic() - self.start:.0f} s", flush=True)
+            log.info("%s %d  %s  %.0f s", self.name, step + 1, means, time.monotonic() - self.start)
             self.sums = {}

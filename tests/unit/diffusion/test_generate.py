@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -215,17 +216,16 @@ def test_a_kill_within_a_batch_ends_bit_identical(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("damage", ["cut short", "another image", "emptied"])
-def test_a_damaged_image_is_made_again_and_said(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture):
+def test_a_damaged_image_is_made_again_and_said(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="air_plugin")
     first = generate(FakePipeline(), plan(), tmp_path, batch_size=4)
     before, path = contents(first), first.paths[2]
     if damage == "another image":
         shutil.copyfile(first.paths[3], path)
     else:
         path.write_bytes(path.read_bytes()[: 100 if damage == "cut short" else 0])
-    capsys.readouterr()
     second = generate(FakePipeline(), plan(), tmp_path, batch_size=4)
-    said = f"cache: {path} is thrown away and made again: its content does not match its key\n"
-    assert capsys.readouterr().out == said
+    assert caplog.messages == [f"cache: {path} is thrown away and made again: its content does not match its key"]
     assert second.generated == 1 and contents(second) == before
     assert generate(FakePipeline(), plan(), tmp_path, batch_size=4).generated == 0
 
@@ -248,7 +248,8 @@ def test_the_manifest_says_how_each_image_was_made(tmp_path: Path):
 
 
 @pytest.mark.parametrize("cut", [1, 30, 600])
-def test_a_manifest_line_cut_short_costs_its_image_alone(tmp_path: Path, cut: int, capsys: pytest.CaptureFixture):
+def test_a_manifest_line_cut_short_costs_its_image_alone(tmp_path: Path, cut: int, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="air_plugin")
     first = generate(FakePipeline(), plan(), tmp_path, batch_size=1)
     before, manifest = contents(first), tmp_path / MANIFEST
     text = manifest.read_text()
@@ -256,10 +257,9 @@ def test_a_manifest_line_cut_short_costs_its_image_alone(tmp_path: Path, cut: in
     kept = text[:-cut]
     lost = sum(kept.count(line.rstrip("\n")) == 0 for line in lines)
     manifest.write_text(kept)
-    capsys.readouterr()
     second = generate(FakePipeline(), plan(), tmp_path, batch_size=1)
     assert second.generated == lost and contents(second) == before
-    assert capsys.readouterr().out.count("a damaged line in") == (0 if cut == 1 else 1)
+    assert caplog.text.count("a damaged line in") == (0 if cut == 1 else 1)
     assert generate(FakePipeline(), plan(), tmp_path, batch_size=1).generated == 0
 
 
@@ -340,8 +340,9 @@ BLANKS = {
 
 @pytest.mark.parametrize("kind", BLANKS)
 def test_images_that_are_none_are_drawn_again_with_the_next_seed(
-    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ):
+    caplog.set_level(logging.INFO, logger="air_plugin")
     jobs = plan()
     bad = {jobs[1].seed, jobs[4].seed, jobs[4].seed_of_attempt(1)}
     pipeline = FakePipeline(lambda seed, image: BLANKS[kind](image) if seed in bad else image)
@@ -352,7 +353,7 @@ def test_images_that_are_none_are_drawn_again_with_the_next_seed(
         [jobs[4].seed_of_attempt(2)],
     ]
     assert (report.generated, report.failed) == (6, 3)
-    assert "images: 3 attempts" in capsys.readouterr().out
+    assert "images: 3 attempts" in caplog.text
     noise = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(jobs[4].seed_of_attempt(2)))
     assert np.array_equal(pixels(report)[4], (noise.permute(1, 2, 0) * 255).round().numpy())
     lines = map(json.loads, (tmp_path / MANIFEST).read_text().splitlines())
@@ -404,15 +405,16 @@ class Checker(torch.nn.Module):
         return images, flags
 
 
-def test_what_the_safety_checker_blackens_is_drawn_again_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_what_the_safety_checker_blackens_is_drawn_again_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="air_plugin")
     jobs, pipeline = plan(), make_pipeline("sd15", safety_checker=True)
     plain = pixels(generate(pipeline, jobs, tmp_path / "plain", batch_size=6))
-    assert capsys.readouterr().out == ""
+    assert caplog.messages == []
     pipeline.safety_checker = Checker({1, 4, 6})  # the seventh is the second image's next attempt
     report = generate(pipeline, jobs, tmp_path / "checked", batch_size=6)
     assert report.failed == 3
-    said = "images: 3 attempts gave black (as a safety checker leaves them), uniform or non-finite images; each was "
-    assert capsys.readouterr().out == said + "generated again with the next seed\n"
+    note = "images: 3 attempts gave black (as a safety checker leaves them), uniform or non-finite images; each was "
+    assert caplog.messages == [note + "generated again with the next seed"]
     checked = pixels(report)
     assert np.array_equal(checked[[0, 2, 3, 5]], plain[[0, 2, 3, 5]])
     for row in (1, 4):

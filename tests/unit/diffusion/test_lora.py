@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -308,8 +309,13 @@ def test_an_adapter_trained_and_used_on_one_pipeline(tiny_generator: Generator, 
 
 @pytest.mark.parametrize("crash_at", [1, 2, 3, 4])
 def test_a_resumed_training_equals_an_undisturbed_one(
-    pictures: list[str], tmp_path: Path, crash_at: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    pictures: list[str],
+    tmp_path: Path,
+    crash_at: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
+    caplog.set_level(logging.INFO, logger="air_plugin")
     whole, _, _ = train(make_generator(), pictures, Store(tmp_path / "whole"))
     loss, calls = module.denoising_loss, []
 
@@ -325,11 +331,11 @@ def test_a_resumed_training_equals_an_undisturbed_one(
         train(generator, pictures, Store(tmp_path / "cut"))
     assert _fingerprint(generator.pipeline) == generator.fingerprint  # no adapter stays behind
     monkeypatch.setattr(module, "denoising_loss", loss)
-    capsys.readouterr()
+    caplog.clear()
     folder, _, cached = train(generator, pictures, Store(tmp_path / "cut"))
     assert not cached
-    said = capsys.readouterr().out
-    assert f"goes on from step {crash_at // 2 * 2}" in said if crash_at >= 2 else said == ""
+    notes = caplog.text
+    assert f"goes on from step {crash_at // 2 * 2}" in notes if crash_at >= 2 else notes == ""
     for name in (WEIGHTS, "losses.safetensors"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
     assert not (folder / "checkpoint.safetensors").exists()

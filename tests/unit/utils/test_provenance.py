@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,8 @@ from air_plugin.utils.errors import is_disk_full, unknown
 from air_plugin.utils.provenance import PACKAGES, Stages, collect
 
 
-def test_stages_are_kept_in_order_with_their_times(capsys: pytest.CaptureFixture):
+def test_stages_are_kept_in_order_with_their_times(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="air_plugin")
     stages = Stages()
     with stages.stage("first"):
         pass
@@ -21,7 +24,8 @@ def test_stages_are_kept_in_order_with_their_times(capsys: pytest.CaptureFixture
         stage.cached = True
     assert [(stage.name, stage.cached) for stage in stages.done] == [("first", False), ("second", True)]
     assert all(stage.seconds >= 0 for stage in stages.done)
-    assert capsys.readouterr().out.endswith(" s (from the store)\n")
+    assert re.fullmatch(r"stage first: \d+\.\d s", caplog.messages[0])
+    assert re.fullmatch(r"stage second: \d+\.\d s \(from the store\)", caplog.messages[1])
 
 
 def test_a_stage_that_failed_is_not_among_those_done():

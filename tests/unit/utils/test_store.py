@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import multiprocessing
 import time
 from pathlib import Path
@@ -137,7 +138,8 @@ def test_an_artifact_is_made_once_for_its_settings(store: Store):
         assert not entry.complete
 
 
-def test_unfinished_work_is_kept_for_resuming(store: Store, capsys: pytest.CaptureFixture):
+def test_unfinished_work_is_kept_for_resuming(store: Store, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="air_plugin")
     with pytest.raises(KeyboardInterrupt), store.open("things", SETTINGS) as entry:
         (entry.path / "part").write_text("so far")
         raise KeyboardInterrupt
@@ -147,7 +149,7 @@ def test_unfinished_work_is_kept_for_resuming(store: Store, capsys: pytest.Captu
         entry.finish(["a"])
         assert entry.complete
     assert sorted(path.name for path in entry.path.iterdir()) == ["a", "entry.json"]  # what was in progress is gone
-    assert capsys.readouterr().out == ""
+    assert caplog.messages == []
 
 
 def test_the_mark_comes_after_the_files(store: Store):
@@ -202,16 +204,17 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_found_said_and_repaired(store: Store, kind: str, capsys: pytest.CaptureFixture):
+def test_damage_is_found_said_and_repaired(store: Store, kind: str, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="air_plugin")
     damage, said = DAMAGE[kind]
     make(store)
     damage(folder_of(store))
     (folder_of(store) / "left over").touch()
     assert not make(store, value=2.0)  # made anew, nothing of the old one is used
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 and lines[0].startswith(f"cache: {folder_of(store)} is thrown away and made again: {said}")
+    (note,) = caplog.messages
+    assert note.startswith(f"cache: {folder_of(store)} is thrown away and made again: {said}")
     assert not (folder_of(store) / "left over").exists()
-    assert make(store, value=2.0) and capsys.readouterr().out == ""
+    assert make(store, value=2.0) and len(caplog.messages) == 1
 
 
 def make_slowly(root: str, start: Any, made: Any) -> None:
