@@ -183,7 +183,7 @@ def run_stage(args: argparse.Namespace) -> int:
     from air_plugin.diffusion.pipeline import load_generator
     from air_plugin.utils.checks import require_template
     from air_plugin.utils.class_names import fill, read_class_file
-    from air_plugin.utils.images import find_images
+    from air_plugin.utils.files import find_images
     from air_plugin.utils.store import Store
 
     cfg = settings_of(args)

@@ -15,8 +15,7 @@ from typing import Any
 from dassl.data.datasets import DatasetBase, Datum
 
 from air_plugin.utils.errors import UserError, unknown
-from air_plugin.utils.files import write_atomically
-from air_plugin.utils.images import SUFFIXES
+from air_plugin.utils.files import SUFFIXES, write_atomically
 
 Item = tuple[str, int, str]  # path below the image folder (with /), label, class name
 Split = dict[str, list[Item]]  # its keys are PARTS

@@ -19,7 +19,6 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 from air_plugin.utils.checks import require_range
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import write_atomically
-from air_plugin.utils.seeding import randomness_kept
 from datasets.base import SplitDataset
 
 if TYPE_CHECKING:
@@ -43,6 +42,8 @@ class Digits(SplitDataset):
             raise UserError(f"data root {root} is missing; make it, or name another with --root (scripts: DATA=...)")
         folder = root / self.dataset_dir
         if not (folder / SPLIT).exists():
+            from air_plugin.utils.seeding import randomness_kept  # imports torch, which a script may not need
+
             with randomness_kept():  # else the first run of all draws other shots
                 write_digits(folder, self.change)
         try:

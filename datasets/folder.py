@@ -11,7 +11,7 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 
 from air_plugin.utils.class_names import match_class, read_class_file
 from air_plugin.utils.errors import UserError, unknown
-from air_plugin.utils.images import SUFFIXES, find_images
+from air_plugin.utils.files import SUFFIXES, find_images
 from datasets.base import SplitDataset
 
 CLASSES, TRAIN, TEST = "classes.txt", "train", "test"

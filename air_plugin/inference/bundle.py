@@ -24,8 +24,8 @@ from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.loading import load_backbone
 from air_plugin.functional.fusion import fuse
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.files import digest, write_atomically
-from air_plugin.utils.images import READERS, UnreadableImage, find_images, load_rgb
+from air_plugin.utils.files import digest, find_images, write_atomically
+from air_plugin.utils.images import READERS, UnreadableImage, load_rgb
 from air_plugin.utils.tensors import DTYPES, save_tensors
 
 MARK = "bundle.json"

@@ -1,9 +1,8 @@
-"""Reading images whatever their mode, and writing files so that a kill leaves none half-written."""
+"""Reading images whatever their mode."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -43,18 +42,3 @@ def _grey_to_rgb(values: np.ndarray) -> Image.Image:
 
 
 READERS = min(8, os.cpu_count() or 1)  # threads that read images at once
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-
-
-def find_images(folder: Path) -> list[Path]:
-    """Every image file below a folder, sorted.
-
-    Raises:
-        UserError: the folder is missing or holds none.
-    """
-    if not folder.is_dir():
-        raise UserError(f"image folder {folder} is missing")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise UserError(f"no images below {folder}; looked for {', '.join(sorted(SUFFIXES))}")
-    return paths

@@ -97,6 +97,21 @@ def test_import_is_cheap():
     assert not loaded & {"torchvision", "PIL", "sklearn", "scipy", "pandas", "tensorboard", "matplotlib"}
 
 
+@standin_only
+def test_data_sets_are_imported_without_torch():
+    """Scripts ask every data set for its facts before a run begins; torch and NumPy would cost them seconds."""
+    script = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}]; sys.path.append({str(ROOT / 'compat')!r})\n"
+        "from importlib import import_module; from pathlib import Path\n"
+        f"for path in Path({str(ROOT / 'datasets')!r}).glob('[a-z]*.py'): import_module(f'datasets.{{path.stem}}')\n"
+        "from dassl.data.datasets import DATASET_REGISTRY\n"
+        "print(len(DATASET_REGISTRY.registered_names()), *{'torch', 'numpy', 'PIL', 'sklearn'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    number, *heavy = result.stdout.split()
+    assert int(number) >= 18 and not heavy
+
+
 def test_version_says_which_dassl_this_is():
     import dassl
 

@@ -1,7 +1,9 @@
-"""Files, checkpoints, logs, meters, seeds, registries."""
+"""Files, checkpoints, logs, meters, seeds, registries. What needs torch is imported when somebody asks for it."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .logger import Logger, setup_logger
-from .meters import AverageMeter, MetricMeter
 from .registry import Registry
 from .tools import (
     check_availability,
@@ -15,13 +17,16 @@ from .tools import (
     tolist_if_not,
     write_json,
 )
-from .torchtools import (
-    count_num_param,
-    load_checkpoint,
-    load_pretrained_weights,
-    resume_from_checkpoint,
-    save_checkpoint,
-)
+
+if TYPE_CHECKING:
+    from .meters import AverageMeter, MetricMeter
+    from .torchtools import (
+        count_num_param,
+        load_checkpoint,
+        load_pretrained_weights,
+        resume_from_checkpoint,
+        save_checkpoint,
+    )
 
 __all__ = [
     "AverageMeter",
@@ -45,3 +50,10 @@ __all__ = [
     "tolist_if_not",
     "write_json",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        module = "meters" if name in ("AverageMeter", "MetricMeter") else "torchtools"
+        return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

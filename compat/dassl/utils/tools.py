@@ -11,9 +11,6 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from .._left_out import UPSTREAM, refuse_names
 
 if TYPE_CHECKING:
@@ -50,6 +47,9 @@ def write_json(obj: Any, fpath: str) -> None:
 
 def set_random_seed(seed: int) -> None:
     """Seed the generators of random, numpy and torch (all devices)."""
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -17,7 +17,8 @@ from air_plugin.clip import features as features_module
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.features import FeatureTable, extract_features
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.images import UnreadableImage, find_images, load_rgb
+from air_plugin.utils.files import find_images
+from air_plugin.utils.images import UnreadableImage, load_rgb
 from air_plugin.utils.seeding import stable_seed
 from air_plugin.utils.store import Store
 
