@@ -2,8 +2,8 @@
 
 CONFIG is the name of a file in configs/trainers/<trainer>, or a backbone of configs/backbones, by itself or with a
 generator of configs/generators (vit_b32, vit_b32+sdxl); these go on top of the trainer's default.yaml. A preset of
-configs/presets may stand behind (mini+plus, or mini_plus); trainers that draw nothing leave it out. A row of a plan may
-name a preset, too: it then stands behind CONFIG for this row.
+configs/presets may stand behind (mini+plus, or mini_plus); trainers without a generator omit it. A row of an experiment
+may name a preset, too: it then stands behind CONFIG for this row.
 
 Environment: DATA (default ./data), OUTPUT (default ./output), SEEDS (default "1 2 3"), JOBS (runs at once; default: 1,
 or as many as there are cores where the config gives every run its number of threads), AIR_OFFLINE (1: no network).
@@ -58,7 +58,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--trainers", help="comma-separated; the last one is what CONFIG belongs to")
-    what.add_argument("--plan", help="name of a file in configs/plans: many rows, one table")
+    what.add_argument("--experiment", help="name of a file in configs/experiments: many rows, one table")
     parser.add_argument("--coop-arguments", action="store_true", help="CTP NCTX SHOTS CSC follow CONFIG, as in CoOp")
     parser.add_argument("dataset", metavar="DATASET", help="name of a file in configs/datasets")
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="for instance mini, vit_b32 or vit_b32+sdxl")
@@ -139,22 +139,22 @@ def rows_of(trainers: str, options: list[str]) -> list[Row]:
     return [*(Row(trainer, without_air(options)) for trainer in controls), Row(main, options)]
 
 
-def plan_of(name: str, options: list[str]) -> tuple[list[Row], str | None]:
-    """The rows of a plan and the title of its baseline; the rows' own options come after those of the command line.
+def experiment_of(name: str, options: list[str]) -> tuple[list[Row], str | None]:
+    """The rows of an experiment and the title of its baseline; rows' own options come after the command line's.
 
     Raises:
-        UserError: there is no such plan, or a row names an unknown preset.
+        UserError: there is no such experiment, or a row names an unknown preset.
     """
     import yaml
 
-    plan = yaml.safe_load(config_file("plans", name, "plan").read_text())
+    experiment = yaml.safe_load(config_file("experiments", name, "experiment").read_text())
     rows = []
-    for row in plan["rows"]:
+    for row in experiment["rows"]:
         given = options if draws(row["trainer"]) else without_air(options)
         own = [str(part) for pair in row.get("options", {}).items() for part in pair]
         preset = config_file("presets", row["preset"], "preset").stem if "preset" in row else ""
         rows.append(Row(row["trainer"], [*given, *own], row["title"], preset))
-    return rows, plan.get("baseline")
+    return rows, experiment.get("baseline")
 
 
 def data_root() -> Path:
@@ -238,7 +238,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"options are pairs of KEY VALUE; '{args.options[-1]}' has no partner")
     dataset_file = config_file("datasets", args.dataset, "data set")
     config = args.config or default_config(dataset_file)
-    rows, baseline = plan_of(args.plan, args.options) if args.plan else (rows_of(args.trainers, args.options), None)
+    rows, baseline = (
+        experiment_of(args.experiment, args.options)
+        if args.experiment
+        else (rows_of(args.trainers, args.options), None)
+    )
     compose(rows[-1].trainer, rows[-1].config(config))
     root, output = data_root(), Path(os.environ.get("OUTPUT", ROOT / "output")).absolute()
     titles: dict[tuple[str, str], str] = {}
@@ -249,7 +253,7 @@ def run(args: argparse.Namespace) -> int:
         except UserError:  # a file of the main trainer's alone
             print(f"left out: {row.title or row.trainer}, which has no configs/trainers/{row.trainer}/{config}.yaml")
             continue
-        if args.plan and args.dataset == "folder" and row.trainer.removesuffix("+AiR") == "CoOp":
+        if args.experiment and args.dataset == "folder" and row.trainer.removesuffix("+AiR") == "CoOp":
             print(f"left out: {row.title}, which needs training labels")
             continue
         options = ["AIR.CACHE", str(output / "cache"), *row.options]
@@ -279,7 +283,7 @@ def run(args: argparse.Namespace) -> int:
         return code
     from air_plugin.report.formats import report
 
-    if not args.plan:
+    if not args.experiment:
         try:
             return report(output, only=args.dataset)
         except UserError as error:  # earlier runs there have another backbone, split or template
@@ -287,12 +291,12 @@ def run(args: argparse.Namespace) -> int:
             return report(output, only=args.dataset, rows=titles)
     remember_titles(output / args.dataset / "methods.json", titles)
     baseline = baseline if baseline in titles.values() else None
-    page = output / args.dataset / f"{args.plan}.html"
+    page = output / args.dataset / f"{args.experiment}.html"
     return report(output, only=args.dataset, baseline=baseline, rows=titles, page=page)
 
 
 def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:
-    """Let `air report` know the titles of a plan's rows; those of an earlier plan stay as they are."""
+    """Let `air report` know the titles of an experiment's rows; those of an earlier one stay as they are."""
     from air_plugin.utils.files import write_atomically
 
     try:

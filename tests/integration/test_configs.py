@@ -24,7 +24,7 @@ BACKBONES = sorted((CONFIGS / "backbones").glob("*.yaml"))
 GENERATORS = sorted((CONFIGS / "generators").glob("*.yaml"))
 EMBEDDED = CONFIGS / "generators" / "mini.yaml"  # goes with the backbone of its name, in every config called mini
 PARTS = [path for path in [*BACKBONES, *GENERATORS] if path != EMBEDDED]
-PLANS = sorted((CONFIGS / "plans").glob("*.yaml"))
+EXPERIMENTS = sorted((CONFIGS / "experiments").glob("*.yaml"))
 PRESETS = sorted((CONFIGS / "presets").glob("*.yaml"))
 
 
@@ -57,23 +57,23 @@ def comment(path: Path) -> list[str]:
     return lines
 
 
-def plan(name: str) -> dict[str, Any]:
-    return yaml.safe_load((CONFIGS / "plans" / f"{name}.yaml").read_text())
+def experiment(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONFIGS / "experiments" / f"{name}.yaml").read_text())
 
 
 def trainers_of(script: str) -> list[str]:
     """The trainers that a script runs; of a method's own script, the one that CONFIG belongs to."""
-    ((kind, names),) = re.findall(r"--(trainers|plan) (\S+)", (ROOT / script).read_text())
-    return names.split(",")[-1:] if kind == "trainers" else [row["trainer"] for row in plan(names)["rows"]]
+    ((kind, names),) = re.findall(r"--(trainers|experiment) (\S+)", (ROOT / script).read_text())
+    return names.split(",")[-1:] if kind == "trainers" else [row["trainer"] for row in experiment(names)["rows"]]
 
 
 def test_there_are_configs():
-    assert DATASETS and WHOLE and BACKBONES and GENERATORS and PLANS
+    assert DATASETS and WHOLE and BACKBONES and GENERATORS and EXPERIMENTS
     assert {path.parent for path in DEFAULTS} == {path.parent for path in TRAINERS}  # every trainer can be composed
     assert not {path.stem for path in WHOLE} & {path.stem for path in PARTS} and EMBEDDED in GENERATORS
     assert not {path.stem for path in BACKBONES} & {path.stem for path in GENERATORS}
     assert {path.suffix for path in CONFIGS.rglob("*") if path.is_file()} == {".yaml"}
-    everything = [*DATASETS, *TRAINERS, *BACKBONES, *GENERATORS, *PLANS, *PRESETS]
+    everything = [*DATASETS, *TRAINERS, *BACKBONES, *GENERATORS, *EXPERIMENTS, *PRESETS]
     assert sorted(everything) == sorted(CONFIGS.rglob("*.yaml"))  # none lies elsewhere
 
 
@@ -235,18 +235,18 @@ def test_a_runs_label_is_its_parts():
     assert train.label([str(CONFIGS / "trainers" / "AiR" / "default.yaml")], digits, []) == "default"
 
 
-@pytest.mark.parametrize("path", PLANS, ids=label)
-def test_a_plan_names_its_command_and_its_rows_are_valid(path: Path):
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=label)
+def test_an_experiment_names_its_command_and_its_rows_are_valid(path: Path):
     from air_plugin.config import merge_options
 
     (script,) = [line.split("bash ")[1].split()[0] for line in comment(path) if "bash " in line]
-    assert f"--plan {path.stem} " in (ROOT / script).read_text()
-    rows, titles = plan(path.stem)["rows"], [row["title"] for row in plan(path.stem)["rows"]]
+    assert f"--experiment {path.stem} " in (ROOT / script).read_text()
+    rows, titles = experiment(path.stem)["rows"], [row["title"] for row in experiment(path.stem)["rows"]]
     assert len(set(titles)) == len(titles)
-    assert plan(path.stem).get("baseline", titles[0]) in titles
+    assert experiment(path.stem).get("baseline", titles[0]) in titles
     for row in rows:
         assert set(row) <= {"title", "trainer", "preset", "options"}
-    for row in run.plan_of(path.stem, [])[0]:
+    for row in run.experiment_of(path.stem, [])[0]:
         cfg = merged(DATASETS[0], *run.compose(row.trainer, row.config("mini")))
         merge_options(cfg, row.options)
         AirSettings.from_cfg(cfg)
@@ -259,11 +259,11 @@ def written_in(path: Path) -> set[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=label)
-def test_no_plan_writes_a_preset_out(path: Path):
+def test_no_experiment_writes_a_preset_out(path: Path):
     assert len(written_in(path)) > 3
     named = 0
-    for name in (one.stem for one in PLANS):
-        for row in plan(name)["rows"]:
+    for name in (one.stem for one in EXPERIMENTS):
+        for row in experiment(name)["rows"]:
             assert not written_in(path) <= set(row.get("options", {}).items()), row["title"]
             named += row.get("preset") == path.stem
     assert named > 10
@@ -289,14 +289,14 @@ def test_a_rows_preset_stands_behind_config_once(config: str, whole: str):
         assert files.count(preset) == (0 if files == [CONFIGS / "trainers" / "AiR" / "mini_plus.yaml"] else 1)
 
 
-def test_an_unknown_preset_in_a_plan_is_an_error_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unknown_preset_in_an_experiment_is_an_error_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "presets").symlink_to(CONFIGS / "presets")
-    (tmp_path / "configs" / "plans").mkdir()
-    (tmp_path / "configs" / "plans" / "mine.yaml").write_text("rows: [{title: a, trainer: AiR, preset: pluss}]")
+    (tmp_path / "configs" / "experiments").mkdir()
+    (tmp_path / "configs" / "experiments" / "mine.yaml").write_text("rows: [{title: a, trainer: AiR, preset: pluss}]")
     monkeypatch.setattr(run, "ROOT", tmp_path)
     with pytest.raises(UserError, match=r"unknown preset 'pluss'; did you mean plus\?") as raised:
-        run.plan_of("mine", [])
+        run.experiment_of("mine", [])
     assert "\n" not in str(raised.value)
 
 
@@ -330,27 +330,27 @@ def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cell
 
 
 def test_rows_with_a_preset_are_the_cells_of_main(cells: Callable[..., Cells]):
-    benchmark = cells("--plan", "benchmark", "digits", "mini")
+    benchmark = cells("--experiment", "benchmark", "digits", "mini")
     preset = cells("--trainers", "AiR", "digits", "mini+plus")
     without = cells("--trainers", "AiR", "digits", "mini+plus", "AIR.SOURCE", "none")
     ((folder, (_, settings)),) = preset.items()
     assert folder == "digits/AiR/mini+plus/seed1" and benchmark[folder] == ("AiR plus", settings)
     ((folder, (_, settings)),) = without.items()
     assert benchmark[folder] == ("EM without diffusion, prompts trained", settings)
-    assert cells("--plan", "ablation_plus", "digits")[folder][1] == settings
+    assert cells("--experiment", "ablation_plus", "digits")[folder][1] == settings
     assert settings["AIR.SOURCE"] == "none" and settings["AIR.REFINE"] == "em"
     folder = "digits/ZeroshotAiR/mini+plus/seed1"
     assert benchmark[folder][0] == "AiR plus, no prompt trained"
-    assert cells("--plan", "incomplete", "digits")[folder] == ("AiR plus, all classes", benchmark[folder][1])
+    assert cells("--experiment", "incomplete", "digits")[folder] == ("AiR plus, all classes", benchmark[folder][1])
 
 
 @pytest.mark.parametrize("config", ["mini", "mini+plus", "mini_plus"])
-def test_cells_and_titles_are_clear_over_all_plans(config: str, cells: Callable[..., Cells]):
-    """A folder has the same settings in every plan, and a title never stands for two folders."""
+def test_cells_and_titles_are_clear_over_all_experiments(config: str, cells: Callable[..., Cells]):
+    """A folder has the same settings in every experiment, and a title never stands for two folders."""
     settings: dict[str, Any] = {}
     folders: dict[str, str] = {}
-    for name in (path.stem for path in PLANS):
-        for folder, (title, own) in cells("--plan", name, "digits", config).items():
+    for name in (path.stem for path in EXPERIMENTS):
+        for folder, (title, own) in cells("--experiment", name, "digits", config).items():
             assert settings.setdefault(folder, own) == own
             if config == "mini":
                 assert folders.setdefault(title, folder) == folder
@@ -360,13 +360,13 @@ def test_cells_and_titles_are_clear_over_all_plans(config: str, cells: Callable[
 def test_where_config_names_the_preset_rows_that_differ_in_it_alone_are_one(cells: Callable[..., Cells]):
     same = {"targets": {"AiR plus"}, "benchmark": {"AiR plus", "AiR plus, no prompt trained"}}  # as rows before them
     for name, rows in same.items():
-        plain, plus = (cells("--plan", name, "digits", config) for config in ("mini", "mini+plus"))
-        assert {title for title, _ in plain.values()} == {row["title"] for row in plan(name)["rows"]}
+        plain, plus = (cells("--experiment", name, "digits", config) for config in ("mini", "mini+plus"))
+        assert {title for title, _ in plain.values()} == {row["title"] for row in experiment(name)["rows"]}
         assert {title for title, _ in plain.values()} - {title for title, _ in plus.values()} == rows
 
 
 def test_options_of_a_row_come_after_the_preset_and_the_command_line(cells: Callable[..., Cells]):
-    found = cells("--plan", "ablation_plus", "digits", "mini", "AIR.LORA.CAPTIONS", "all", "AIR.M", "6")
+    found = cells("--experiment", "ablation_plus", "digits", "mini", "AIR.LORA.CAPTIONS", "all", "AIR.M", "6")
     captions = {title: settings["AIR.LORA.CAPTIONS"] for title, settings in found.values()}
     assert captions["+ gaussian, em, auto"] == "confident" and captions["+ captions"] == "surer_half"
     assert captions["+ gaussian, em, auto, captions: AiR plus"] == "all"  # as main.sh digits mini+plus would have it
@@ -375,8 +375,8 @@ def test_options_of_a_row_come_after_the_preset_and_the_command_line(cells: Call
 
 def test_the_parts_of_the_preset_alone_and_together(cells: Callable[..., Cells]):
     """What a title of the ablation names is what differs from its first row, and nothing else."""
-    found = {title: settings for title, settings in cells("--plan", "ablation_plus", "digits", "mini").values()}
-    base = found[plan("ablation_plus")["baseline"]]
+    found = {title: settings for title, settings in cells("--experiment", "ablation_plus", "digits", "mini").values()}
+    base = found[experiment("ablation_plus")["baseline"]]
     parts = {
         "auto": ("AIR.LAMBDA", "auto"),
         "gaussian": ("AIR.AUXILIARY", "gaussian"),
@@ -398,9 +398,9 @@ def test_the_parts_of_the_preset_alone_and_together(cells: Callable[..., Cells])
 
 def test_targets_show_the_preset_unchanged(cells: Callable[..., Cells]):
     for target in ("digits_inverted", "digits_rotated", "digits_noisy"):
-        found = {title: settings for title, settings in cells("--plan", "targets", target).values()}
+        found = {title: settings for title, settings in cells("--experiment", "targets", target).values()}
         *published, alone, without, untrained, plus = found
-        assert published == ["zero-shot", "CPL", "AiR over CPL"] and plan("targets")["baseline"] == "zero-shot"
+        assert published == ["zero-shot", "CPL", "AiR over CPL"] and experiment("targets")["baseline"] == "zero-shot"
         assert [alone, untrained] == ["EM without diffusion", "AiR plus, no prompt trained"]
         assert [without, plus] == ["EM without diffusion, prompts trained", "AiR plus"]
         for key, value in written_in(CONFIGS / "presets" / "plus.yaml"):
@@ -413,13 +413,15 @@ def test_targets_show_the_preset_unchanged(cells: Callable[..., Cells]):
 def test_coop_beside_coop_with_the_auxiliary_classifier():
     """Rows come in pairs that differ in nothing else; what AiR alone reads reaches the second of each pair."""
     options = ["AIR.M", "6", "DATASET.TEMPLATE", "a {}."]
-    rows, baseline = run.plan_of("drop_in", options)
+    rows, baseline = run.experiment_of("drop_in", options)
     assert baseline is None and [row.trainer for row in rows] == ["CoOp", "CoOp+AiR"] * 3
     for plain, plus in zip(rows[::2], rows[1::2], strict=True):
         assert plus.options == ["AIR.M", "6", *plain.options] and "AIR.M" not in plain.options
         assert plus.title == plain.title.replace("CoOp", "CoOp+AiR")
         assert run.compose(plus.trainer, "mini") == run.compose(plain.trainer, "mini")
-    epochs = {row["options"]["DATASET.NUM_SHOTS"]: row["options"]["OPTIM.MAX_EPOCH"] for row in plan("drop_in")["rows"]}
+    epochs = {
+        row["options"]["DATASET.NUM_SHOTS"]: row["options"]["OPTIM.MAX_EPOCH"] for row in experiment("drop_in")["rows"]
+    }
     assert epochs == {1: 50, 4: 100, 16: 200}
     assert run.compose("CoOp+AiR", "vit_b32+sd21")[-1] == CONFIGS / "generators" / "sd21.yaml"
     assert run.compose("CoOp", "vit_b32+sd21") == run.compose("CoOp", "vit_b32")

@@ -117,11 +117,11 @@ def test_targets_are_run_one_after_another_until_one_fails(tmp_path: Path) -> No
     places = {"PATH": python_that_says_its_arguments(tmp_path / "calm"), "TARGETS": ""}
     sets = ["digits_inverted", "digits_rotated", "digits_noisy"]
     done = bash("scripts/air/targets.sh", **places)
-    assert done.stdout.splitlines() == [f"<--plan><targets><{name}>" for name in sets] and done.returncode == 0
+    assert done.stdout.splitlines() == [f"<--experiment><targets><{name}>" for name in sets] and done.returncode == 0
     words = ["vit_b32+plus", "DATASET.TEMPLATE", "a photo of {}."]
     done = bash("scripts/air/targets.sh", *words, **{**places, "TARGETS": "digits dtd"})
     behind = "<vit_b32+plus><DATASET.TEMPLATE><a photo of {}.>"
-    assert done.stdout.splitlines() == [f"<--plan><targets><{name}>{behind}" for name in ("digits", "dtd")]
+    assert done.stdout.splitlines() == [f"<--experiment><targets><{name}>{behind}" for name in ("digits", "dtd")]
     failing = {"PATH": python_that_says_its_arguments(tmp_path / "fails", fails_at=sets[1]), "TARGETS": ""}
     done = bash("scripts/air/targets.sh", **failing)
     assert len(done.stdout.splitlines()) == 2 and done.returncode == 2
