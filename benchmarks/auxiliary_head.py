@@ -135,7 +135,7 @@ def random_classifiers(
     prototypes = normalize(torch.randn(classes, KEPT, width, generator=rng), dim=2)
     classifier = AuxiliaryClassifier.from_prototypes(prototypes, scale=2 * backbone.logit_scale)
     text = normalize(torch.randn(classes, width, generator=rng), dim=1)
-    return Auxiliary(classifier, prototypes, [[Path()] * KEPT] * classes, torch.empty(0), key=""), text
+    return Auxiliary(classifier, prototypes, [[Path()] * KEPT] * classes, torch.empty(0), "", prototypes), text
 
 
 def expected(trainer: Mixed, images: Tensor) -> Tensor:

@@ -177,6 +177,7 @@ def refine(
     model: Gaussians | None = None
     before = prior or Gaussians(*_spread(features, moment, text_probs.shape[1]))
     steps, prior_strength, sums = 0, 0.0, before.mean.new_full(before.mean.shape, float("inf"))
+    soft_counts, converged = before.mean.new_zeros(len(before.mean)), False
     for _ in range(iterations):
         former, (soft_counts, sums) = sums, _expect(features, text_probs, model, likelihood_weight, chunk)
         current = model or before

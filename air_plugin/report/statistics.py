@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -241,6 +242,7 @@ def image_differences(method: Method, baseline: Method, dataset: str) -> tuple[n
     if not seeds:
         raise UserError("they have no seed in common")
     first: Predictions | None = None
+    origin = Path()
     total = np.zeros(0)
     for seed in seeds:
         for run, sign in ((method.runs[dataset][seed], 1.0), (baseline.runs[dataset][seed], -1.0)):

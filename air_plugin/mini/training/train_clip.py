@@ -93,7 +93,9 @@ def name_indices(looks: Sequence[Look]) -> Tensor:
     return torch.tensor([NAMES.index((look.character or "").lower()) for look in looks])
 
 
-def total_loss(clip: CLIP, head: nn.Linear, pictures: Tensor, captions: Tensor, looks: Sequence[Look], truth: Tensor):
+def total_loss(
+    clip: CLIP, head: nn.Linear, pictures: Tensor, captions: Tensor, looks: Sequence[Look], truth: Tensor
+) -> Tensor:
     """Contrast, plus two plain classifications that end the plateau on which contrast alone starts.
 
     Args:
