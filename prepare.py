@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.append(str(ROOT / "compat"))  # last: an installed Dassl wins
 
 from air_plugin.utils.errors import UserError, exit_code, is_disk_full, unknown  # noqa: E402
+from air_plugin.utils.extras import require_extra  # noqa: E402
 from datasets.download import download, unpack  # noqa: E402
 
 DOWNLOADS = ".downloads"  # below the data root; an archive that was fetched by hand may be put there, too
@@ -424,6 +425,7 @@ def check(name: str, root: Path, *, family: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Returns the exit code: 0 where the data set is ready, 2 where something is left to do."""
+    require_extra("train", purpose="prepare.py")
     name, root = args.dataset, args.root.expanduser().absolute()
     again = f"python prepare.py {name} --root {shlex.quote(str(root))}"
     if name not in SOURCES and name not in OWN:

@@ -272,8 +272,10 @@ def put_log_aside(folder: Path) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """One run, from the config to result.json; returns the exit code."""
+    from air_plugin.utils.extras import require_extra
     from air_plugin.utils.offline import go_offline, is_offline
 
+    require_extra("train", purpose="train.py")
     if args.offline or is_offline():
         go_offline()  # before any library asks the hub
     cfg = setup_config(args)

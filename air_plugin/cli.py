@@ -272,9 +272,10 @@ def row_of(one: Prediction) -> list[str]:
 
 def run_export(args: argparse.Namespace) -> int:
     """Write a bundle as an ONNX file."""
-    from air_plugin.inference.onnx import export_onnx, require_packages
+    from air_plugin.inference.onnx import export_onnx
+    from air_plugin.utils.extras import require_extra
 
-    require_packages()
+    require_extra("onnx", purpose="air export")  # before the bundle is loaded
     export_onnx(open_bundle(args), args.file)
     print(f"wrote {args.file}")
     return 0

@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,7 @@ from air_plugin.mixin import AuxiliaryMixin
 from benchmarks.prompt_step import ARCHITECTURE, positive, random_backbone
 
 KEPT = 30  # prototypes a class; whatever their number, the classifier is one matrix
+WEIGHT = 2.0  # lambda
 TOLERANCE = 1e-3  # of the fused output, beside a separate computation
 
 
@@ -73,7 +75,7 @@ class Mixed(AuxiliaryMixin, Plain):
     def __init__(self, model: Model, auxiliary: Auxiliary) -> None:
         super().__init__(model)
         self.auxiliary = self._seen = auxiliary
-        self.air: Any = SimpleNamespace(weight=2.0)
+        self.air: Any = SimpleNamespace(weight=WEIGHT)
         self.classnames = [str(number) for number in range(len(model.text))]
 
 
@@ -134,6 +136,7 @@ def random_classifiers(
     width = features.shape[1]
     prototypes = normalize(torch.randn(classes, KEPT, width, generator=rng), dim=2)
     classifier = AuxiliaryClassifier.from_prototypes(prototypes, scale=2 * backbone.logit_scale)
+    classifier = replace(classifier, fusion_weight=WEIGHT)
     text = normalize(torch.randn(classes, width, generator=rng), dim=1)
     return Auxiliary(classifier, prototypes, [[Path()] * KEPT] * classes, torch.empty(0), "", prototypes), text
 
@@ -144,7 +147,7 @@ def expected(trainer: Mixed, images: Tensor) -> Tensor:
     cosines = torch.einsum("bd,ckd->bck", features, trainer.auxiliary.prototypes.double()).mean(dim=2)
     scale = trainer.auxiliary.classifier.scale
     assert scale is not None
-    total = trainer.model(images).double().softmax(dim=1) + 2.0 * (scale * cosines).softmax(dim=1)
+    total = trainer.model(images).double().softmax(dim=1) + WEIGHT * (scale * cosines).softmax(dim=1)
     return (total / total.sum(dim=1, keepdim=True)).log()
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -231,14 +232,16 @@ def _loss(
 
 
 def _save_curve(folder: Path, losses: list[float]) -> list[str]:
-    """Write the loss curve, as a tensor and for TensorBoard; the files' names."""
+    """Write the loss curve as a tensor, and for TensorBoard where it is installed; returns the names of the files."""
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of a run that was killed right here
+    save_tensors(folder / "losses.safetensors", {"loss": torch.tensor(losses)})
+    if find_spec("tensorboard") is None:
+        return ["losses.safetensors"]
     from torch.utils.tensorboard import SummaryWriter
 
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of a run that was killed right here
     with SummaryWriter(folder / "tensorboard") as writer:
         for step, value in enumerate(losses):
             writer.add_scalar("lora/loss", value, step)
-    save_tensors(folder / "losses.safetensors", {"loss": torch.tensor(losses)})
     curves = [path.relative_to(folder).as_posix() for path in (folder / "tensorboard").iterdir()]
     return ["losses.safetensors", *curves]
 

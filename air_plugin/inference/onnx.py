@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from air_plugin.inference.bundle import Bundle, head_probs, preprocessing_of
 from air_plugin.utils.errors import UserError
+from air_plugin.utils.extras import require_extra
 
 TOLERANCE = 1e-4  # of every output, between onnxruntime and torch
 BATCHES = (1, 3)  # sizes that the file is tried with
@@ -55,7 +56,7 @@ def export_onnx(bundle: Bundle, path: str | Path) -> None:
         UserError: a package is missing, torch cannot export the tower, or what onnxruntime makes of the file differs
             from torch by more than 1e-4.
     """
-    require_packages()
+    require_extra("onnx", purpose="ONNX export")
     import onnx
 
     path = Path(path)
@@ -73,15 +74,6 @@ def export_onnx(bundle: Bundle, path: str | Path) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def require_packages() -> None:
-    """Raise a UserError where what the extra `onnx` brings is missing."""
-    from importlib.util import find_spec
-
-    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise UserError(f'ONNX export needs {", ".join(missing)}; pip install "air-plugin[onnx]"')
 
 
 def _export(model: nn.Module, pixels: Tensor, path: Path, *, names: list[str]) -> None:

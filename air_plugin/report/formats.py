@@ -15,6 +15,7 @@ from air_plugin.report.collection import Cell, Collection, Method, collect
 from air_plugin.report.statistics import Comparison, accuracies
 from air_plugin.report.tables import label_accuracies, notes, primary, stage_names, tables
 from air_plugin.utils.errors import UserError, unknown
+from air_plugin.utils.extras import require_extra
 
 Form = Literal["github", "latex", "csv", "html"]
 
@@ -54,6 +55,7 @@ def report(
     Raises:
         UserError: nothing to report, results that cannot be compared, an unknown name, a file that cannot be written.
     """
+    require_extra("report", purpose="air report")
     wanted = [*methods, *([baseline] if methods and baseline and baseline not in methods else [])]
     collection = collect(
         output / only if only else output,

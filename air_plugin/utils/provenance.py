@@ -14,9 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from air_plugin import __version__
+
 log = logging.getLogger(__name__)
 
-PACKAGES = ("air-plugin", "torch", "torchvision", "open_clip_torch", "diffusers", "transformers", "peft", "numpy")
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "diffusers", "transformers", "peft", "numpy")
 
 
 @dataclass
@@ -55,7 +57,7 @@ def collect(root: Path) -> dict[str, Any]:
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {"air-plugin": __version__, **{name: _version(name) for name in PACKAGES}},
         "dassl": None if dassl is None else {"version": dassl.__version__, "path": str(dassl.__file__)},
     }
 

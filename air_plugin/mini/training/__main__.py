@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import sys
 from pathlib import Path
 
+from air_plugin.utils.errors import exit_code
+from air_plugin.utils.extras import require_extra
 from air_plugin.utils.logs import show_logs
 
 log = logging.getLogger("air_plugin.mini.training")
@@ -14,7 +17,7 @@ log = logging.getLogger("air_plugin.mini.training")
 STAGES = ("clip", "vae", "unet")  # the U-Net needs the other two
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     """Train one stage or all, in order."""
     parser = argparse.ArgumentParser(prog="python -m air_plugin.mini.training", description=__doc__)
     parser.add_argument("stage", choices=(*STAGES, "all"))
@@ -24,6 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="torch threads")
     chosen = parser.parse_args(arguments)
     show_logs()
+    require_extra("train", purpose="the training of mini")
     if chosen.threads:
         import torch
 
@@ -33,7 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
         module = importlib.import_module(f"air_plugin.mini.training.train_{stage}")
         options = {} if chosen.steps is None else {"steps": chosen.steps}
         log.info("%s %s", stage, module.main(chosen.out, fonts=chosen.fonts, **options))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -61,7 +61,7 @@ def test_versions_and_the_origin_of_dassl(tmp_path: Path):
     import torch
 
     found = collect(tmp_path)
-    assert set(found["packages"]) == set(PACKAGES)
+    assert set(found["packages"]) == {"air-plugin", *PACKAGES}
     assert found["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert found["dassl"] == {"version": dassl.__version__, "path": dassl.__file__}
     assert found["command"] == sys.argv
