@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from air_plugin import __version__
+from air_plugin.utils.extras import EXTRAS
+
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = sorted((ROOT / "air_plugin").rglob("*.py"))
 PURE = tuple(path.stem for path in (ROOT / "air_plugin" / "functional").glob("[a-z]*.py"))
@@ -213,7 +216,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel: zipfile.ZipFile):
 
 
 def test_the_wheel_holds_all_of_the_library(wheel: zipfile.ZipFile):
-    kinds = ("txt", "md", "j2", "yaml")
+    kinds = ("txt", "md", "j2", "yaml", "typed")
     files = [*LIBRARY, *(path for kind in kinds for path in (ROOT / "air_plugin").rglob(f"*.{kind}"))]
     weights = sorted((ROOT / "air_plugin" / "mini" / "weights").iterdir())
     assert {"clip.safetensors", "unet.safetensors", "vae.safetensors"} <= {path.name for path in weights}
@@ -227,16 +230,19 @@ def test_the_wheel_brings_the_command_and_its_needs(wheel: zipfile.ZipFile):
     points = configparser.ConfigParser()
     points.read_string(wheel.read(f"{info}/entry_points.txt").decode())
     assert dict(points["console_scripts"]) == {"air": "air_plugin.cli:main"}
-    needs = re.findall(r"^Requires-Dist: ([\w.-]+)(?!.*extra)", wheel.read(f"{info}/METADATA").decode(), re.MULTILINE)
+    metadata = wheel.read(f"{info}/METADATA").decode()
+    needs = re.findall(r"^Requires-Dist: ([\w.-]+)(?!.*extra)", metadata, re.MULTILINE)
     third_party = {
         name.split(".")[0]
         for path in LIBRARY
         for name in imports_of(path)
         if name.split(".")[0] not in sys.stdlib_module_names and not name.startswith("air_plugin")
     }
-    distribution = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "open_clip": "open_clip_torch"}
-    optional = {"onnx", "onnxruntime"}
-    assert {distribution.get(name, name) for name in third_party - optional} <= {*needs}
+    distribution = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
+    extras = {name for extra in EXTRAS.values() for name in extra}
+    unseen = {"accelerate"}  # of diffusers: models are loaded without a second copy in memory
+    assert {distribution.get(name, name) for name in third_party - extras} | unseen == {*needs}
+    assert f"\nVersion: {__version__}\n" in metadata
 
 
 # Scripts
