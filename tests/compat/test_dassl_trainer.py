@@ -49,7 +49,7 @@ def test_printed_lines(cfg, capsys):
             rf"^epoch \[{epoch}/2\] batch \[{batch}/2\] time {number} data {number} "
             rf"loss {number} acc {number} lr {re.escape(rate)} eta {duration}$"
         )
-        assert len(re.findall(line, printed, re.M)) == 1
+        assert len(re.findall(line, printed, re.MULTILINE)) == 1
     lines = printed.splitlines()
     order = [
         "No checkpoint found, train from scratch",
@@ -69,7 +69,7 @@ def test_printed_lines(cfg, capsys):
 def test_print_frequency(cfg, capsys):
     for frequency, shown in ((1, 4), (2, 2), (3, 4)):  # fewer batches than 3: each is shown
         TinyTrainer(options(cfg, TRAIN__PRINT_FREQ=frequency, output=f"{cfg.OUTPUT_DIR}{frequency}")).train()
-        assert len(re.findall(r"^epoch \[", capsys.readouterr().out, re.M)) == shown
+        assert len(re.findall(r"^epoch \[", capsys.readouterr().out, re.MULTILINE)) == shown
 
 
 def test_state_before_training(cfg):

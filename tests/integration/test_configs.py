@@ -375,7 +375,7 @@ def test_options_of_a_row_come_after_the_preset_and_the_command_line(cells: Call
 
 def test_the_parts_of_the_preset_alone_and_together(cells: Callable[..., Cells]):
     """What a title of the ablation names is what differs from its first row, and nothing else."""
-    found = {title: settings for title, settings in cells("--experiment", "ablation_plus", "digits", "mini").values()}
+    found = dict(cells("--experiment", "ablation_plus", "digits", "mini").values())
     base = found[experiment("ablation_plus")["baseline"]]
     parts = {
         "auto": ("AIR.LAMBDA", "auto"),
@@ -398,7 +398,7 @@ def test_the_parts_of_the_preset_alone_and_together(cells: Callable[..., Cells])
 
 def test_targets_show_the_preset_unchanged(cells: Callable[..., Cells]):
     for target in ("digits_inverted", "digits_rotated", "digits_noisy"):
-        found = {title: settings for title, settings in cells("--experiment", "targets", target).values()}
+        found = dict(cells("--experiment", "targets", target).values())
         *published, alone, without, untrained, plus = found
         assert published == ["zero-shot", "CPL", "AiR over CPL"] and experiment("targets")["baseline"] == "zero-shot"
         assert [alone, untrained] == ["EM without diffusion", "AiR plus, no prompt trained"]

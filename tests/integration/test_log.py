@@ -32,7 +32,7 @@ def primary(run: Path) -> float:
 
 
 @pytest.mark.parametrize(
-    "trainer, options",
+    ("trainer", "options"),
     [
         ("ZeroshotCLIP", []),
         ("CoOp", ["DATASET.NUM_SHOTS", "1"]),

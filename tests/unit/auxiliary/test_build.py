@@ -81,7 +81,7 @@ def test_images_belong_to_their_class(build):
 
 def test_everything_comes_from_the_store_the_second_time(build):
     first, stages = build()
-    assert stages == {name: False for name in ("generator", "lora", "generation", "prototypes", "refinement")}
+    assert stages == dict.fromkeys(("generator", "lora", "generation", "prototypes", "refinement"), False)
     second, stages = build()
     expected = {"generator": False, "lora": True, "generation": True, "prototypes": True, "refinement": False}
     assert stages == expected

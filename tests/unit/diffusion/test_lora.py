@@ -160,7 +160,7 @@ def sure_images_slowly(probs: Tensor, k: int) -> list[int]:
     return sorted(chosen)
 
 
-@pytest.mark.parametrize("images, k", [(40, 3), (41, 8), (40, 40), (1, 5)])
+@pytest.mark.parametrize(("images", "k"), [(40, 3), (41, 8), (40, 40), (1, 5)])
 @pytest.mark.parametrize("leaning", [0.0, 3.0])
 def test_captions_of_the_surer_half_are_those_of_a_loop(images: int, k: int, leaning: float):
     lean = leaning * torch.tensor([1.0, 0.5, 0.0, -0.5])

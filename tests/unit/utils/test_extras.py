@@ -108,7 +108,7 @@ def test_extras_are_those_of_the_project_file():
     section = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[")[0]
     declared = {
         name: set(re.findall(r'"([^"]+)"', packages))
-        for name, packages in re.findall(r"^(\w+) = (\[.*\])", section, re.M)
+        for name, packages in re.findall(r"^(\w+) = (\[.*\])", section, re.MULTILINE)
     }
     assert declared["report"] == {*EXTRAS["report"].values()}
     assert declared["train"] | declared["report"] == {*EXTRAS["train"].values(), "air-plugin[report]"}

@@ -75,20 +75,18 @@ def test_near_matches_come_whatever_the_case():
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_seen_through_other_errors(number: int):
     assert is_disk_full(OSError(number, "full"))
-    try:
+    with pytest.raises(RuntimeError) as caused:
         try:
             raise OSError(number, "full")
         except OSError as error:
             raise RuntimeError("writing failed") from error
-    except RuntimeError as error:
-        assert is_disk_full(error)
-    try:
+    assert is_disk_full(caused.value)
+    with pytest.raises(RuntimeError) as during:
         try:
             raise OSError(number, "full")
         except OSError:
             raise RuntimeError("while cleaning up")  # noqa: B904
-    except RuntimeError as error:
-        assert is_disk_full(error)
+    assert is_disk_full(during.value)
 
 
 def test_other_faults_are_no_full_disk():
