@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import hermetic
 import pytest
+
+hermetic.isolate()
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -18,7 +23,34 @@ from air_plugin.clip.backbone import Backbone  # noqa: E402
 from air_plugin.diffusion.pipeline import Generator  # noqa: E402
 from air_plugin.utils.store import Store  # noqa: E402
 
-torch.set_num_threads(1)  # small models; two threads collapse where another process keeps a core busy
+MOST_WORKERS = 8  # each takes about 1 GB
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr != "slow":
+        hermetic.hide_gpus()
+    hermetic.refuse_the_network()
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker for each core; none where single files are asked for, which end sooner without."""
+    files = [argument.split("::")[0] for argument in config.args]
+    if config.option.markexpr == "slow" or all(Path(file).is_file() for file in files):
+        return 0
+    config.option.dist = "worksteal"
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+@pytest.fixture(autouse=True)
+def isolated() -> Iterator[None]:
+    """Every test finds the same environment and one thread, and reaches for no other machine."""
+    before = dict(os.environ)
+    torch.set_num_threads(1)  # small tensors; more threads collapse where another process keeps a core busy
+    hermetic.network.clear()
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    assert not hermetic.network
 
 
 @pytest.fixture(scope="session")
