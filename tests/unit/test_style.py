@@ -1,0 +1,119 @@
+"""Habits: short files and functions, no prints in the library, no pickles, no swallowed faults."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+from sources import LIBRARY, OURS, ROOT, imports_of, tree_of
+
+LONGEST_FILE, LONGEST_FUNCTION = 350, 60
+# The doors print: the command line, its one line of error, and the handler that shows what the library logs.
+PRINT = {"air_plugin/cli.py", "air_plugin/utils/errors.py", "air_plugin/utils/logs.py"}
+
+
+def too_long(source: str) -> list[str]:
+    """What is too long of a file: itself, or functions of it by name."""
+    lines = len(source.splitlines())
+    functions = [
+        f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION
+    ]
+    return [f"{lines} lines"] * (lines > LONGEST_FILE) + functions
+
+
+def calls_of(tree: ast.AST, *names: str) -> list[int]:
+    """The lines in which functions of these names are called."""
+    return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in names]
+
+
+def swallowed(tree: ast.AST) -> list[int]:
+    """The lines of handlers that catch everything, or any Exception without a word."""
+    lines = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            silent = all(isinstance(statement, (ast.Pass, ast.Continue)) for statement in node.body)
+            kind = "" if node.type is None else ast.unparse(node.type)
+            if not kind or (silent and kind in ("Exception", "BaseException")):
+                lines.append(node.lineno)
+    return lines
+
+
+# The checks themselves
+
+
+def test_what_is_too_long_is_found():
+    body = "    pass\n"
+    assert too_long("x = 1\n" * LONGEST_FILE) == [] == too_long("def f():\n" + body * (LONGEST_FUNCTION - 1))
+    assert too_long("x = 1\n" * (LONGEST_FILE + 1)) == [f"{LONGEST_FILE + 1} lines"]
+    method = "class A:\n    async def g(self):\n" + "    " + (body + "    ") * LONGEST_FUNCTION
+    assert too_long(method.rstrip() + "\n") == [f"g: {LONGEST_FUNCTION + 1} lines"]
+
+
+@pytest.mark.parametrize(
+    ("handler", "wrong"),
+    [
+        ("except: log()", True),
+        ("except Exception: pass", True),
+        ("except Exception: log()", False),
+        ("except KeyError: pass", False),
+    ],
+)
+def test_a_swallowed_fault_is_found(handler: str, wrong: bool):
+    assert swallowed(ast.parse(f"try:\n    run()\n{handler}")) == ([3] if wrong else [])
+
+
+def test_a_print_is_found():
+    assert calls_of(ast.parse("def f():\n    print(1)\nfingerprint()"), "print") == [2]
+
+
+# The habits
+
+
+@pytest.mark.skip(reason="not yet")
+def test_files_and_functions_are_short():
+    found = {str(path.relative_to(ROOT)): too_long(path.read_text(encoding="utf-8")) for path in OURS}
+    assert len(found) > 80 and not {path: faults for path, faults in found.items() if faults}
+
+
+@pytest.mark.skip(reason="not yet")
+def test_the_library_logs_and_the_command_line_prints():
+    printing = {path.relative_to(ROOT).as_posix() for path in LIBRARY if calls_of(tree_of(path), "print")}
+    assert {path for path in printing if not path.startswith("air_plugin/mini/training/")} <= PRINT
+
+
+def test_no_line_is_exempt_from_the_formatter():
+    exempt = "fmt: " + "skip"
+    others = [path for folder in ("tests", "benchmarks", "compat") for path in (ROOT / folder).rglob("*.py")]
+    for path in [*OURS, *others]:
+        assert exempt not in path.read_text(encoding="utf-8"), path.relative_to(ROOT)
+
+
+def test_no_pickles_are_read():
+    for path in LIBRARY:
+        assert not imports_of(path) & {"torch.load", "pickle", "joblib", "dill", "shelve"}, path.relative_to(ROOT)
+        assert not calls_of(tree_of(path), "torch.load", "torch.jit.load"), path.relative_to(ROOT)
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call):
+                assert "allow_pickle" not in [word.arg for word in node.keywords], f"{path.name}:{node.lineno}"
+
+
+def test_no_fault_is_swallowed():
+    for path in [*OURS, *(ROOT / "compat").rglob("*.py")]:
+        assert swallowed(tree_of(path)) == [], path.relative_to(ROOT)
+
+
+def test_methods_are_thin_and_listed():
+    import train
+
+    methods = {path.stem: path for path in (ROOT / "trainers").glob("*.py")}
+    assert methods.pop("__init__").read_text() == ""
+    assert methods.pop("prompt_trainer") and methods.pop("self_training")
+    assert set(train.TRAINERS) == methods.keys()
+    assert all(len(path.read_text().splitlines()) <= 120 for path in methods.values())
+    sets = {path.stem for path in (ROOT / "datasets").glob("*.py")} - {"__init__", "base", "download"}
+    assert set(train.DATASETS) == sets
+    assert (ROOT / "datasets" / "__init__.py").read_text() == ""
