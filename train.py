@@ -15,6 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent
 sys.path.append(str(ROOT / "compat"))  # last: an installed Dassl wins, the stand-in serves where there is none
 
+from air_plugin.config import upgrade, upgrade_options  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code, unknown  # noqa: E402
 from air_plugin.utils.logs import show_logs  # noqa: E402
 
@@ -70,7 +71,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--offline", action="store_true", help="never use the network; the same as AIR_OFFLINE=1")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options")
     args = parser.parse_args(argv)
-    args.opts = args.opts[1:] if args.opts[:1] == ["--"] else args.opts
+    args.opts = upgrade_options(args.opts[1:] if args.opts[:1] == ["--"] else args.opts)
     return args
 
 
@@ -135,7 +136,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     mark = folder / "settings.json"
     plain = json.loads(json.dumps(settings))
     try:
-        known = json.loads(mark.read_text())
+        known = upgrade(json.loads(mark.read_text()))
     except (FileNotFoundError, ValueError):
         known = plain
         write_atomically(mark, json.dumps(plain, indent=1, sort_keys=True).encode(), durable=True)
@@ -309,7 +310,7 @@ def run(args: argparse.Namespace) -> int:
         from air_plugin.auxiliary.gallery import plot_gallery
 
         seen = trainer.paths, trainer.zero_shot_probs
-        source = "generated" if cfg.AIR.SOURCE == "synthetic" else "pseudo-labelled"
+        source = "generated" if cfg.AIR.PROTOTYPES == "synthetic" else "pseudo-labelled"
         plot_gallery(trainer.auxiliary, trainer.classnames, *seen, folder / "gallery.png", source=source)
     write_bundle(trainer, folder / "bundle")
     write_atomically(folder / "predictions.json", json.dumps(predictions(trainer)).encode(), durable=True)

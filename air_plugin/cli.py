@@ -194,8 +194,10 @@ def run_stage(args: argparse.Namespace) -> int:
         cfg.DATASET.TEMPLATE = template
     require_template("DATASET.TEMPLATE", cfg.DATASET.TEMPLATE)
     settings = AirSettings.from_cfg(cfg)
-    if settings.source != "synthetic":
-        raise UserError(f"AIR.SOURCE is {settings.source}; these commands draw images, so it must be synthetic")
+    if settings.prototypes != "synthetic":
+        raise UserError(
+            f"AIR.PROTOTYPES is {settings.prototypes}; these commands generate images; it must be synthetic"
+        )
     if settings.rounds > 1:
         raise UserError(f"AIR.ROUNDS is {settings.rounds}; these commands are of one round, so it must be 1")
     paths = [str(path) for path in find_images(args.images)]

@@ -1,260 +1,83 @@
-"""Every setting: the yacs keys with their defaults, and the frozen, validated dataclasses that the library takes."""
+"""The config: our keys in a yacs node, YAML files and command lines merged into it, and the page of all settings."""
 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from air_plugin.utils.checks import require, require_choice, require_template
+from air_plugin.former_settings import renamed, upgrade, upgrade_options, upgrade_tree
+from air_plugin.settings import (
+    SECTIONS,
+    AirSettings,
+    AuxiliaryForm,
+    Captions,
+    Classifier,
+    Head,
+    Labeler,
+    LoraSettings,
+    LossForm,
+    Refinement,
+    Sampler,
+    all_settings,
+)
 from air_plugin.utils.errors import UserError, unknown
+from air_plugin.utils.sections import AUTO, Section, Setting, settings_of
 
-Captions = Literal["confident", "surer_half", "all", "generic"]
-LossForm = Literal["consistency", "synthetic"]
-AuxiliaryForm = Literal["softmax", "raw"]
-Head = Literal["text", "fused"]
-Labeler = Literal["CPL", "UPL"]
-Source = Literal["synthetic", "real", "none"]
-Classifier = Literal["cosine", "gaussian"]
-Refinement = Literal["none", "em"]
-Sampler = Literal["dpm", "ddim", "euler", "lcm", "own"]
+__all__ = [
+    "AUTO",
+    "AirSettings",
+    "AuxiliaryForm",
+    "Captions",
+    "Classifier",
+    "Head",
+    "Labeler",
+    "LoraSettings",
+    "LossForm",
+    "Refinement",
+    "Sampler",
+    "add_air_config",
+    "describe",
+    "flatten",
+    "merge_file",
+    "merge_options",
+    "page",
+    "upgrade",
+    "upgrade_options",
+    "validate",
+]
 
-AUTO = "auto"  # in the place of a number that is then chosen without labels
-MAY_BE_AUTO = ("AIR.LAMBDA", "AIR.BETA")
+MAY_BE_AUTO = tuple(setting.key for setting in all_settings() if setting.auto)
 
 
 def add_air_config(cfg: Any) -> None:
     """Add our keys to a Dassl config (a yacs CfgNode), before files and options are merged."""
     from yacs.config import CfgNode
 
-    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # CoOp's own data sets read it
-    cfg.DATASET.SPLIT_FAMILY = "zhou"  # or elevater: the data set's own train and test lists
-    cfg.DATASET.WORDING = "coop"  # of the class names; grip: GRIP's and CPL's, where a data set has both
-    cfg.DATASET.TEMPLATE = "a photo of a {}."
-    cfg.DATASET.MISSING = 0  # digits sets alone: classes that the unlabelled images lack; an experiment, not the method
-    cfg.DATASET.RARER = 1.0  # digits sets alone: every other class is so many times rarer there
-    cfg.DATASET.DEFAULT_CONFIG = ""  # the trainer config that the scripts use where none is named
-
-    cfg.TRAINER.PROMPT = CfgNode()
-    cfg.TRAINER.PROMPT.N_CTX = 16
-    cfg.TRAINER.PROMPT.CTX_INIT = ""
-    cfg.TRAINER.PROMPT.CSC = False
-    cfg.TRAINER.PROMPT.CLASS_TOKEN_POSITION = "end"
-    cfg.TRAINER.PROMPT.PREC = "fp32"
-    cfg.TRAINER.PROMPT.VIEWS = 8  # views an image in the feature table; the first is not augmented
-    cfg.TRAINER.PROMPT.CLIP_GRAD = 0.0  # largest norm of the gradient; 0 is no limit
-    cfg.TRAINER.PROMPT.ENSEMBLE = 1  # prompts that are trained side by side and whose predictions are averaged
-    cfg.TRAINER.PROMPT.ROUNDS = 1  # of labelling and training, OPTIM.MAX_EPOCH epochs each; unsupervised trainers only
-
-    cfg.TRAINER.UPL = CfgNode()
-    cfg.TRAINER.UPL.PER_CLASS = 16
-
-    cfg.TRAINER.CPL = CfgNode()
-    cfg.TRAINER.CPL.ALPHA = 0.75
-    cfg.TRAINER.CPL.BETA = 0.9
-    cfg.TRAINER.CPL.GAMMA = 0.0  # above 0: BETA is 1 - GAMMA / C
-    cfg.TRAINER.CPL.PER_CLASS = 16  # in a single round
-    cfg.TRAINER.CPL.LOSS = "cc"
-    cfg.TRAINER.CPL.LEVERAGE = 1.0  # weight of the classes that are no candidates in the loss 'lw'
-
-    cfg.TRAINER.AIR = CfgNode()
-    cfg.TRAINER.AIR.LABELER = "CPL"
-
-    cfg.TRAINER.TRANSCLIP = CfgNode()
-    cfg.TRAINER.TRANSCLIP.ENABLED = False  # refine every head over all test images at once (transductive)
-
-    cfg.AIR = CfgNode()
-    cfg.AIR.CACHE = ""  # folder of the artifacts; empty: cache/ in the output folder
-    cfg.AIR.THREADS = 0  # of torch on the CPU; 0 leaves torch's own number
-    cfg.AIR.PRIMARY = "fused"
-    cfg.AIR.LAMBDA = 2.0  # or auto
-    cfg.AIR.BETA = 1.0  # or auto
-    cfg.AIR.LS = "consistency"
-    cfg.AIR.SOURCE = "synthetic"  # of the prototypes; controls: "real", unlabelled images by their zero-shot label;
-    # "none", EM from zero-shot without any prototypes (what shows and trains as prototypes is as with "real")
-    cfg.AIR.AUXILIARY = "cosine"  # or gaussian: class means of all M images and one covariance (air_plugin/gaussian.py)
-    cfg.AIR.REFINE = "none"  # or em: the Gaussian classes are carried to the unlabelled images
-    cfg.AIR.ROUNDS = 1  # the labels of a round are the captions of the next one's LoRA; fewer where they stop changing
-    cfg.AIR.M = 120
-    cfg.AIR.K = 30
-    cfg.AIR.AUX_FORM = "softmax"
-    cfg.AIR.AUX_SCALE = 2.0  # p^ = softmax(AUX_SCALE * s * a)
-    cfg.AIR.GENERATION_PER_SEED = False
-    cfg.AIR.GENERATION_SEED = 0  # where one set of images serves all seeds
-
-    cfg.AIR.GENERATOR = "mini"  # or OWNER/MODEL on the hub, or a folder in diffusers' layout
-    cfg.AIR.REVISION = ""  # commit of the hub's files; empty is the newest
-    cfg.AIR.VARIANT = ""  # of the weight files, for instance fp16: unet/diffusion_pytorch_model.fp16.safetensors
-    cfg.AIR.SCHEDULER = "dpm"  # of the drawing; own: the one that the generator comes with
-    cfg.AIR.LCM_LORA = ""  # adapter of a few-step model, in use while drawing: OWNER/MODEL on the hub, folder or file
-    cfg.AIR.LCM_LORA_REVISION = ""
-    cfg.AIR.SAFETY_CHECKER = False  # use the generator's own one, if it has one; what it blackens is drawn again
-    cfg.AIR.PRECISION = "fp32"
-    cfg.AIR.PROMPT = ""  # empty: the data set's template
-    cfg.AIR.STEPS = 20
-    cfg.AIR.GUIDANCE = 7.5
-    cfg.AIR.SIZE = 256  # side in pixels, for training and drawing; most backbones see 224
-    cfg.AIR.BATCH = 16
-
-    cfg.AIR.LORA = CfgNode()
-    cfg.AIR.LORA.ENABLED = True
-    cfg.AIR.LORA.RANK = 16
-    cfg.AIR.LORA.TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-    cfg.AIR.LORA.STEPS = 1000
-    cfg.AIR.LORA.LR = 1e-4
-    cfg.AIR.LORA.BATCH = 16
-    cfg.AIR.LORA.CAPTIONS = "confident"  # or surer_half: without doubtful images and seemingly rare classes
-    cfg.AIR.LORA.PER_CLASS = 32  # images a class where CAPTIONS is "confident" or "surer_half"
-    cfg.AIR.LORA.GENERIC = "a photo."  # the one caption where CAPTIONS is "generic"
-    cfg.AIR.LORA.CHECKPOINT = 50  # steps between two checkpoints
+    for setting in all_settings():
+        *sections, name = setting.key.split(".")
+        node = cfg
+        for section in sections:
+            if section not in node:
+                node[section] = CfgNode()
+            node = node[section]
+        node[name] = list(setting.default) if isinstance(setting.default, tuple) else setting.default
+    for old, new in renamed().items():  # for yacs' own merge_from_file and merge_from_list
+        if not cfg.key_is_renamed(old):
+            cfg.register_renamed_key(old, new)
 
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """How the generator is adapted. Names as in AIR.LORA."""
+def validate(cfg: Any, *sections: str) -> None:
+    """Check every setting of some sections of a config, for instance "TRAINER.CPL".
 
-    enabled: bool
-    rank: int
-    targets: tuple[str, ...]
-    steps: int
-    lr: float
-    batch: int
-    captions: Captions
-    per_class: int
-    generic: str
-    checkpoint: int
-
-    def __post_init__(self) -> None:
-        for key in ("rank", "steps", "batch", "per_class", "checkpoint"):
-            require(getattr(self, key) >= 1, f"AIR.LORA.{key.upper()}", getattr(self, key), "at least 1")
-        require(self.lr > 0, "AIR.LORA.LR", self.lr, "greater than 0")
-        require(bool(self.targets), "AIR.LORA.TARGETS", self.targets, "at least one module name")
-        require_choice("AIR.LORA.CAPTIONS", self.captions, Captions)
-
-
-@dataclass(frozen=True)
-class AirSettings:
-    """The auxiliary classifier's settings. Names as in AIR; `prompt` is a template with {}.
-
-    weight, beta: AIR.LAMBDA and BETA, or None where they are "auto": chosen without labels (air_plugin/weighting.py).
+    Raises:
+        UserError: a value is out of range; the message names its key.
     """
-
-    primary: Head
-    weight: float | None
-    beta: float | None
-    loss: LossForm
-    source: Source
-    auxiliary: Classifier
-    refine: Refinement
-    rounds: int
-    images_per_class: int
-    kept_per_class: int
-    form: AuxiliaryForm
-    scale: float
-    seed: int
-    generator: str
-    revision: str
-    variant: str
-    scheduler: Sampler
-    lcm_lora: str
-    lcm_lora_revision: str
-    safety_checker: bool
-    precision: str
-    prompt: str
-    steps: int
-    guidance: float
-    size: int
-    batch: int
-    lora: LoraSettings
-
-    def __post_init__(self) -> None:
-        require(self.weight is None or self.weight >= 0, "AIR.LAMBDA", self.weight, f"at least 0, or {AUTO}")
-        require(self.beta is None or self.beta >= 0, "AIR.BETA", self.beta, f"at least 0, or {AUTO}")
-        require(self.kept_per_class >= 1, "AIR.K", self.kept_per_class, "at least 1")
-        require(
-            self.kept_per_class <= self.images_per_class,
-            "AIR.K",
-            self.kept_per_class,
-            f"at most AIR.M = {self.images_per_class}, the number of images a class",
-        )
-        require(self.scale > 0, "AIR.AUX_SCALE", self.scale, "greater than 0")
-        require(self.guidance >= 0, "AIR.GUIDANCE", self.guidance, "at least 0")
-        for key, value in (("STEPS", self.steps), ("SIZE", self.size), ("BATCH", self.batch)):
-            require(value >= 1, f"AIR.{key}", value, "at least 1")
-        if self.scheduler == "lcm":
-            require(self.steps <= 50, "AIR.STEPS", self.steps, "at most 50 where AIR.SCHEDULER is lcm")
-        require_template("AIR.PROMPT", self.prompt)
-        require_choice("AIR.PRIMARY", self.primary, Head)
-        require_choice("AIR.LS", self.loss, LossForm)
-        require_choice("AIR.SOURCE", self.source, Source)
-        require_choice("AIR.AUXILIARY", self.auxiliary, Classifier)
-        require_choice("AIR.REFINE", self.refine, Refinement)
-        require_choice("AIR.AUX_FORM", self.form, AuxiliaryForm)
-        require_choice("AIR.SCHEDULER", self.scheduler, Sampler)
-        self._require_what_goes_together()
-
-    def _require_what_goes_together(self) -> None:
-        require(self.rounds >= 1, "AIR.ROUNDS", self.rounds, "at least 1")
-        if self.refine == "em":
-            require(self.auxiliary == "gaussian", "AIR.AUXILIARY", self.auxiliary, "gaussian where AIR.REFINE is em")
-        if self.source == "none":
-            require(self.refine == "em", "AIR.REFINE", self.refine, "em where AIR.SOURCE is none")
-        if self.rounds > 1:
-            wanted = "1 where nothing is adapted: AIR.SOURCE is not synthetic, or AIR.LORA.ENABLED is False"
-            require(self.source == "synthetic" and self.lora.enabled, "AIR.ROUNDS", self.rounds, wanted)
-        if self.beta is None:
-            wanted = f"synthetic where AIR.BETA is {AUTO}: two views have no label to be right about"
-            require(self.loss == "synthetic", "AIR.LS", self.loss, wanted)
-        if self.form == "raw":
-            wanted = "softmax where AIR.AUXILIARY is gaussian or AIR.LAMBDA is auto"
-            require(self.auxiliary == "cosine" and self.weight is not None, "AIR.AUX_FORM", self.form, wanted)
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """How the generator is loaded: load_generator's arguments after the name."""
-        keys = ("revision", "variant", "scheduler", "lcm_lora", "lcm_lora_revision", "safety_checker", "precision")
-        return {key: getattr(self, key) for key in keys}
-
-    @classmethod
-    def from_cfg(cls, cfg: Any) -> AirSettings:
-        """Read and validate the AIR part of a config.
-
-        Raises:
-            UserError: a value is out of range; the message names its key.
-        """
-        air = cfg.AIR
-        lora = {key.lower(): value for key, value in air.LORA.items()}
-        return cls(
-            primary=air.PRIMARY,
-            weight=None if air.LAMBDA == AUTO else air.LAMBDA,
-            beta=None if air.BETA == AUTO else air.BETA,
-            loss=air.LS,
-            source=air.SOURCE,
-            auxiliary=air.AUXILIARY,
-            refine=air.REFINE,
-            rounds=air.ROUNDS,
-            images_per_class=air.M,
-            kept_per_class=air.K,
-            form=air.AUX_FORM,
-            scale=air.AUX_SCALE,
-            seed=max(cfg.SEED, 0) if air.GENERATION_PER_SEED else air.GENERATION_SEED,
-            generator=air.GENERATOR,
-            revision=air.REVISION,
-            variant=air.VARIANT,
-            scheduler=air.SCHEDULER,
-            lcm_lora=air.LCM_LORA,
-            lcm_lora_revision=air.LCM_LORA_REVISION,
-            safety_checker=air.SAFETY_CHECKER,
-            precision=air.PRECISION,
-            prompt=air.PROMPT or cfg.DATASET.TEMPLATE,
-            steps=air.STEPS,
-            guidance=air.GUIDANCE,
-            size=air.SIZE,
-            batch=air.BATCH,
-            lora=LoraSettings(**{**lora, "targets": tuple(air.LORA.TARGETS)}),
-        )
+    for section in SECTIONS:
+        if section.SECTION in sections:
+            section.from_cfg(cfg)
 
 
 def merge_file(
@@ -291,7 +114,7 @@ def merge_file(
         merge_file(cfg, below, sections=sections, _above=above)
     if sections is not None:
         tree = {key: value for key, value in tree.items() if key in sections}
-    _merge(cfg, tree, prefix="", where=f" in {path}")
+    _merge(cfg, upgrade_tree(tree), prefix="", where=f" in {path}")
 
 
 def merge_options(cfg: Any, options: Sequence[str]) -> None:
@@ -304,6 +127,7 @@ def merge_options(cfg: Any, options: Sequence[str]) -> None:
 
     if len(options) % 2:
         raise UserError(f"options are pairs of KEY VALUE; '{options[-1]}' has no partner")
+    options = upgrade_options(options)
     texts = {key for key, value in flatten(cfg).items() if isinstance(value, str)}
     for key, text in zip(options[::2], options[1::2], strict=True):
         try:
@@ -364,3 +188,86 @@ def flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
     for name, value in cfg.items():
         values.update(flatten(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else {f"{prefix}{name}": value})
     return values
+
+
+def describe(pattern: str = "") -> str:
+    """Key, default, valid values and meaning of settings.
+
+    Args:
+        pattern: a key or its end ("AIR.K", "K"); else any part of a key or meaning, where * is any text.
+
+    Raises:
+        UserError: there is none; the message has near matches.
+
+    Example:
+        >>> print(describe("K"))
+        AIR.K 30  (whole number, at least 1)
+            images kept a class, the most typical ones: the prototypes
+    """
+    settings, name = all_settings(), pattern.lower()
+    found = [one for one in settings if f".{one.key.lower()}".endswith(f".{name}")] or [
+        one
+        for one in settings
+        if any(fnmatch.fnmatchcase(text.lower(), f"*{name}*") for text in (one.key, one.help, *one.old))
+    ]
+    if not found:
+        raise unknown("setting", pattern, [one.key for one in settings])
+    return "\n".join(f"{one.key} {_written(one.default)}  ({_valid(one)})\n    {one.help}" for one in found)
+
+
+def page() -> str:
+    """docs/configuration.md."""
+    intro = f"""# Configuration
+
+<!-- Made by `python -m air_plugin.config > docs/configuration.md`; edit air_plugin/settings.py instead. -->
+
+Every setting of AiR with its default. A setting is given in a YAML file (`AIR: {{K: 16}}`) or behind a command
+(`bash scripts/air/main.sh digits mini AIR.K 16`, `python train.py ... AIR.K 16`, `air prototypes ... AIR.K 16`), and
+`air settings K` shows it in the terminal. Dassl's own settings (`OPTIM`, `DATALOADER`, `INPUT`, ...) are as in Dassl.
+
+Files are merged in this order: data set, trainer, backbone, generator, preset; then options of the command line.
+`_BASE_` in a file names files that are merged before it. `{AUTO}` stands for a number that is chosen without labels.
+"""
+    former = [f"| `{old}` | {_code(new)} |" for old, new in renamed().items()]
+    former += [
+        f"| `{one.key} {old}` | `{one.key} {new}` |" for one in all_settings() for old, new in one.old_values.items()
+    ]
+    tail = "## Former names\n\nUsable for one release, with a warning.\n\n| former | today |\n|---|---|\n"
+    return "\n".join([intro, *map(_table, SECTIONS), tail + "\n".join(former)]) + "\n"
+
+
+def _table(section: type[Section]) -> str:
+    rows = [
+        f"| `{one.key}` | `{_written(one.default)}` | {_escaped(_valid(one))} | {_escaped(one.help)} |"
+        for one in settings_of(section)
+    ]
+    about = (section.__doc__ or "").splitlines()[0]
+    return "\n".join(
+        [f"## {section.SECTION}: {about}", "", "| key | default | values | meaning |", "|---|---|---|---|", *rows, ""]
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def _code(keys: str) -> str:
+    return " and ".join(f"`{key}`" for key in keys.split(" and "))
+
+
+def _written(default: Any) -> str:
+    """A default as it is written in YAML."""
+    if isinstance(default, tuple):
+        return f"[{', '.join(default)}]"
+    return str(default) if default != "" else '""'
+
+
+def _valid(setting: Setting) -> str:
+    """The valid values in words: choices, range or type."""
+    kinds = {bool: "True or False", int: "whole number", str: "text", float: "number", tuple: "list of text"}
+    kind = "text with one {}" if setting.template else kinds[type(setting.default)]
+    return " | ".join(setting.choices) if setting.choices else ", ".join(filter(None, (kind, setting.range)))
+
+
+if __name__ == "__main__":
+    print(page(), end="")

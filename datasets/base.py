@@ -95,7 +95,7 @@ class PublishedDataset(SplitDataset):
         covered: every image on disk is in one of the own lists; one that is not tells of a list that was cut short.
         balanced: every own list has the same number of images of every class; the same purpose.
         own_is_zhou: CoOp itself uses the own lists, so that nothing need be made.
-        grip: label -> class name where GRIP's and CPL's wording (DATASET.WORDING "grip") differs; None: has none.
+        grip: label -> class name where GRIP's and CPL's wording (DATASET.CLASS_NAMES "grip") differs; None: has none.
         split_family: what was really used, for result.json.
     """
 
@@ -119,7 +119,7 @@ class PublishedDataset(SplitDataset):
             raise unknown("split family (DATASET.SPLIT_FAMILY)", family, FAMILIES)
         self.split_family = family
         split = self._zhou() if family == "zhou" else self._elevater()
-        names = self.worded(self._names_in(split), cfg.DATASET.WORDING)
+        names = self.worded(self._names_in(split), cfg.DATASET.CLASS_NAMES)
         self.check_images(split)
         self.warn_of_sizes(split)
         super().__init__(
@@ -285,7 +285,7 @@ class PublishedDataset(SplitDataset):
         return items
 
     def worded(self, names: list[str], wording: str) -> list[str]:
-        """The class names in the wording of DATASET.WORDING.
+        """The class names in the wording of DATASET.CLASS_NAMES.
 
         Raises:
             UserError: there is no such wording of this data set.
@@ -294,7 +294,7 @@ class PublishedDataset(SplitDataset):
             return names
         if wording != "grip" or self.grip is None:
             known = ("coop",) if self.grip is None else ("coop", "grip")
-            raise unknown(f"wording (DATASET.WORDING) of {self.name}", wording, known)
+            raise unknown(f"wording (DATASET.CLASS_NAMES) of {self.name}", wording, known)
         return [self.grip.get(label, name) for label, name in enumerate(names)]
 
     # Whether all is there

@@ -51,7 +51,9 @@ class Digits(SplitDataset):
             train, val, test = (self._read(folder, split[name]) for name in ("train", "val", "test"))
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
             raise UserError(f"{folder} is damaged ({error}); remove it and it is written again") from error
-        train = incomplete(train, missing=cfg.DATASET.MISSING, rarer=cfg.DATASET.RARER, seed=max(cfg.SEED, 0))
+        train = incomplete(
+            train, missing=cfg.DATASET.NUM_MISSING_CLASSES, rarer=cfg.DATASET.IMBALANCE_RATIO, seed=max(cfg.SEED, 0)
+        )
         super().__init__(cfg, CLASSES, train=train, val=val, test=test)
 
     @staticmethod
@@ -117,8 +119,8 @@ def incomplete(items: list[Datum], *, missing: int, rarer: float, seed: int) -> 
     Raises:
         UserError: not even two classes are left, or `rarer` is below 1.
     """
-    require_range("DATASET.MISSING", missing, 0, len(CLASSES) - 2)
-    require_range("DATASET.RARER", rarer, 1, math.inf)
+    require_range("DATASET.NUM_MISSING_CLASSES", missing, 0, len(CLASSES) - 2)
+    require_range("DATASET.IMBALANCE_RATIO", rarer, 1, math.inf)
     rng = random.Random(f"incomplete {seed}")
     absent = set(rng.sample(range(len(CLASSES)), missing))
     kept = []

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
+from air_plugin.config import upgrade_options  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code, unknown  # noqa: E402
 
 # What CoOp's own script takes after DATASET and CONFIG: CTP NCTX SHOTS CSC.
@@ -71,6 +72,7 @@ def parse() -> argparse.Namespace:
         if len(values) < len(COOP):
             raise UserError("give DATASET CONFIG CTP NCTX SHOTS CSC; for instance: digits mini end 16 4 False")
         args.options = [*(part for pair in zip(COOP, values, strict=True) for part in pair), *args.options]
+    args.options = upgrade_options(args.options)
     return args
 
 

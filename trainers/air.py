@@ -8,11 +8,10 @@ import torch
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
-from air_plugin.config import Labeler
+from air_plugin.config import validate
 from air_plugin.functional.fusion import relative_weight
 from air_plugin.functional.losses import consistency_loss, synthetic_loss
 from air_plugin.mixin import AuxiliaryMixin
-from air_plugin.utils.checks import require_choice
 from air_plugin.utils.seeding import stable_seed
 from trainers.self_training import SelfTraining
 
@@ -25,7 +24,7 @@ class AiR(AuxiliaryMixin, SelfTraining):
 
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
-        require_choice("TRAINER.AIR.LABELER", cfg.TRAINER.AIR.LABELER, Labeler)
+        validate(cfg, "TRAINER.AIR")
         self.labeler = cfg.TRAINER.AIR.LABELER
 
     def train_on(self, index: Tensor, targets: dict[str, Tensor]) -> None:

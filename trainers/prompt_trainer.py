@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from air_plugin.clip.features import FeatureBatches, FeatureTable, extract_features
 from air_plugin.clip.loading import load_backbone
 from air_plugin.clip.prompts import PromptedCLIP, PromptEnsemble, PromptLearner
+from air_plugin.config import validate
 from air_plugin.functional.metrics import head_metrics, said
 from air_plugin.functional.transclip import transclip
-from air_plugin.utils.checks import require_range, require_template
+from air_plugin.utils.checks import require
 from air_plugin.utils.class_names import fill
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.provenance import Stages
@@ -32,15 +33,8 @@ class PromptTrainer(TrainerX):
     primary: str = "text"
 
     def check_cfg(self, cfg: Any) -> None:
-        require_template("DATASET.TEMPLATE", cfg.DATASET.TEMPLATE)
-        if cfg.TRAINER.PROMPT.CLASS_TOKEN_POSITION not in ("end", "middle", "front"):
-            raise UserError(
-                f"TRAINER.PROMPT.CLASS_TOKEN_POSITION is '{cfg.TRAINER.PROMPT.CLASS_TOKEN_POSITION}'; "
-                "it must be end, middle or front"
-            )
-        require_range("OPTIM.MAX_EPOCH", cfg.OPTIM.MAX_EPOCH, 1, float("inf"))
-        for key in ("VIEWS", "ENSEMBLE", "ROUNDS"):
-            require_range(f"TRAINER.PROMPT.{key}", cfg.TRAINER.PROMPT[key], 1, float("inf"))
+        validate(cfg, "DATASET", "TRAINER.PROMPT")
+        require(cfg.OPTIM.MAX_EPOCH >= 1, "OPTIM.MAX_EPOCH", cfg.OPTIM.MAX_EPOCH, "at least 1")
 
     def build_model(self) -> None:
         self.seed = max(self.cfg.SEED, 0)

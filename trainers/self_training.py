@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from air_plugin.config import validate
 from air_plugin.functional.losses import CandidateForm, candidate_weights, partial_label_loss
 from air_plugin.functional.metrics import pseudo_label_metrics
 from air_plugin.functional.pseudo_labels import Candidates, candidate_sets, hard_labels
-from air_plugin.utils.checks import require_choice, require_range
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.tensors import load_tensors, save_tensors
 from trainers.prompt_trainer import PromptTrainer
@@ -43,16 +43,10 @@ class SelfTraining(PromptTrainer):
 
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
-        cpl = cfg.TRAINER.CPL
-        for key in ("ALPHA", "BETA"):
-            require_range(f"TRAINER.CPL.{key}", cpl[key], 0, 1)
-        for key, value in (("CPL", cpl.PER_CLASS), ("UPL", cfg.TRAINER.UPL.PER_CLASS)):
-            require_range(f"TRAINER.{key}.PER_CLASS", value, 1, math.inf)
-        for key in ("GAMMA", "LEVERAGE"):
-            require_range(f"TRAINER.CPL.{key}", cpl[key], 0, math.inf)
-        require_choice("TRAINER.CPL.LOSS", cpl.LOSS, CandidateForm)
-        if cpl.LOSS != "cc" and cfg.TRAINER.PROMPT.ENSEMBLE > 1:
-            raise UserError(f"TRAINER.CPL.LOSS is {cpl.LOSS}; with TRAINER.PROMPT.ENSEMBLE above 1 it must be cc")
+        validate(cfg, "TRAINER.CPL", "TRAINER.UPL")
+        loss = cfg.TRAINER.CPL.LOSS
+        if loss != "cc" and cfg.TRAINER.PROMPT.ENSEMBLE > 1:
+            raise UserError(f"TRAINER.CPL.LOSS is {loss}; with TRAINER.PROMPT.ENSEMBLE above 1 it must be cc")
 
     @property
     def form(self) -> CandidateForm:

@@ -73,7 +73,7 @@ def build_auxiliary(
         store: of the artifacts.
         stages: takes the times of generator, lora, generation, prototypes and refinement.
     """
-    if settings.source != "synthetic":
+    if settings.prototypes == "real":
         with stages.stage("prototypes"):
             auxiliary = auxiliary_of_real_images(
                 backbone, classnames, paths, features=features, probs=probs, settings=settings

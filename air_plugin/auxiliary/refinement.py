@@ -55,7 +55,7 @@ def finalize(
         generated: (C, M, D) unit features of all its images.
         features: (N, D) of the unlabelled images, unit rows.
         probs: (N, C) their zero-shot probabilities.
-        settings: AUXILIARY, REFINE, SOURCE and LAMBDA.
+        settings: AUXILIARY, REFINE, PRIOR and LAMBDA.
         store: keeps what EM came to.
 
     Returns:
@@ -64,7 +64,7 @@ def finalize(
     consensus = None
     figures: dict[str, Any] = {}
     if settings.auxiliary == "gaussian":
-        model = None if settings.source == "none" else _fit(generated)
+        model = None if settings.prior == "none" else _fit(generated)
         if settings.refine == "em":
             found = refined(model, features, probs, store=store)
             consensus = posterior(found.model, features, probs)
@@ -76,7 +76,7 @@ def finalize(
                 "soft_counts": [round(soft_counts, 1) for soft_counts in found.soft_counts.tolist()],
             }
         else:
-            assert model is not None  # AirSettings: SOURCE none wants EM
+            assert model is not None  # AirSettings: PRIOR none needs EM
             weight, bias = model.bias_corrected_head()
         classifier = replace(classifier, weight=weight.float(), bias=bias.float())
     if settings.auxiliary == "gaussian" or settings.weight is None:

@@ -50,7 +50,7 @@ def choose_captions(
         probs: (N, C) zero-shot probabilities; no label.
         classnames: C names.
         template: with {} for the name.
-        settings: `captions` is "confident" (the most confident images a predicted class), "surer_half" (those of them
+        settings: `captions` is "confident" (the most confident images a predicted class), "above_median" (those of them
             that are at least as confident as the median of all images, and only of classes that have enough such
             images: ours), "all" (every image with its pseudo-label) or "generic" (every image, one caption without a
             class).
@@ -58,9 +58,9 @@ def choose_captions(
     Returns:
         Image indices and as many captions.
     """
-    if settings.captions in ("confident", "surer_half"):
+    if settings.captions in ("confident", "above_median"):
         chosen = top_k_per_class(probs, settings.per_class)
-        if settings.captions == "surer_half":
+        if settings.captions == "above_median":
             chosen = chosen[_sure_and_common(probs)[chosen]]
         index = chosen.tolist()
     else:

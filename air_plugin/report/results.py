@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from air_plugin.former_settings import upgrade
 from air_plugin.utils.errors import UserError
 
 TEXTS = ("trainer", "dataset", "config", "backbone", "split_family", "template", "primary")
 NEEDED = (*TEXTS, "seed", "heads", "pseudo_labels")
-USUAL_WORDING = "coop"  # DATASET.WORDING of results from before there were two
+USUAL_WORDING = "coop"  # DATASET.CLASS_NAMES of results from before there were two
 LARGE = 1e12  # no count and no lambda is larger, and every plot can hold it
 
 
@@ -121,13 +122,13 @@ def _fault(result: Any) -> str | None:
     if not isinstance(provenance, dict) or not isinstance(provenance.get("settings") or {}, dict):
         return "its provenance holds no settings"
     if not is_line(_wording(result)):
-        return "its DATASET.WORDING is no line of text"
+        return "its DATASET.CLASS_NAMES is no line of text"
     return None
 
 
 def _wording(result: Mapping[str, Any]) -> Any:
-    """How the class names are worded (DATASET.WORDING), which is a setting of the run alone."""
-    return settings_of(result).get("DATASET.WORDING", USUAL_WORDING)
+    """Whose class names (DATASET.CLASS_NAMES), which is a setting of the run alone."""
+    return upgrade(settings_of(result)).get("DATASET.CLASS_NAMES", USUAL_WORDING)
 
 
 def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:

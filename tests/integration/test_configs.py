@@ -230,7 +230,7 @@ def test_a_runs_label_is_its_parts():
     assert named("vit_b32") == "vit_b32"
     assert named("vit_b32+sd21") == "vit_b32+sd21"
     assert named("mini") == "mini"
-    assert named("mini+plus", "AIR.SOURCE", "none") == "mini+plus+AIR.SOURCE=none"
+    assert named("mini+plus", "AIR.PRIOR", "none") == "mini+plus+AIR.PRIOR=none"
     assert named("vit_b32+sd21", "AIR.M", "60") == "vit_b32+sd21+AIR.M=60"
     assert train.label([str(CONFIGS / "trainers" / "AiR" / "default.yaml")], digits, []) == "default"
 
@@ -332,13 +332,13 @@ def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cell
 def test_rows_with_a_preset_are_the_cells_of_main(cells: Callable[..., Cells]):
     benchmark = cells("--experiment", "benchmark", "digits", "mini")
     preset = cells("--trainers", "AiR", "digits", "mini+plus")
-    without = cells("--trainers", "AiR", "digits", "mini+plus", "AIR.SOURCE", "none")
+    without = cells("--trainers", "AiR", "digits", "mini+plus", "AIR.PROTOTYPES", "real", "AIR.PRIOR", "none")
     ((folder, (_, settings)),) = preset.items()
     assert folder == "digits/AiR/mini+plus/seed1" and benchmark[folder] == ("AiR plus", settings)
     ((folder, (_, settings)),) = without.items()
     assert benchmark[folder] == ("EM without diffusion, prompts trained", settings)
     assert cells("--experiment", "ablation_plus", "digits")[folder][1] == settings
-    assert settings["AIR.SOURCE"] == "none" and settings["AIR.REFINE"] == "em"
+    assert settings["AIR.PRIOR"] == "none" and settings["AIR.REFINE"] == "em"
     folder = "digits/ZeroshotAiR/mini+plus/seed1"
     assert benchmark[folder][0] == "AiR plus, no prompt trained"
     assert cells("--experiment", "incomplete", "digits")[folder] == ("AiR plus, all classes", benchmark[folder][1])
@@ -368,7 +368,7 @@ def test_where_config_names_the_preset_rows_that_differ_in_it_alone_are_one(cell
 def test_options_of_a_row_come_after_the_preset_and_the_command_line(cells: Callable[..., Cells]):
     found = cells("--experiment", "ablation_plus", "digits", "mini", "AIR.LORA.CAPTIONS", "all", "AIR.M", "6")
     captions = {title: settings["AIR.LORA.CAPTIONS"] for title, settings in found.values()}
-    assert captions["+ gaussian, em, auto"] == "confident" and captions["+ captions"] == "surer_half"
+    assert captions["+ gaussian, em, auto"] == "confident" and captions["+ captions"] == "above_median"
     assert captions["+ gaussian, em, auto, captions: AiR plus"] == "all"  # as main.sh digits mini+plus would have it
     assert {settings["AIR.M"] for _, settings in found.values()} == {6}
 
@@ -381,7 +381,7 @@ def test_the_parts_of_the_preset_alone_and_together(cells: Callable[..., Cells])
         "auto": ("AIR.LAMBDA", "auto"),
         "gaussian": ("AIR.AUXILIARY", "gaussian"),
         "em": ("AIR.REFINE", "em"),
-        "captions": ("AIR.LORA.CAPTIONS", "surer_half"),
+        "captions": ("AIR.LORA.CAPTIONS", "above_median"),
         "rounds": ("AIR.ROUNDS", 2),
         "beta": ("AIR.BETA", "auto"),
     }
@@ -406,7 +406,10 @@ def test_targets_show_the_preset_unchanged(cells: Callable[..., Cells]):
         for key, value in written_in(CONFIGS / "presets" / "plus.yaml"):
             assert found[untrained][key] == found[plus][key] == value
         for one, other in ((alone, untrained), (without, plus)):
-            assert {key for key, value in found[one].items() if value != found[other][key]} == {"AIR.SOURCE"}
+            assert {key for key, value in found[one].items() if value != found[other][key]} == {
+                "AIR.PROTOTYPES",
+                "AIR.PRIOR",
+            }
         assert {settings["DATASET.NAME"].lower() for settings in found.values()} == {target.replace("_", "")}
 
 

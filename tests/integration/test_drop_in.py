@@ -391,7 +391,7 @@ def test_kept_images_are_encoded_again_only_after_a_change(config: Callable):
 
 
 def test_few_of_many_kept_images_are_looked_at(config: Callable):
-    trainer = build(MyCoOp, config(AIR__M=20, AIR__K=20, AIR__SOURCE="real"))
+    trainer = build(MyCoOp, config(AIR__M=20, AIR__K=20, AIR__PROTOTYPES="real"))
     with calls_of(trainer.model.image_encoder) as sizes:
         trainer.refresh()
     assert trainer.auxiliary.kept.numel() == 36 and sum(sizes) == 9
@@ -423,7 +423,7 @@ def test_evaluation_alone_from_a_checkpoint_predicts_the_same(config: Callable):
 
 
 def test_prototypes_may_be_real_images(data: Path, config: Callable):
-    trainer = build(MyCoOp, config(AIR__SOURCE="real"))
+    trainer = build(MyCoOp, config(AIR__PROTOTYPES="real"))
     own = {str(path) for path in data.glob("*.png")}
     assert {str(path) for images in trainer.auxiliary.images for path in images} <= own
     images = first_batch(trainer)
@@ -441,7 +441,7 @@ def test_unlabelled_images_are_train_u_else_train_x(name: str, config: Callable,
 
 
 def test_labels_have_no_say(config: Callable, monkeypatch: pytest.MonkeyPatch):
-    before = build(MyCoOp, config(DATASET__NAME="TinyColoursBare", AIR__SOURCE="real"))
+    before = build(MyCoOp, config(DATASET__NAME="TinyColoursBare", AIR__PROTOTYPES="real"))
     plain = TinyColours.__init__
 
     def turned(self: Any, cfg: Any) -> None:
@@ -451,7 +451,7 @@ def test_labels_have_no_say(config: Callable, monkeypatch: pytest.MonkeyPatch):
         self._train_u = []
 
     monkeypatch.setattr(TinyColours, "__init__", turned)
-    after = build(MyCoOp, config(AIR__SOURCE="real"))
+    after = build(MyCoOp, config(AIR__PROTOTYPES="real"))
     assert after.dm.dataset.train_x[0].label != before.dm.dataset.train_x[0].label
     assert torch.equal(after.auxiliary.classifier.weight, before.auxiliary.classifier.weight)
 

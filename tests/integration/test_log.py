@@ -37,8 +37,8 @@ def primary(run: Path) -> float:
         ("ZeroshotCLIP", []),
         ("CoOp", ["DATASET.NUM_SHOTS", "1"]),
         ("CPL", ["TRAINER.PROMPT.ROUNDS", "2"]),
-        ("AiR", ["AIR.SOURCE", "real", "AIR.PRIMARY", "fused"]),
-        ("AiR", ["AIR.SOURCE", "real", "AIR.PRIMARY", "text"]),
+        ("AiR", ["AIR.PROTOTYPES", "real", "AIR.PRIMARY", "fused"]),
+        ("AiR", ["AIR.PROTOTYPES", "real", "AIR.PRIMARY", "text"]),
     ],
 )
 def test_the_log_says_what_the_result_says(trainer: str, options: list[str], tmp_path: Path) -> None:

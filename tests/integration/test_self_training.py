@@ -160,7 +160,7 @@ BLIND = {
     "UPL, ensemble": ("UPL", ["TRAINER.PROMPT.ENSEMBLE", "2"]),
     "CPL, iterative": ("CPL", ITERATIVE),
     "AiR over UPL, iterative": ("AiR", [*ITERATIVE, "TRAINER.AIR.LABELER", "UPL"]),
-    "AiR, real prototypes": ("AiR", ["AIR.SOURCE", "real"]),
+    "AiR, real prototypes": ("AiR", ["AIR.PROTOTYPES", "real"]),
     "CPL, rc": ("CPL", ["TRAINER.CPL.LOSS", "rc"]),
 }
 
@@ -219,7 +219,7 @@ def test_fewer_images_a_class_are_taken_from_more(data: Path, tmp_path: Path) ->
 
 
 def test_real_prototypes_need_no_generator(data: Path, tmp_path: Path) -> None:
-    output = run("AiR", data, tmp_path / "real", str(tmp_path / "cache"), "AIR.SOURCE", "real")
+    output = run("AiR", data, tmp_path / "real", str(tmp_path / "cache"), "AIR.PROTOTYPES", "real")
     assert not (tmp_path / "cache" / "images").exists() and not (tmp_path / "cache" / "lora").exists()
     assert (output / "gallery.png").is_file()
     assert "generation" not in [stage["name"] for stage in result(output)["stages"]]
@@ -239,7 +239,7 @@ def test_predictions_agree_with_the_result(data: Path, cache: str, tmp_path: Pat
 BAD = {
     "labeler": (["TRAINER.AIR.LABELER", "FPL"], "TRAINER.AIR.LABELER"),
     "loss": (["TRAINER.CPL.LOSS", "dd"], "TRAINER.CPL.LOSS"),
-    "source": (["AIR.SOURCE", "web"], "AIR.SOURCE"),
+    "prototypes": (["AIR.PROTOTYPES", "web"], "AIR.PROTOTYPES"),
     "rounds": (["TRAINER.PROMPT.ROUNDS", "0"], "TRAINER.PROMPT.ROUNDS"),
     "ensemble": (["TRAINER.PROMPT.ENSEMBLE", "0"], "TRAINER.PROMPT.ENSEMBLE"),
     "gamma": (["TRAINER.CPL.GAMMA", "-1"], "TRAINER.CPL.GAMMA"),

@@ -131,8 +131,8 @@ BAD = {
         "DATASET.TEMPLATE is 'photo'",
     ),
     "a source that draws nothing": (
-        ["prototypes", "{pictures}", "--classes", "{classes}", "AIR.SOURCE", "real"],
-        "AIR.SOURCE is real",
+        ["prototypes", "{pictures}", "--classes", "{classes}", "AIR.PROTOTYPES", "real"],
+        "AIR.PROTOTYPES is real",
     ),
     "unknown key": (["lora", "{pictures}", "--classes", "{classes}", "AIR.LAMDA", "1"], "did you mean AIR.LAMBDA"),
     "half an option": (["lora", "{pictures}", "--classes", "{classes}", "AIR.M"], "no partner"),

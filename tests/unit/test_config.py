@@ -119,7 +119,7 @@ def test_settings_are_frozen(cfg: CfgNode):
         ("AIR.LORA.CHECKPOINT", 0, "at least 1"),
         ("AIR.LORA.LR", 0.0, "greater than 0"),
         ("AIR.LORA.TARGETS", [], "at least one"),
-        ("AIR.LORA.CAPTIONS", "true", "confident, surer_half, all, generic"),
+        ("AIR.LORA.CAPTIONS", "true", "confident, above_median, all, generic"),
     ],
 )
 def test_bad_values_are_errors_that_name_key_and_value(cfg: CfgNode, key: str, value: Any, named: str):
@@ -352,9 +352,9 @@ def test_no_other_word_and_no_other_key_is_auto(cfg: CfgNode, options: list[str]
     ("options", "key"),
     [
         (["AIR.REFINE", "em"], "AIR.AUXILIARY"),
-        (["AIR.SOURCE", "none"], "AIR.REFINE"),
+        (["AIR.PRIOR", "none"], "AIR.REFINE"),
         (["AIR.ROUNDS", "0"], "AIR.ROUNDS"),
-        (["AIR.ROUNDS", "2", "AIR.SOURCE", "real"], "AIR.ROUNDS"),
+        (["AIR.ROUNDS", "2", "AIR.PROTOTYPES", "real"], "AIR.ROUNDS"),
         (["AIR.ROUNDS", "2", "AIR.LORA.ENABLED", "False"], "AIR.ROUNDS"),
         (["AIR.LAMBDA", "auto", "AIR.AUX_FORM", "raw"], "AIR.AUX_FORM"),
         (["AIR.BETA", "auto", "AIR.LS", "consistency"], "AIR.LS"),

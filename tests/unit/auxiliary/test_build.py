@@ -171,10 +171,10 @@ def test_rounds_end_once_labels_stay(build, monkeypatch: pytest.MonkeyPatch):
     assert len(made.rounds) == 1
 
 
-@pytest.mark.parametrize("source", ["real", "none"])
-def test_controls_without_a_generator_load_none(build, monkeypatch: pytest.MonkeyPatch, source: str):
+@pytest.mark.parametrize("prior", ["prototypes", "none"])
+def test_controls_without_a_generator_load_none(build, monkeypatch: pytest.MonkeyPatch, prior: str):
     monkeypatch.setattr(module, "load_generator", lambda *_, **__: pytest.fail("a generator was loaded"))
-    made, stages = build(SOURCE=source, AUXILIARY="gaussian", REFINE="em")
+    made, stages = build(PROTOTYPES="real", PRIOR=prior, AUXILIARY="gaussian", REFINE="em")
     assert set(stages) == {"prototypes", "refinement"} and len(made.rounds) == 1
 
 

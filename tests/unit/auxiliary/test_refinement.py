@@ -77,19 +77,19 @@ def test_gaussian_classes_are_fitted_to_all_drawn_images_not_to_the_kept_ones(au
     assert torch.allclose(posterior_probs, fuse(inputs["probs"], aux_probs, weight=2.0))
 
 
-@pytest.mark.parametrize("source", ["synthetic", "none"])
-def test_em_has_the_drawn_images_as_its_prior_or_none(auxiliary, inputs, store: Store, source: str):
-    settings = gaussian(REFINE="em", SOURCE=source)
+@pytest.mark.parametrize("prior", ["prototypes", "none"])
+def test_em_has_the_generated_images_as_its_prior_or_none(auxiliary, inputs, store: Store, prior: str):
+    settings = gaussian(REFINE="em", PRIOR=prior)
     made, posterior_probs, figures = finalize(
         auxiliary.classifier, auxiliary.generated, **inputs, settings=settings, store=store
     )
     labels = torch.arange(C).repeat_interleave(M)
-    prior = fit_gaussians(auxiliary.generated.flatten(0, 1), labels, classes=C) if source == "synthetic" else None
-    found = refine(inputs["features"], inputs["probs"], prior=prior)
+    classes = fit_gaussians(auxiliary.generated.flatten(0, 1), labels, classes=C) if prior == "prototypes" else None
+    found = refine(inputs["features"], inputs["probs"], prior=classes)
     assert torch.allclose(made.weight, found.model.bias_corrected_head()[0].float())
     assert torch.allclose(posterior_probs, posterior(found.model, inputs["features"], inputs["probs"]))
     assert figures["prior_strength"] == round(found.prior_strength, 2) and (figures["prior_strength"] == 0) == (
-        source == "none"
+        prior == "none"
     )
     assert figures["iterations"] == found.iterations and sum(figures["soft_counts"]) == pytest.approx(120, abs=0.2)
 

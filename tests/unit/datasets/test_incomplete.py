@@ -30,28 +30,28 @@ def numbers(data: Any) -> Counter[int]:
 
 @pytest.mark.parametrize("missing", [0, 1, 4, 8])
 def test_missing_classes_are_missing_and_the_rest_is_whole(tmp_path: Path, missing: int):
-    whole, data = digits_of(tmp_path), digits_of(tmp_path, MISSING=missing)
+    whole, data = digits_of(tmp_path), digits_of(tmp_path, NUM_MISSING_CLASSES=missing)
     counts = numbers(data)
     assert len(counts) == 10 - missing and counts.items() <= numbers(whole).items()
     assert len(data.classnames) == 10 and len(data.test) == 797
-    assert numbers(digits_of(tmp_path, MISSING=missing)) == counts
+    assert numbers(digits_of(tmp_path, NUM_MISSING_CLASSES=missing)) == counts
 
 
 def test_which_classes_are_missing_follows_the_seed(tmp_path: Path):
-    assert len({frozenset(numbers(digits_of(tmp_path, seed=seed, MISSING=4))) for seed in range(5)}) > 1
+    assert len({frozenset(numbers(digits_of(tmp_path, seed=seed, NUM_MISSING_CLASSES=4))) for seed in range(5)}) > 1
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_other_class_is_rarer(tmp_path: Path, seed: int):
-    whole, counts = numbers(digits_of(tmp_path)), numbers(digits_of(tmp_path, seed=seed, RARER=10.0))
+    whole, counts = numbers(digits_of(tmp_path)), numbers(digits_of(tmp_path, seed=seed, IMBALANCE_RATIO=10.0))
     for label, count in counts.items():
         assert count == (round(whole[label] / 10) if label % 2 == seed else whole[label])
-    assert min(numbers(digits_of(tmp_path, RARER=1e6)).values()) == 1
+    assert min(numbers(digits_of(tmp_path, IMBALANCE_RATIO=1e6)).values()) == 1
 
 
 @pytest.mark.parametrize("kind", ["DigitsInverted", "DigitsRotated", "DigitsNoisy"])
 def test_other_kinds_of_digits_lack_the_same_images(tmp_path: Path, kind: str):
-    for options in ({"MISSING": 4}, {"RARER": 10.0}):
+    for options in ({"NUM_MISSING_CLASSES": 4}, {"IMBALANCE_RATIO": 10.0}):
         plain, changed = digits_of(tmp_path, **options), digits_of(tmp_path, kind=kind, **options)
         assert 0 < numbers(changed).total() < 1000
         names = [[Path(item.impath).name for item in data.train_u] for data in (plain, changed)]
@@ -59,7 +59,7 @@ def test_other_kinds_of_digits_lack_the_same_images(tmp_path: Path, kind: str):
         assert list(changed.hidden_labels.values()) == list(plain.hidden_labels.values())
 
 
-@pytest.mark.parametrize("options", [{"MISSING": 9}, {"MISSING": -1}, {"RARER": 0.5}])
+@pytest.mark.parametrize("options", [{"NUM_MISSING_CLASSES": 9}, {"NUM_MISSING_CLASSES": -1}, {"IMBALANCE_RATIO": 0.5}])
 def test_an_impossible_set_is_refused_by_its_key(tmp_path: Path, options: dict[str, float]):
     with pytest.raises(UserError, match=f"DATASET.{next(iter(options))} is"):
         digits_of(tmp_path, **options)

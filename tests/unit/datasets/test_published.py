@@ -248,7 +248,7 @@ def test_eurosat_has_both_published_wordings(without_made):
         "lake or sea",
     ]
     for family in ("zhou", "elevater"):
-        dataset = load(layout, WORDING="grip", SPLIT_FAMILY=family)
+        dataset = load(layout, CLASS_NAMES="grip", SPLIT_FAMILY=family)
         assert dataset.classnames == grip
         assert {item.classname for item in dataset.test} == set(grip)
     saved = json.loads((layout.folder / MADE).read_text())
@@ -265,13 +265,13 @@ def test_other_wordings_change_what_differs_only(without_made):
     ):
         layout = without_made(name)
         want = [changed.get(label, text) for label, text in enumerate(layout.names)]
-        assert load(layout, WORDING="grip", SPLIT_FAMILY="elevater").classnames == want
+        assert load(layout, CLASS_NAMES="grip", SPLIT_FAMILY="elevater").classnames == want
 
 
 @pytest.mark.parametrize(("name", "wording"), [("food101", "grip"), ("eurosat", "gripp"), ("sun397", "")])
 def test_an_unknown_wording_is_refused(name: str, wording: str, without_made):
-    with pytest.raises(UserError, match=rf"unknown wording \(DATASET.WORDING\) of {name} '{wording}'; "):
-        load(without_made(name), WORDING=wording)
+    with pytest.raises(UserError, match=rf"unknown wording \(DATASET.CLASS_NAMES\) of {name} '{wording}'; "):
+        load(without_made(name), CLASS_NAMES=wording)
 
 
 def test_flowers_names_come_from_torchvision_where_the_file_is_missing(tmp_path: Path):

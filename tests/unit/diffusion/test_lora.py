@@ -162,10 +162,10 @@ def sure_images_slowly(probs: Tensor, k: int) -> list[int]:
 
 @pytest.mark.parametrize(("images", "k"), [(40, 3), (41, 8), (40, 40), (1, 5)])
 @pytest.mark.parametrize("leaning", [0.0, 3.0])
-def test_captions_of_the_surer_half_are_those_of_a_loop(images: int, k: int, leaning: float):
+def test_captions_of_the_above_median_are_those_of_a_loop(images: int, k: int, leaning: float):
     lean = leaning * torch.tensor([1.0, 0.5, 0.0, -0.5])
     probs = (3 * torch.randn(images, 4, generator=torch.Generator().manual_seed(images)) + lean).softmax(dim=1)
-    settings = lora_settings(captions="surer_half", per_class=k)
+    settings = lora_settings(captions="above_median", per_class=k)
     index, captions = choose_captions(probs, list("abcd"), "{}", settings)
     assert index == sure_images_slowly(probs, k)
     assert captions == ["abcd"[c] for c in probs[index].argmax(dim=1)]
@@ -175,7 +175,7 @@ def test_a_class_with_few_sure_images_has_no_caption_even_where_these_are_the_su
     probs = torch.full((20, 2), 0.1)
     probs[:18, 0] = torch.linspace(0.85, 0.95, 18)
     probs[18:, 1] = torch.tensor([0.99, 0.98])  # 2 of the surer 10; an even share is 5, half of it 2.5
-    settings = lora_settings(captions="surer_half", per_class=20)
+    settings = lora_settings(captions="above_median", per_class=20)
     assert set(choose_captions(probs, NAMES, "{}", settings)[1]) == {"crop land"}
     probs[17] = torch.tensor([0.03, 0.97])
     assert set(choose_captions(probs, NAMES, "{}", settings)[1]) == {"crop land", "sea"}
@@ -183,13 +183,13 @@ def test_a_class_with_few_sure_images_has_no_caption_even_where_these_are_the_su
 
 def test_a_complete_set_with_even_sureness_loses_no_class_to_the_bound():
     probs = torch.tensor([[0.8, 0.2], [0.2, 0.8]]).repeat(6, 1)
-    index, _ = choose_captions(probs, NAMES, "{}", lora_settings(captions="surer_half", per_class=4))
+    index, _ = choose_captions(probs, NAMES, "{}", lora_settings(captions="above_median", per_class=4))
     assert index == list(range(8))
 
 
-def test_a_class_of_doubtful_images_has_no_caption_of_the_surer_half():
+def test_a_class_of_doubtful_images_has_no_caption_of_the_above_median():
     probs = torch.tensor([[0.9, 0.1], [0.95, 0.05], [0.8, 0.2], [0.45, 0.55], [0.4, 0.6]])
-    index, captions = choose_captions(probs, NAMES, "{}", lora_settings(captions="surer_half", per_class=2))
+    index, captions = choose_captions(probs, NAMES, "{}", lora_settings(captions="above_median", per_class=2))
     assert (index, captions) == ([0, 1], ["crop land"] * 2)
     index, _ = choose_captions(probs, NAMES, "{}", lora_settings(captions="confident", per_class=2))
     assert index == [0, 1, 3, 4]

@@ -1,0 +1,114 @@
+"""Sections of a config as frozen dataclasses whose fields define their settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from air_plugin.utils.checks import require, require_choice, require_template
+
+AUTO = "auto"  # in the place of a number that is then chosen without labels
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of the config.
+
+    key: full, for instance AIR.LORA.RANK.
+    field: its name in the section's dataclass.
+    low, above, high: the range of a number: low <= value, above < value, value <= high.
+    auto: the value may be `auto`; the dataclass then has None.
+    template: a text with one {} for the class name.
+    filled: needs at least one element.
+    old, old_values: former names of the key and of its values; usable for one release.
+    """
+
+    key: str
+    field: str
+    kind: Any
+    default: Any
+    help: str
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+    auto: bool = False
+    template: bool = False
+    filled: bool = False
+    old: tuple[str, ...] = ()
+    old_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    @property
+    def range(self) -> str:
+        """In words; empty where every value of the type is valid."""
+        limits = {"greater than": self.above, "at least": self.low, "at most": self.high}
+        if self.low is not None and self.high is not None:
+            text = f"in [{self.low:g}, {self.high:g}]"
+        else:
+            text = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
+        return f"{text}, or {AUTO}" if self.auto else text
+
+    def read(self, cfg: Any) -> Any:
+        """The value in a config, as the dataclass has it."""
+        for part in self.key.split("."):
+            cfg = cfg[part]
+        if isinstance(self.default, tuple):
+            return tuple(cfg)
+        return None if self.auto and cfg == AUTO else cfg
+
+    def check(self, value: Any) -> None:
+        """Raise a UserError that names the key where a value, as the dataclass has it, is out of range."""
+        if self.choices:
+            require_choice(self.key, value, self.kind)
+        elif self.template:
+            require_template(self.key, value)
+        elif self.filled:
+            require(bool(value), self.key, value, "at least one module name")
+        elif not (self.auto and value is None):
+            low, high = self.low is None or value >= self.low, self.high is None or value <= self.high
+            require(low and high and (self.above is None or value > self.above), self.key, value, self.range)
+
+
+def setting(default: Any, help: str, **definition: Any) -> Any:
+    """A field of a section. `key` is its name in the config where that is not the field's in capitals."""
+    return dataclasses.field(default=default, metadata={"help": help, **definition})
+
+
+_Section = TypeVar("_Section", bound="Section")
+
+
+class Section:
+    """A section of the config: every value is checked when an instance is made."""
+
+    SECTION: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for one in settings_of(type(self)):
+            one.check(getattr(self, one.field))
+
+    @classmethod
+    def from_cfg(cls: type[_Section], cfg: Any) -> _Section:
+        """Read and validate this section of a config.
+
+        Raises:
+            UserError: a value is out of range; the message names its key.
+        """
+        return cls(**{one.field: one.read(cfg) for one in settings_of(cls)})
+
+
+def settings_of(section: type[Section]) -> tuple[Setting, ...]:
+    """The settings of a section, in the order of their definition."""
+    kinds = get_type_hints(section)
+    found = []
+    for one in dataclasses.fields(section):  # type: ignore[arg-type]  # every section is a dataclass
+        if "help" in one.metadata:
+            definition = dict(one.metadata)
+            key = f"{section.SECTION}.{definition.pop('key', one.name.upper())}"
+            old = tuple(f"{section.SECTION}.{name}" for name in definition.pop("old", ()))
+            found.append(Setting(key, one.name, kinds[one.name], one.default, old=old, **definition))
+    return tuple(found)
