@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     label = torch.randint(options.classes, (options.batch,), generator=rng)
     cached = backbone.encode_images(pixels)
     names = CLASSES[: options.classes]
-    ours = Way(backbone, names, image=lambda: cached, text=backbone.prompt_encoder)
+    ours = Way(backbone, names, image=lambda: cached, text=backbone.text_encoder)
     coop = Way(backbone, names, image=lambda: backbone.encode_images(pixels), text=whole_tower(backbone))
 
     loss_difference = gradient_difference = 0.0

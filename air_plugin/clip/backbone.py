@@ -15,7 +15,7 @@ from air_plugin.utils.errors import UserError
 from air_plugin.utils.tensors import tensor_digest
 
 
-@dataclass
+@dataclass(frozen=True)
 class Backbone:
     """A frozen CLIP with what is needed to use it.
 
@@ -47,7 +47,7 @@ class Backbone:
         return tensor_digest(dict(self.model.state_dict()))
 
     @functools.cached_property
-    def prompt_encoder(self) -> TextEncoder:
+    def text_encoder(self) -> TextEncoder:
         return TextEncoder(self.model)
 
     @torch.no_grad()
@@ -97,7 +97,7 @@ class Backbone:
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts to (T, D) unit features in float32."""
         tokens = self.tokenize(texts).to(self.device)
-        return nn.functional.normalize(self.prompt_encoder.encode_tokens(tokens).float(), dim=1)
+        return nn.functional.normalize(self.text_encoder.encode_tokens(tokens).float(), dim=1)
 
     def text_probs(self, features: Tensor, text_features: Tensor) -> Tensor:
         """(N, D) image and (C, D) text features to (N, C) softmax(s f t): zero-shot CLIP."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from air_plugin.clip.preparation import describe
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import digest_files
 from air_plugin.utils.images import UnreadableImage, load_rgb
@@ -155,11 +156,11 @@ def extract_features(
     if not files:
         raise UserError(f"{title}: there are no images")
     settings = {
-        "recipe": 1,
+        "recipe": 2,
         "images": digest_files(files),
         "backbone": backbone.fingerprint,
-        "plain": repr(backbone.preprocess),
-        "augment": repr(augment) if views > 1 else None,
+        "plain": describe(backbone.preprocess),
+        "augment": describe(augment) if views > 1 else None,
         "views": views,
         "seed": seed if views > 1 else None,
         "dtype": str(next(backbone.model.parameters()).dtype),

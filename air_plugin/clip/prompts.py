@@ -53,7 +53,7 @@ class PromptLearner(nn.Module):
             UserError: a prompt is longer than the context length.
         """
         super().__init__()
-        embedding = backbone.prompt_encoder.token_embedding
+        embedding = backbone.text_encoder.token_embedding
         device = embedding.weight.device
         names = [name.replace("_", " ") for name in classnames]
         start = int(backbone.ends(backbone.tokenize([""])))  # tokens before a text: 1 in CLIP, none in SigLIP
@@ -118,7 +118,7 @@ class PromptedCLIP(nn.Module):
         super().__init__()
         self.prompt_learner = prompt_learner
         self.members = len(getattr(prompt_learner, "members", [None]))
-        self.text_encoder = backbone.prompt_encoder
+        self.text_encoder = backbone.text_encoder
         self.logit_scale = backbone.logit_scale
 
     def text_features(self) -> Tensor:

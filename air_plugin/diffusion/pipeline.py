@@ -43,7 +43,7 @@ WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' own name: pipe.load_l
 ACCELERATOR = "accelerator"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Generator:
     """A pipeline and the checksum of its weights before any adapter.
 

@@ -24,13 +24,13 @@ OPTIONS = ["OPTIM.MAX_EPOCH", str(EPOCHS), "OPTIM.LR", "0.05", "DATALOADER.TRAIN
 def text_features(trainer: Any, context: Tensor) -> Tensor:
     """One prompt after another: start, context, name, full stop, end."""
     backbone, rows = trainer.backbone, []
-    embedding = backbone.prompt_encoder.token_embedding
+    embedding = backbone.text_encoder.token_embedding
     for name in trainer.classnames:
         tokens = backbone.tokenize([f"{name}."])[0]
         end = int(tokens.argmax())
         before, after = embedding(tokens[:1]), embedding(tokens[1 : end + 1])
         prompt = torch.cat([before, context, after])[None]
-        feature = backbone.prompt_encoder(prompt, torch.tensor([prompt.shape[1] - 1]))[0]
+        feature = backbone.text_encoder(prompt, torch.tensor([prompt.shape[1] - 1]))[0]
         rows.append(feature / feature.norm())
     return torch.stack(rows)
 

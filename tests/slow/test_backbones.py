@@ -93,7 +93,7 @@ def test_full_size_features_are_the_originals(architecture: str, tmp_path: Path)
         assert torch.allclose(texts, said.text_embeds, atol=1e-4)
 
     learner = PromptLearner(backbone, NAMES, n_ctx=16, generator=torch.Generator().manual_seed(0))
-    ours = normalize(backbone.prompt_encoder(*learner()), dim=1)
+    ours = normalize(backbone.text_encoder(*learner()), dim=1)
     text = getattr(backbone.model, "text", backbone.model)
     encoders = [(backbone.model.encode_text, text.token_embedding)]
     if other is not None:
@@ -109,6 +109,6 @@ def test_full_size_features_are_the_originals(architecture: str, tmp_path: Path)
 def test_gradients_reach_the_context_only(architecture: str, tmp_path: Path):
     backbone = random_backbone(tmp_path / "model", architecture, quick="SigLIP" not in architecture)
     learner = PromptLearner(backbone, NAMES, n_ctx=16, generator=torch.Generator().manual_seed(0))
-    normalize(backbone.prompt_encoder(*learner()), dim=1)[:, :8].sum().backward()
+    normalize(backbone.text_encoder(*learner()), dim=1)[:, :8].sum().backward()
     assert learner.ctx.grad.norm(dim=1).min() > 0
     assert all(value.grad is None and not value.requires_grad for value in backbone.model.parameters())

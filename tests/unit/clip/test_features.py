@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from small_models import make_backbone, write_pictures
 from torch import Tensor
+from torchvision.transforms import Compose
 
 from air_plugin.clip import features as features_module
 from air_plugin.clip.backbone import Backbone
@@ -203,6 +205,26 @@ def test_an_interrupted_run_may_go_on_with_another_batch_size(
         resumed, _ = extract_features(tiny_backbone, pictures, store=store, batch_size=second)
         assert resumed.features.shape == whole.features.shape
         assert torch.allclose(resumed.features, whole.features, atol=1e-5)
+
+
+def test_a_preparation_with_an_address_in_its_repr_is_found_again(
+    tiny_backbone: Backbone, store: Store, pictures: list[str]
+):
+    """open_clip 3.0 to 3.2 have a function among the steps, whose repr differs from process to process."""
+
+    def prepared(side: int) -> Backbone:
+        def convert(image: Image.Image) -> Image.Image:
+            return image.resize((side, side))
+
+        return dataclasses.replace(tiny_backbone, preprocess=Compose([convert, *tiny_backbone.preprocess.transforms]))
+
+    first, second = prepared(4), prepared(4)
+    assert repr(first.preprocess) != repr(second.preprocess)
+    table, _ = extract_features(first, pictures, store=store)
+    found, cached = extract_features(second, pictures, store=store)
+    assert cached and torch.equal(found.features, table.features)
+    _, cached = extract_features(prepared(5), pictures, store=store)
+    assert not cached
 
 
 def test_a_damaged_table_is_thrown_away_and_made_again(

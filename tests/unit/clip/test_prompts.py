@@ -370,7 +370,7 @@ def own_encoder(model: Any, *, transformers: bool) -> tuple[Any, nn.Module]:
 def test_learned_prompts_and_their_gradients_are_the_models_own(family: str, n_ctx: int, position: Any):
     backbone = small_backbone(family)
     learner = PromptLearner(backbone, KNOWN, n_ctx=n_ctx, position=position, generator=torch.Generator().manual_seed(0))
-    ours = backbone.prompt_encoder(*learner())
+    ours = backbone.text_encoder(*learner())
     weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
     (gradient,) = torch.autograd.grad((ours * weights).sum(), learner.ctx)
     assert gradient.norm(dim=1).min() > 0
@@ -394,7 +394,7 @@ def test_words_as_context_give_the_templates_features_in_every_family(family: st
     """Gemma's tokens of a word differ at the beginning of a text, and SigLIP drops the full stop."""
     backbone = small_backbone(family)
     learner = PromptLearner(backbone, KNOWN, ctx_init="a photo of a")
-    features = normalize(backbone.prompt_encoder(*learner()), dim=1)
+    features = normalize(backbone.text_encoder(*learner()), dim=1)
     texts = [f"a photo of a {name.replace('_', ' ')}." for name in KNOWN]
     assert torch.allclose(features, backbone.encode_texts(texts), atol=1e-6)
     other = backbone.encode_texts([text.replace("dog", "cat").replace("lake", "land") for text in texts])
@@ -407,7 +407,7 @@ def test_siglips_prompts_fill_the_whole_context_and_keep_their_padding(family: s
     learner = PromptLearner(backbone, KNOWN, n_ctx=20)
     embeddings, end = learner()
     assert embeddings.shape == (3, 24, 32) and end.tolist() == [21, 23, 23]
-    padding = backbone.prompt_encoder.token_embedding.weight[1 if family == "siglip" else 0]
+    padding = backbone.text_encoder.token_embedding.weight[1 if family == "siglip" else 0]
     assert torch.equal(embeddings[0, 22:], padding.expand(2, -1))
     with pytest.raises(UserError, match="annual crop land"):
         PromptLearner(backbone, KNOWN, n_ctx=21)
@@ -420,7 +420,7 @@ def test_prompts_learn_in_half_precision(family: str, precision: str):
     rows = []
     for backbone in (exact, half):
         learner = PromptLearner(backbone, KNOWN, n_ctx=4, generator=torch.Generator().manual_seed(0))
-        features = normalize(backbone.prompt_encoder(*learner()).float(), dim=1)
+        features = normalize(backbone.text_encoder(*learner()).float(), dim=1)
         features[:, :3].sum().backward()
         rows.append((features.detach(), learner.ctx.grad))
     (features, gradient), (half_features, half_gradient) = rows
