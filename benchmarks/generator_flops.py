@@ -305,7 +305,7 @@ def image_flops(architecture: str, *, size: int, steps: int, guidance: float) ->
     return passes * text_cost(architecture) + steps_cost + vae_cost(architecture, size).flops
 
 
-def drawing_peak(architecture: str, *, size: int, batch: int, guidance: float) -> int:
+def generation_peak(architecture: str, *, size: int, batch: int, guidance: float) -> int:
     """Bytes: all weights lie there; the larger of a step and the decoding comes on top."""
     weights = parameters(architecture)
     step = unet_cost(architecture, size, batch * (2 if guidance > 1 else 1)).peak - 2 * weights["unet"]
@@ -371,11 +371,11 @@ def print_budget(options: argparse.Namespace) -> None:
         "px",
         "steps",
         "TFLOP/image",
-        "PFLOP drawing",
-        "GiB drawing",
+        "PFLOP generation",
+        "GiB generation",
         "PFLOP LoRA",
         "GiB LoRA",
-        *(f"{name}: LoRA + drawing" for name in DEVICES),
+        *(f"{name}: LoRA + generation" for name in DEVICES),
     ]
     print(tabulate(rows, heads, tablefmt="github", floatfmt=".1f"))
 
@@ -385,16 +385,16 @@ def budget_row(path: Path, size: int, options: argparse.Namespace) -> list[Any]:
     air = read(path)
     name, size = ARCHITECTURE_OF[path.stem], size or air.SIZE
     image = image_flops(name, size=size, steps=air.STEPS, guidance=air.GUIDANCE)
-    drawing = options.images * options.classes * image
+    generation = options.images * options.classes * image
     pictures = options.classes * air.LORA.PER_CLASS
     step = lora_cost(name, size, air.LORA.BATCH, air.LORA.RANK).flops
     training = air.LORA.STEPS * step + pictures * vae_cost(name, size, encode=True).flops
     memory = [
-        drawing_peak(name, size=size, batch=air.BATCH, guidance=air.GUIDANCE),
+        generation_peak(name, size=size, batch=air.BATCH, guidance=air.GUIDANCE),
         training_peak(name, size=size, batch=air.LORA.BATCH, rank=air.LORA.RANK),
     ]
     times = [
-        f"{duration(training / speed)} + {duration(drawing / speed)}"
+        f"{duration(training / speed)} + {duration(generation / speed)}"
         for speed in (peak * 1e12 * options.utilisation for peak in DEVICES.values())
     ]
     return [
@@ -402,7 +402,7 @@ def budget_row(path: Path, size: int, options: argparse.Namespace) -> list[Any]:
         size,
         air.STEPS,
         image / 1e12,
-        drawing / 1e15,
+        generation / 1e15,
         memory[0] / GIB,
         training / 1e15,
         memory[1] / GIB,
