@@ -27,6 +27,7 @@ _HOME = {
     "fuse": "functional.fusion",
     "load_backbone": "clip.loading",
     "load_bundle": "inference.bundle",
+    "merge_file": "config",
     "save_bundle": "inference.bundle",
     "select_prototypes": "functional.prototypes",
     "top_k_per_class": "functional.pseudo_labels",
