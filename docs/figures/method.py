@@ -75,7 +75,9 @@ def draw() -> plt.Figure:
     box(axes, one, BOTTOM, "class names", "“a photo of the\ndigit zero.”", "white")
     box(axes, two, BOTTOM, "CLIP text encoder", "frozen, but for a\nlearned context", WORDS)
     box(axes, three, BOTTOM, "text classifier", "$p$: softmax over cosines\nof image and text", WORDS)
-    box(axes, five, BOTTOM, "prompt training", "$L = L_r + \\beta\\,L_s$\n$L_s$: generated images,\nor two views", WORDS)
+    box(
+        axes, five, BOTTOM, "prompt training", "$L = L_r + \\beta\\,L_s$\n$L_s$: generated images,\nor two views", WORDS
+    )
 
     edge = HEIGHT / 2
     arrow(axes, (one + half, TOP), (two - half, TOP), label="zero-\nshot\ncaptions", at=((one + two) / 2, TOP + 3.4))
@@ -96,7 +98,9 @@ def draw() -> plt.Figure:
     axes.text(four, low + 1.2, "updates the context alone", ha="center", fontsize=8, color=INK)
     for line, (color, meaning) in enumerate(((PICTURES, "from images"), (WORDS, "from words"), (BOTH, "from both"))):
         y = TOP + 3 - 3.2 * line
-        axes.add_patch(FancyBboxPatch((five - 7, y - 0.9), 2.6, 1.8, boxstyle="round,pad=0", facecolor=color, edgecolor=INK))
+        axes.add_patch(
+            FancyBboxPatch((five - 7, y - 0.9), 2.6, 1.8, boxstyle="round,pad=0", facecolor=color, edgecolor=INK)
+        )
         axes.text(five - 3, y, meaning, va="center", fontsize=8.6, color=INK)
     axes.set(xlim=(-0.5, 125), ylim=(-0.6, 47.8))
     axes.axis("off")
