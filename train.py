@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent
 sys.path.append(str(ROOT / "compat"))  # last: an installed Dassl wins, the stand-in serves where there is none
 
-from air_plugin.config import upgrade, upgrade_options  # noqa: E402
+from air_plugin.config import FROM_BACKBONE, upgrade, upgrade_options  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code, unknown  # noqa: E402
 from air_plugin.utils.logs import show_logs  # noqa: E402
 
@@ -38,7 +38,7 @@ DATASETS = (
     "folder",
 )
 # What may differ between two runs of the same settings.
-WHERE = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT", "AIR.CACHE")
+WHERE = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT", "AIR.CACHE", *FROM_BACKBONE)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

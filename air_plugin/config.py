@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from air_plugin.former_settings import renamed, upgrade, upgrade_options, upgrade_tree
+from air_plugin.former_settings import renamed, upgrade, upgrade_options, upgrade_tree, warn_once
 from air_plugin.settings import (
+    FROM_BACKBONE,
     SECTIONS,
     AirSettings,
     AuxiliaryForm,
@@ -28,6 +29,7 @@ from air_plugin.utils.sections import AUTO, Section, Setting, settings_of
 
 __all__ = [
     "AUTO",
+    "FROM_BACKBONE",
     "AirSettings",
     "AuxiliaryForm",
     "Captions",
@@ -47,6 +49,7 @@ __all__ = [
     "upgrade",
     "upgrade_options",
     "validate",
+    "warn_once",
 ]
 
 MAY_BE_AUTO = tuple(setting.key for setting in all_settings() if setting.auto)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from air_plugin.settings import all_settings
+from air_plugin.settings import FROM_BACKBONE, all_settings
 
 LOG = logging.getLogger(__name__)
 # AIR.SOURCE was where prototypes come from and EM's prior at once.
@@ -34,8 +34,8 @@ def _renamed_values() -> dict[str, Mapping[str, str]]:
 
 
 @functools.cache
-def _warn(message: str) -> None:
-    """Once in a process."""
+def warn_once(message: str) -> None:
+    """Warn of a former name, once in a process."""
     LOG.warning("%s; the former name works for one release", message)
 
 
@@ -43,13 +43,13 @@ def _today(key: str, value: Any, *, warn: bool) -> dict[str, Any]:
     """A setting by today's key and value; two settings where there were one."""
     if key in renamed():
         if warn:
-            _warn(f"{key} is now {renamed()[key]}")
+            warn_once(f"{key} is now {renamed()[key]}")
         if key == SOURCE:
             return dict(SOURCES.get(value, {"AIR.PROTOTYPES": value, "AIR.PRIOR": "prototypes"}))
         key = renamed()[key]
     new = _renamed_values().get(key, {}).get(value, value) if isinstance(value, str) else value
     if warn and new != value:
-        _warn(f"{key} {value} is now {key} {new}")
+        warn_once(f"{key} {value} is now {key} {new}")
     return {key: new}
 
 
@@ -59,7 +59,8 @@ def upgrade(settings: Mapping[str, Any]) -> dict[str, Any]:
     >>> upgrade({"AIR.HEADLINE": "fused", "AIR.M": 60})
     {'AIR.PRIMARY': 'fused', 'AIR.M': 60}
     """
-    return {key: value for old in settings for key, value in _today(old, settings[old], warn=False).items()}
+    kept = (key for key in settings if key not in FROM_BACKBONE)
+    return {key: value for old in kept for key, value in _today(old, settings[old], warn=False).items()}
 
 
 def upgrade_options(options: Sequence[str]) -> list[str]:

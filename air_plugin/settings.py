@@ -25,6 +25,9 @@ Classifier = Literal["cosine", "gaussian"]
 Refinement = Literal["none", "em"]
 Sampler = Literal["dpm", "ddim", "euler", "lcm", "own"]
 
+# Dassl's settings that the backbone decides: no YAML repeats them, and a run is refused where they name another value.
+FROM_BACKBONE = ("INPUT.SIZE", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
+
 
 @dataclass(frozen=True)
 class DatasetSettings(Section):

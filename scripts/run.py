@@ -2,7 +2,7 @@
 
 CONFIG is the name of a file in configs/trainers/<trainer>, or a backbone of configs/backbones, by itself or with a
 generator of configs/generators (vit_b32, vit_b32+sdxl); these go on top of the trainer's default.yaml. A preset of
-configs/presets may stand behind (mini+plus, or mini_plus); trainers without a generator omit it. A row of an experiment
+configs/presets may stand behind (mini+plus); trainers without a generator omit it. A row of an experiment
 may name a preset, too: it then stands behind CONFIG for this row.
 
 Environment: DATA (default ./data), OUTPUT (default ./output), SEEDS (default "1 2 3"), JOBS (runs at once; default: 1,
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from air_plugin.config import upgrade_options  # noqa: E402
+from air_plugin.config import upgrade_options, warn_once  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code, unknown  # noqa: E402
 
 # What CoOp's own script takes after DATASET and CONFIG: CTP NCTX SHOTS CSC.
@@ -102,7 +102,9 @@ def compose(trainer: str, config: str) -> list[Path]:
     default = own.pop("default")
     if config in own:
         return [own[config]]
-    config = re.sub(rf"_({'|'.join(presets)})$", r"+\1", config)  # mini_plus, of a trainer that has no such file
+    if (today := re.sub(rf"_({'|'.join(presets)})$", r"+\1", config)) != config:
+        warn_once(f"CONFIG {config} is now {today}")
+        config = today
     chosen = [presets[name] for name in config.split("+")[1:] if name in presets]
     if chosen:
         plain = "+".join(name for name in config.split("+") if name not in presets)

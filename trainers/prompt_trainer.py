@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -19,6 +21,7 @@ from air_plugin.clip.prompts import PromptedCLIP, PromptEnsemble, PromptLearner
 from air_plugin.config import validate
 from air_plugin.functional.metrics import head_metrics, said
 from air_plugin.functional.transclip import transclip
+from air_plugin.inference.bundle import preprocessing_of
 from air_plugin.utils.checks import require
 from air_plugin.utils.class_names import fill
 from air_plugin.utils.errors import UserError
@@ -70,21 +73,35 @@ class PromptTrainer(TrainerX):
 
     def features(self, paths: list[str], *, name: str, views: int = 1) -> FeatureTable:
         """A feature table, as a stage of its own; views beyond the first follow INPUT.TRANSFORMS."""
-        size = self.backbone.image_size
-        if views > 1 and tuple(self.cfg.INPUT.SIZE) != (size, size):
-            raise UserError(f"INPUT.SIZE is {tuple(self.cfg.INPUT.SIZE)}; {self.backbone.name} takes ({size}, {size})")
         with self.stages.stage(name) as stage:
             table, stage.cached = extract_features(
                 self.backbone,
                 paths,
                 store=self.store,
                 views=views,
-                augment=build_transform(self.cfg, is_train=True) if views > 1 else None,
+                augment=self._augmentation() if views > 1 else None,
                 batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
                 workers=self.cfg.DATALOADER.NUM_WORKERS,
                 title=name,
             )
         return table
+
+    def _augmentation(self) -> Callable[[Any], Tensor]:
+        """INPUT.TRANSFORMS, with the size, mean and standard deviation of the backbone.
+
+        Raises:
+            UserError: the config names others, for which the backbone is not made.
+        """
+        prepared, size = preprocessing_of(self.backbone), self.backbone.image_size
+        cfg, default = self.cfg.clone(), get_cfg_default()
+        cfg.defrost()
+        for key, value in (("SIZE", (size, size)), ("PIXEL_MEAN", prepared["mean"]), ("PIXEL_STD", prepared["std"])):
+            if value is None:  # pixels are not normalised
+                continue
+            if list(cfg.INPUT[key]) not in (list(default.INPUT[key]), list(value)):
+                raise UserError(f"INPUT.{key} is {cfg.INPUT[key]}; {self.backbone.name} takes {value}: leave it out")
+            cfg.INPUT[key] = value
+        return build_transform(cfg, is_train=True)
 
     def build_prompts(self) -> None:
         """Make the prompts and their optimiser."""
