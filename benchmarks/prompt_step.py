@@ -155,7 +155,7 @@ def random_backbone() -> Backbone:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = open_clip.create_model(ARCHITECTURE, pretrained=None)
+        model = open_clip.CLIP(**open_clip.get_model_config(ARCHITECTURE))
     model.eval().requires_grad_(False)
     preprocess = open_clip.image_transform(model.visual.image_size, is_train=False)
     side = model.visual.image_size[0]

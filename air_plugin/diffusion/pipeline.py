@@ -9,6 +9,10 @@ that is attached while drawing.
 from __future__ import annotations
 
 import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -164,16 +168,17 @@ def _load_pipeline(name: str, revision: str, variant: str, safety_checker: bool,
     if "/" not in name and not Path(name).is_dir():
         raise UserError(f"AIR.GENERATOR is '{name}'; it must be mini, a hub name OWNER/MODEL, or a local folder")
     where = {"revision": revision or None, "local_files_only": is_offline()}
+    options: dict[str, Any] = {"dtype" if _takes_dtype(diffusers.__version__) else "torch_dtype": dtype}
     try:
-        kind = _kind_of(name, diffusers.DiffusionPipeline.load_config(name, **where))
-        options: dict[str, Any] = {}
-        if kind == "StableDiffusionXLPipeline":
-            options["add_watermarker"] = False  # else images would depend on whether another package is installed
-        elif not safety_checker:
-            options = {"safety_checker": None, "requires_safety_checker": False}
-        return getattr(diffusers, kind).from_pretrained(
-            name, torch_dtype=dtype, use_safetensors=True, variant=variant or None, **where, **options
-        )
+        with _quiet_loading():
+            kind = _kind_of(name, diffusers.DiffusionPipeline.load_config(name, **where))
+            if kind == "StableDiffusionXLPipeline":
+                options["add_watermarker"] = False  # else images would depend on whether another package is installed
+            elif not safety_checker:
+                options |= {"safety_checker": None, "requires_safety_checker": False}
+            return getattr(diffusers, kind).from_pretrained(
+                name, use_safetensors=True, variant=variant or None, **where, **options
+            )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         if is_offline() and not Path(name).is_dir():
             at = f" --revision {revision}" if revision else ""
@@ -183,6 +188,31 @@ def _load_pipeline(name: str, revision: str, variant: str, safety_checker: bool,
             ) from error
         at = f" at AIR.REVISION {revision}" if revision and not Path(name).is_dir() else ""
         raise UserError(f"generator '{name}'{at} cannot be loaded: {_first_line(error)}") from error
+
+
+def _takes_dtype(version: str) -> bool:
+    """Whether this diffusers calls the type of the weights `dtype`; older ones know `torch_dtype` alone."""
+    return tuple(int(part) for part in version.split(".")[:2]) >= (0, 40)
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Keep what diffusers cannot help off the terminal: the bars of its parts in a log file, and a hub's warning."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()]
+    if sys.stderr.isatty():
+        shown = []
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
+            yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
 
 
 def _kind_of(name: str, index: dict[str, Any]) -> str:
@@ -237,7 +267,9 @@ def attach_accelerator(pipeline: Any, path: Path) -> None:
         state, alphas = pipeline.lora_state_dict(
             str(path.parent), weight_name=path.name, unet_config=pipeline.unet.config
         )
-        pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=pipeline.unet, adapter_name=ACCELERATOR)
+        with warnings.catch_warnings():  # two adapters are meant: the one of the images is attached already
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=pipeline.unet, adapter_name=ACCELERATOR)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"AIR.LCM_LORA {path} is no adapter of this generator: {_first_line(error)}") from error
     wanted = sum(bool(re.search(r"lora(_|\.)(down|A)(\.\w+)?\.weight$", name)) for name in names)
