@@ -69,7 +69,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--load-epoch", type=int, help="epoch to load, 1-based")
     parser.add_argument("--no-train", action="store_true")
     parser.add_argument("--offline", action="store_true", help="never use the network; the same as AIR_OFFLINE=1")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings; `air settings` explains ours"
+    )
     args = parser.parse_args(argv)
     args.opts = upgrade_options(args.opts[1:] if args.opts[:1] == ["--"] else args.opts)
     return args

@@ -34,7 +34,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                 name,
                 help=text,
                 description=f"{text}; finished stages come from the store",
-                epilog="Settings may follow as KEY VALUE pairs, for instance AIR.M 60 AIR.LORA.STEPS 500.",
+                epilog="Settings may follow as KEY VALUE pairs, for instance AIR.M 60 AIR.LORA.STEPS 500. "
+                "`air settings` explains them.",
             )
         )
     commands.choices["prototypes"].add_argument(
@@ -47,6 +48,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_export(commands.add_parser("export", help="write a run's bundle as one ONNX file"))
     add_convert(commands.add_parser("convert", help="write a backbone's pickle as safetensors"))
     add_report(commands.add_parser("report", help="tables or a page of a folder of results"))
+    settings = commands.add_parser("settings", help="default, valid values and meaning of the settings")
+    settings.add_argument("pattern", metavar="PATTERN", nargs="?", default="", help="for instance AIR.K, or lora")
     # A positional "options" would swallow every flag that follows the folder, so the pairs are what is left over.
     args, options = parser.parse_known_args(argv)
     unknown = [word for word in options if word.startswith("--") or args.command not in STAGES]
@@ -310,6 +313,11 @@ def run(args: argparse.Namespace) -> int:
         from air_plugin.utils.offline import go_offline
 
         go_offline()  # before any library asks the hub
+    if args.command == "settings":
+        from air_plugin.config import describe
+
+        print(describe(args.pattern))
+        return 0
     commands = {"report": run_report, "predict": run_predict, "export": run_export, "convert": run_convert}
     return commands.get(args.command, run_stage)(args)
 

@@ -45,7 +45,7 @@ def _today(key: str, value: Any, *, warn: bool) -> dict[str, Any]:
         if warn:
             warn_once(f"{key} is now {renamed()[key]}")
         if key == SOURCE:
-            return dict(SOURCES.get(value, {"AIR.PROTOTYPES": value, "AIR.PRIOR": "prototypes"}))
+            return dict(SOURCES.get(str(value), {"AIR.PROTOTYPES": value, "AIR.PRIOR": "prototypes"}))
         key = renamed()[key]
     new = _renamed_values().get(key, {}).get(value, value) if isinstance(value, str) else value
     if warn and new != value:

@@ -241,7 +241,8 @@ class AirSettings(Section):
             UserError: a value is out of range; the message names its key.
         """
         values = {one.field: one.read(cfg) for one in settings_of(cls)}
-        values["prompt"] = values["prompt"] or cfg.DATASET.TEMPLATE
+        if not values["prompt"]:
+            values["prompt"] = DatasetSettings.from_cfg(cfg).template
         run = RunSettings.from_cfg(cfg)
         seed = max(cfg.SEED, 0) if run.generation_per_seed else run.generation_seed
         return cls(**values, seed=seed, lora=LoraSettings.from_cfg(cfg))

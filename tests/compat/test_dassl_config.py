@@ -85,14 +85,14 @@ DEFAULTS = {
 }
 
 
-@pytest.mark.parametrize("key", DEFAULTS)
-def test_defaults(key):
+def test_defaults():
     from dassl.config import get_cfg_default
 
-    node = get_cfg_default()
-    for part in key.split("."):
-        node = node[part]
-    assert node == DEFAULTS[key] and type(node) is type(DEFAULTS[key])
+    for key, value in DEFAULTS.items():
+        node = get_cfg_default()
+        for part in key.split("."):
+            node = node[part]
+        assert node == value and type(node) is type(value), key
 
 
 def test_each_call_returns_a_configuration_of_its_own():

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from yacs.config import CfgNode
 
-from air_plugin.config import AirSettings, add_air_config, flatten, merge_file, merge_options
+from air_plugin import former_settings
+from air_plugin.cli import main
+from air_plugin.config import (
+    AirSettings,
+    add_air_config,
+    describe,
+    flatten,
+    merge_file,
+    merge_options,
+    page,
+    upgrade,
+    upgrade_options,
+    validate,
+)
+from air_plugin.settings import SECTIONS, LoraSettings, all_settings
 from air_plugin.utils.checks import require_range
 from air_plugin.utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -45,15 +63,191 @@ def message(raised: pytest.ExceptionInfo) -> str:
     return text
 
 
+# The list of settings
+
+
+def test_the_node_has_every_setting_once_with_its_default():
+    keys = [one.key for one in all_settings()]
+    assert len(set(keys)) == len(keys) > 60
+    node = CfgNode({"DATASET": {}, "TRAINER": {}, "SEED": 0})
+    add_air_config(node)
+    add_air_config(node)  # a second call changes nothing
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in flatten(node).items()}
+    assert {"SEED": 0, **{one.key: one.default for one in all_settings()}} == values
+
+
+def test_lists_of_two_configs_are_not_one(cfg: CfgNode):
+    cfg.AIR.LORA.TARGETS.append("mine")
+    other = CfgNode()
+    add_air_config(other)
+    assert list(LoraSettings().targets) == other.AIR.LORA.TARGETS
+
+
+def test_the_defaults_are_valid_and_of_their_type(cfg: CfgNode):
+    validate(cfg, *{section.SECTION for section in SECTIONS})
+    for one in all_settings():
+        assert one.help and not one.help.endswith("."), one.key
+        assert not one.choices or one.default in one.choices, one.key
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("TRAINER.PROMPT.VIEWS", 0, "at least 1"),
+        ("TRAINER.PROMPT.ENSEMBLE", 0, "at least 1"),
+        ("TRAINER.PROMPT.ROUNDS", 0, "at least 1"),
+        ("TRAINER.PROMPT.CLASS_TOKEN_POSITION", "start", "one of end, middle, front"),
+        ("TRAINER.CPL.ALPHA", 1.5, r"in \[0, 1\]"),
+        ("TRAINER.CPL.BETA", -0.1, r"in \[0, 1\]"),
+        ("TRAINER.CPL.GAMMA", -1.0, "at least 0"),
+        ("TRAINER.CPL.LEVERAGE", float("nan"), "at least 0"),
+        ("TRAINER.CPL.PER_CLASS", 0, "at least 1"),
+        ("TRAINER.CPL.LOSS", "dd", "one of cc, rc, lw, cav"),
+        ("TRAINER.UPL.PER_CLASS", 0, "at least 1"),
+        ("TRAINER.AIR.LABELER", "FPL", "one of CPL, UPL"),
+        ("DATASET.TEMPLATE", "a photo", "a template with one {}"),
+        ("DATASET.NUM_MISSING_CLASSES", -1, "at least 0"),
+        ("DATASET.IMBALANCE_RATIO", 0.5, "at least 1"),
+    ],
+)
+def test_a_section_is_checked_by_itself(cfg: CfgNode, key: str, value: Any, said: str):
+    cfg.merge_from_list([key, value])
+    section = key.rpartition(".")[0]
+    validate(cfg, *{other.SECTION for other in SECTIONS} - {section, "AIR"})
+    with pytest.raises(UserError, match=rf"^{re.escape(key)} is '?{value}'?; it must be {said}"):
+        validate(cfg, section)
+
+
+def test_the_page_of_settings_is_current():
+    """Else: python -m air_plugin.config > docs/configuration.md."""
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert text == page()
+    for one in all_settings():
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{one.key}` |")]
+        assert one.help.replace("|", "") in row.replace("\\|", "")
+
+
+def test_what_does_k_do():
+    text = "AIR.K 30  (whole number, at least 1)\n    images kept a class, the most typical ones: the prototypes"
+    assert describe("AIR.K") == describe("air.k") == describe("K") == text
+    assert [line for line in describe("BETA").splitlines() if line[0] != " "] == [
+        "TRAINER.CPL.BETA 0.9  (number, in [0, 1])",
+        "AIR.BETA 1.0  (number, at least 0, or auto)",
+    ]
+    assert describe("WORDING").startswith("DATASET.CLASS_NAMES coop") and describe("lora.*rank") == describe("RANK")
+    assert "AIR.GUIDANCE" in describe("classifier-free") and describe().count("\n    ") == len(all_settings())
+    with pytest.raises(UserError, match=r"unknown setting 'AIR\.LAMDA'; did you mean AIR\.LAMBDA"):
+        describe("AIR.LAMDA")
+
+
+def test_air_settings_shows_them(capsys: pytest.CaptureFixture[str]):
+    assert main(["settings", "AIR.K"]) == 0 and capsys.readouterr().out == f"{describe('AIR.K')}\n"
+    assert main(["settings"]) == 0 and capsys.readouterr().out == f"{describe()}\n"
+    assert main(["settings", "AIR.LAMDA"]) == 2 and "did you mean AIR.LAMBDA" in capsys.readouterr().err
+
+
+# Former names
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    """What was warned of by now; former names are as if none was met before."""
+    former_settings.warn_once.cache_clear()
+    yield lambda: [record.getMessage().split(";")[0] for record in caplog.records if record.levelname == "WARNING"]
+    former_settings.warn_once.cache_clear()
+
+
+FORMER = [
+    ("AIR.HEADLINE", "text", {"AIR.PRIMARY": "text"}, "AIR.HEADLINE is now AIR.PRIMARY"),
+    ("DATASET.WORDING", "grip", {"DATASET.CLASS_NAMES": "grip"}, "DATASET.WORDING is now DATASET.CLASS_NAMES"),
+    ("DATASET.MISSING", 4, {"DATASET.NUM_MISSING_CLASSES": 4}, "DATASET.MISSING is now DATASET.NUM_MISSING_CLASSES"),
+    ("DATASET.RARER", 10.0, {"DATASET.IMBALANCE_RATIO": 10.0}, "DATASET.RARER is now DATASET.IMBALANCE_RATIO"),
+    (
+        "AIR.LORA.CAPTIONS",
+        "surer_half",
+        {"AIR.LORA.CAPTIONS": "above_median"},
+        "AIR.LORA.CAPTIONS surer_half is now AIR.LORA.CAPTIONS above_median",
+    ),
+    *(
+        (
+            "AIR.SOURCE",
+            old,
+            {"AIR.PROTOTYPES": prototypes, "AIR.PRIOR": prior},
+            "AIR.SOURCE is now AIR.PROTOTYPES and AIR.PRIOR",
+        )
+        for old, prototypes, prior in (
+            ("synthetic", "synthetic", "prototypes"),
+            ("real", "real", "prototypes"),
+            ("none", "real", "none"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "today", "warning"), FORMER)
+def test_a_former_name_works_everywhere_and_is_warned_of_once(
+    cfg: CfgNode, tmp_path: Path, warnings: Any, key: str, value: Any, today: dict[str, Any], warning: str
+):
+    other = cfg.clone()
+    merge_options(cfg, [key, str(value), key, str(value)])
+    assert {name: flatten(cfg)[name] for name in today} == today
+    tree: Any = value
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    merge_file(other, write(tmp_path, "old.yaml", yaml.safe_dump(tree)))
+    assert flatten(other) == flatten(cfg)
+    expected = [str(part) for pair in today.items() for part in pair]
+    assert upgrade_options(["AIR.M", "60", key, str(value)]) == ["AIR.M", "60", *expected]
+    assert warnings() == [warning]
+    assert upgrade({"AIR.M": 60, key: value, "INPUT.SIZE": [32, 32]}) == {"AIR.M": 60, **today}  # in silence
+    assert warnings() == [warning]
+
+
+def test_todays_names_pass_unchanged_and_in_silence(cfg: CfgNode, warnings: Any):
+    settings = {key: value for key, value in flatten(cfg).items() if not key.startswith("INPUT.")}
+    assert upgrade(settings) == settings
+    options = [str(part) for pair in settings.items() for part in pair]
+    assert upgrade_options(options) == options and upgrade_options(["AIR.M"]) == ["AIR.M"]
+    assert warnings() == []
+
+
+def test_todays_name_wins_over_a_former_one_in_a_file(cfg: CfgNode, tmp_path: Path):
+    merge_file(
+        cfg, write(tmp_path, "both.yaml", "AIR: {PRIMARY: text, HEADLINE: fused, SOURCE: none, PRIOR: prototypes}")
+    )
+    assert (cfg.AIR.PRIMARY, cfg.AIR.PROTOTYPES, cfg.AIR.PRIOR) == ("text", "real", "prototypes")
+
+
+@pytest.mark.parametrize("options", [["AIR.SOURCE", "web"], ["AIR.SOURCE", "[real]"]])
+def test_a_bad_value_of_a_former_name_is_refused_by_todays(cfg: CfgNode, options: list[str]):
+    with pytest.raises(UserError, match=r"^AIR\.PROTOTYPES is "):
+        merge_options(cfg, options)
+        AirSettings.from_cfg(cfg)
+
+
+def test_plain_yacs_names_todays_key(cfg: CfgNode):
+    with pytest.raises(KeyError, match=r"AIR\.HEADLINE was renamed to AIR\.PRIMARY"):
+        cfg.merge_from_list(["AIR.HEADLINE", "text"])
+    with pytest.raises(KeyError, match=r"renamed to AIR\.PROTOTYPES and AIR\.PRIOR"):
+        cfg.merge_from_list(["AIR.SOURCE", "real"])
+
+
 # AirSettings
 
 
 def test_the_defaults_are_valid_and_read_by_name(cfg: CfgNode):
     cfg.AIR.M, cfg.AIR.K, cfg.AIR.LAMBDA, cfg.AIR.PROMPT = 50, 7, 0.5, "a drawing of a {}"
     cfg.AIR.LORA.TARGETS = ["to_q"]
+    cfg.AIR.PROTOTYPES, cfg.AIR.AUXILIARY, cfg.AIR.REFINE, cfg.AIR.PRIOR = "real", "gaussian", "em", "none"
     settings = AirSettings.from_cfg(cfg)
     assert (settings.images_per_class, settings.kept_per_class, settings.weight) == (50, 7, 0.5)
     assert settings.prompt == "a drawing of a {}" and settings.lora.targets == ("to_q",)
+    assert (settings.prototypes, settings.auxiliary, settings.refine, settings.prior) == (
+        "real",
+        "gaussian",
+        "em",
+        "none",
+    )
     flat = flatten(cfg.AIR)
     named = {
         "primary": "PRIMARY",
@@ -77,6 +271,9 @@ def test_the_defaults_are_valid_and_read_by_name(cfg: CfgNode):
 def test_the_data_sets_template_serves_where_no_prompt_is_given(cfg: CfgNode):
     cfg.DATASET.TEMPLATE = "a satellite photo of {}."
     assert AirSettings.from_cfg(cfg).prompt == "a satellite photo of {}."
+    cfg.DATASET.TEMPLATE = "a satellite photo"
+    with pytest.raises(UserError, match=r"^DATASET\.TEMPLATE is 'a satellite photo'"):
+        AirSettings.from_cfg(cfg)
 
 
 @pytest.mark.parametrize(
