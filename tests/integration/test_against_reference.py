@@ -101,7 +101,7 @@ def cpl(probs: Tensor, k: int, alpha: float = 0.6, beta: float = 0.9) -> tuple[l
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def run(data: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run a trainer briefly; returns it."""
     kept: list[Any] = []
     build = train.build
@@ -112,7 +112,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def start(trainer: str, *options: str) -> Any:
         monkeypatch.setattr(train, "build", keeping)
-        assert train.main(arguments(trainer, tmp_path, tmp_path / trainer, *options, *OPTIONS)) == 0
+        line = arguments(trainer, data, tmp_path / trainer, "AIR.CACHE", cache, *options, *OPTIONS)
+        assert train.main(line) == 0
         return kept[-1]
 
     return start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,64 +15,47 @@ import train
 SMALL = ["DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "2"]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for all, so that the images are generated once."""
-    return tmp_path_factory.mktemp("cache")
-
-
-def run(trainer: str, data: Path, output: Path, cache: Path, *options: str) -> int:
-    """Run a trainer with the config of what stands before its +."""
-    args = arguments(trainer.partition("+")[0], data, output, "AIR.CACHE", str(cache), *SMALL, *options)
-    args[args.index("--trainer") + 1] = trainer
-    return train.main(args)
+Finished = Callable[..., Path]
 
 
 @pytest.mark.parametrize("trainer", ["ZeroshotCLIP", "CoOp", "UPL", "CPL"])
-def test_every_trainer_gains_the_fused_head(trainer: str, data: Path, cache: Path, tmp_path: Path) -> None:
-    assert run(f"{trainer}+AiR", data, tmp_path, cache) == 0
-    result = json.loads((tmp_path / "result.json").read_text())
+def test_every_trainer_gains_the_fused_head(trainer: str, finished: Finished) -> None:
+    run = finished(f"{trainer}+AiR", *SMALL)
+    result = json.loads((run / "result.json").read_text())
     assert result["trainer"] == f"{trainer}+AiR" and set(result["heads"]) == {"text", "fused"}
     assert result["primary"] == "fused"
-    log = (tmp_path / "log.txt").read_text()
+    log = (run / "log.txt").read_text()
     last = [line for line in log.splitlines() if line.startswith("* accuracy:")][-1]
     assert last == f"* accuracy: {result['heads']['fused']['accuracy']:.1f}%"
     assert any(weight == 0 for weight, _ in result["by_lambda"])
 
 
 @pytest.mark.parametrize("trainer", ["CoOp", "ZeroshotCLIP"])
-def test_where_no_pseudo_label_is_made_the_text_head_stays_as_it_was(
-    trainer: str, data: Path, cache: Path, tmp_path: Path
-) -> None:
-    for name in (trainer, f"{trainer}+AiR"):
-        assert run(name, data, tmp_path / name, cache) == 0
-    plain, ours = (figures(tmp_path / name) for name in (trainer, f"{trainer}+AiR"))
+def test_where_no_pseudo_label_is_made_the_text_head_stays_as_it_was(trainer: str, finished: Finished) -> None:
+    runs = finished(trainer, *SMALL), finished(f"{trainer}+AiR", *SMALL)
+    plain, ours = map(figures, runs)
     assert ours["heads"]["text"] == plain["heads"]["text"] and set(plain["heads"]) == {"text"}
     if trainer == "CoOp":
-        one, other = (weights(tmp_path / name) for name in (trainer, f"{trainer}+AiR"))
+        one, other = map(weights, runs)
         assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_pseudo_labels_hear_the_auxiliary_classifier(data: Path, cache: Path, tmp_path: Path) -> None:
+def test_pseudo_labels_use_the_auxiliary_classifier(finished: Finished) -> None:
     """UPL+AiR is AiR over UPL without L_s."""
-    assert run("UPL+AiR", data, tmp_path / "plus", cache) == 0
-    assert run("AiR", data, tmp_path / "air", cache, "TRAINER.AIR.LABELER", "UPL", "AIR.BETA", "0") == 0
-    assert run("UPL", data, tmp_path / "upl", cache) == 0
-    one, other, plain = (figures(tmp_path / name) for name in ("plus", "air", "upl"))
+    runs = (
+        finished("UPL+AiR", *SMALL),
+        finished("AiR", *SMALL, "TRAINER.AIR.LABELER", "UPL", "AIR.BETA", "0"),
+        finished("UPL", *SMALL),
+    )
+    one, other, plain = map(figures, runs)
     assert one["heads"] == other["heads"] and one["pseudo_labels"] == other["pseudo_labels"]
     assert one["pseudo_labels"] != plain["pseudo_labels"]
-    first, second = weights(tmp_path / "plus"), weights(tmp_path / "air")
+    first, second = weights(runs[0]), weights(runs[1])
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_the_headline_can_be_the_text_head(data: Path, cache: Path, tmp_path: Path) -> None:
-    assert run("CoOp+AiR", data, tmp_path, cache, "AIR.PRIMARY", "text") == 0
-    result = json.loads((tmp_path / "result.json").read_text())
+def test_the_primary_classifier_can_be_the_text_head(finished: Finished) -> None:
+    result = json.loads((finished("CoOp+AiR", *SMALL, "AIR.PRIMARY", "text") / "result.json").read_text())
     assert result["primary"] == "text" and set(result["heads"]) == {"text", "fused"}
 
 
@@ -84,7 +68,7 @@ def test_the_headline_can_be_the_text_head(data: Path, cache: Path, tmp_path: Pa
     ],
 )
 def test_what_cannot_be_is_one_line_and_exit_code_2(
-    trainer: str, said: str, data: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trainer: str, said: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = arguments("CoOp", data, tmp_path / "run")
     args[args.index("--trainer") + 1] = trainer

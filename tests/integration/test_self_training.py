@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,12 @@ import pytest
 import torch
 from runs import arguments, figures, weights
 from safetensors.torch import load_file
+from shared import copy_to_change
 
 import train
 from trainers.self_training import SelfTraining
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One store for all runs of this file."""
-    return str(tmp_path_factory.mktemp("cache"))
+Finished = Callable[..., Path]
 
 
 def run(trainer: str, data: Path, output: Path, cache: str, *options: str) -> Path:
@@ -41,8 +35,8 @@ LABELERS = {"UPL": [], "CPL": [], "AiR": [], "AiR over UPL": ["TRAINER.AIR.LABEL
 
 
 @pytest.mark.parametrize("name", LABELERS)
-def test_rounds_grow_and_are_counted_one_by_one(name: str, data: Path, cache: str, tmp_path: Path) -> None:
-    output = run(name.split()[0], data, tmp_path / "run", cache, *ITERATIVE, *LABELERS[name])
+def test_rounds_grow_and_are_counted_one_by_one(name: str, finished: Finished) -> None:
+    output = finished(name.split()[0], *ITERATIVE, *LABELERS[name])
     rounds = result(output)["rounds"]
     assert len(rounds) == 3 and rounds[-1] == result(output)["pseudo_labels"]
     for number, summary in enumerate(rounds, start=1):
@@ -64,10 +58,10 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("epoch", [2, 3, 5])
 def test_a_kill_in_any_round_changes_nothing(
-    epoch: int, data: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    epoch: int, finished: Finished, data: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = [*ITERATIVE[:4], "TRAIN.CHECKPOINT_FREQ", "0" if epoch == 3 else "1"]
-    whole = run("CPL", data, tmp_path / "whole", cache, *options)
+    whole = finished("CPL", *options)
     run_epoch = SelfTraining.run_epoch
 
     def until(self: SelfTraining) -> None:
@@ -95,8 +89,10 @@ def test_a_kill_in_any_round_changes_nothing(
     assert figures(whole) == figures(tmp_path / "cut")
 
 
-def test_a_lost_round_is_named(data: Path, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = run("CPL", data, tmp_path / "run", cache, *ITERATIVE)
+def test_a_lost_round_is_named(
+    finished: Finished, data: Path, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = copy_to_change(finished("CPL", *ITERATIVE), tmp_path / "run", "log.txt", "rounds/2.safetensors")
     (output / "result.json").unlink()
     broken = output / "rounds" / "2.safetensors"
     broken.write_bytes(broken.read_bytes()[:50])
@@ -105,20 +101,21 @@ def test_a_lost_round_is_named(data: Path, cache: str, tmp_path: Path, capsys: p
     assert "2.safetensors" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("form", ["cc", "rc", "lw", "cav"])
-def test_every_loss_of_cpl_trains_and_each_in_its_own_way(form: str, data: Path, cache: str, tmp_path: Path) -> None:
-    options = ["TRAINER.CPL.ALPHA", "0.95", "TRAINER.CPL.BETA", "0.5"]  # candidate sets of several classes
-    other = "cc" if form != "cc" else "rc"
-    outputs = [run("CPL", data, tmp_path / name, cache, *options, "TRAINER.CPL.LOSS", name) for name in (form, other)]
-    assert result(outputs[0])["pseudo_labels"]["candidates"] > 1.2
-    assert not torch.equal(weights(outputs[0])["ctx"], weights(outputs[1])["ctx"])
+SEVERAL = ["TRAINER.CPL.ALPHA", "0.95", "TRAINER.CPL.BETA", "0.5"]  # candidate sets of several classes
+
+
+def test_every_loss_of_cpl_trains_and_each_in_its_own_way(finished: Finished) -> None:
+    outputs = [finished("CPL", *SEVERAL, "TRAINER.CPL.LOSS", name) for name in ("cc", "rc", "lw", "cav")]
+    assert all(result(output)["pseudo_labels"]["candidates"] > 1.2 for output in outputs)
+    for one, other in itertools.combinations(outputs, 2):
+        assert not torch.equal(weights(one)["ctx"], weights(other)["ctx"])
 
 
 def test_lagging_weights_survive_a_resume(
-    data: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Finished, data: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["TRAINER.CPL.LOSS", "rc", "TRAINER.CPL.ALPHA", "0.95", "TRAINER.CPL.BETA", "0.5"]
-    whole = run("CPL", data, tmp_path / "whole", cache, *options)
+    options = [*SEVERAL, "TRAINER.CPL.LOSS", "rc"]
+    whole = finished("CPL", *options)
     run_epoch = SelfTraining.run_epoch
 
     def until(self: SelfTraining) -> None:
@@ -134,28 +131,32 @@ def test_lagging_weights_survive_a_resume(
     assert torch.equal(weights(whole)["ctx"], weights(cut)["ctx"])
 
 
-def test_gamma_is_another_way_to_say_beta(data: Path, cache: str, tmp_path: Path) -> None:
-    with_beta = run("CPL", data, tmp_path / "beta", cache, "TRAINER.CPL.BETA", "0.85")
-    with_gamma = run("CPL", data, tmp_path / "gamma", cache, "TRAINER.CPL.GAMMA", "1.5")  # 10 (1 - 0.85)
+def test_gamma_is_another_way_to_say_beta(finished: Finished) -> None:
+    with_beta = finished("CPL", "TRAINER.CPL.BETA", "0.85")
+    with_gamma = finished("CPL", "TRAINER.CPL.GAMMA", "1.5")  # 10 (1 - 0.85)
     assert torch.equal(weights(with_beta)["ctx"], weights(with_gamma)["ctx"])
 
 
-def test_an_ensemble_averages_prompts_of_several_seeds(data: Path, cache: str, tmp_path: Path) -> None:
-    ensemble = run("UPL", data, tmp_path / "three", cache, "TRAINER.PROMPT.ENSEMBLE", "3")
-    single = run("UPL", data, tmp_path / "one", cache)
+def test_an_ensemble_averages_prompts_of_several_seeds(finished: Finished) -> None:
+    ensemble, single = finished("UPL", "TRAINER.PROMPT.ENSEMBLE", "3"), finished("UPL")
     contexts = [weights(ensemble)[f"members.{member}.ctx"] for member in range(3)]
     assert torch.allclose(contexts[0], weights(single)["ctx"], atol=1e-4)  # the first member is the single prompt
     assert not torch.allclose(contexts[0], contexts[1], atol=1e-4)
 
 
-def permute_training_labels(folder: Path) -> None:
-    items = json.loads((folder / "split.json").read_text())
+def with_permuted_labels(data: Path, target: Path) -> Path:
+    """A copy of the data root in which every training image has another one's label."""
+    copy_to_change(data / "digits", target / "digits", "split.json")
+    items = json.loads((target / "digits" / "split.json").read_text())
     labels = [item[1:] for item in items["train"]]
     items["train"] = [[item[0], *label] for item, label in zip(items["train"], labels[::-1], strict=True)]
-    (folder / "split.json").write_text(json.dumps(items))
+    (target / "digits" / "split.json").write_text(json.dumps(items))
+    return target
 
 
 BLIND = {
+    "CPL": ("CPL", []),
+    "AiR": ("AiR", []),
     "UPL": ("UPL", []),
     "UPL, ensemble": ("UPL", ["TRAINER.PROMPT.ENSEMBLE", "2"]),
     "CPL, iterative": ("CPL", ITERATIVE),
@@ -166,39 +167,32 @@ BLIND = {
 
 
 @pytest.mark.parametrize("name", BLIND)
-def test_hidden_labels_change_no_bit_of_the_weights(name: str, cache: str, tmp_path: Path) -> None:
-    from datasets.digits import write_digits
-
+def test_hidden_labels_change_no_bit_of_the_weights(
+    name: str, finished: Finished, data: Path, cache: str, tmp_path: Path
+) -> None:
     trainer, options = BLIND[name]
-    blind = tmp_path / "data"
-    write_digits(blind / "digits")
-    first = run(trainer, blind, tmp_path / "true", cache, *options)
-    permute_training_labels(blind / "digits")
-    second = run(trainer, blind, tmp_path / "permuted", cache, *options)
+    first = finished(trainer, *options)
+    second = run(trainer, with_permuted_labels(data, tmp_path / "data"), tmp_path / "permuted", cache, *options)
     left, right = weights(first), weights(second)
     assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
     assert result(first)["heads"] == result(second)["heads"]
     assert result(first)["pseudo_labels"]["accuracy"] != result(second)["pseudo_labels"]["accuracy"]
 
 
-def test_coop_uses_labels_and_no_more_shots_than_it_was_given(cache: str, tmp_path: Path) -> None:
-    from datasets.digits import write_digits
-
-    data = tmp_path / "data"
-    write_digits(data / "digits")
-    shots = ["DATASET.NUM_SHOTS", "4"]
-    true = run("CoOp", data, tmp_path / "true", cache, *shots, "OPTIM.MAX_EPOCH", "20")
-    permute_training_labels(data / "digits")
-    wrong = run("CoOp", data, tmp_path / "wrong", cache, *shots, "OPTIM.MAX_EPOCH", "20")
+def test_coop_uses_labels_and_no_more_shots_than_it_was_given(
+    finished: Finished, data: Path, cache: str, tmp_path: Path
+) -> None:
+    options = ["DATASET.NUM_SHOTS", "4", "OPTIM.MAX_EPOCH", "20"]
+    true = finished("CoOp", *options)
+    wrong = run("CoOp", with_permuted_labels(data, tmp_path / "data"), tmp_path / "wrong", cache, *options)
     assert result(true)["heads"]["text"]["accuracy"] > result(wrong)["heads"]["text"]["accuracy"] + 10
     assert result(true)["pseudo_labels"]["selected"] == 0
 
 
-def test_controls_without_training(data: Path, cache: str, tmp_path: Path) -> None:
-    plain = result(run("ZeroshotCLIP", data, tmp_path / "plain", cache))
-    refined = result(run("ZeroshotCLIP", data, tmp_path / "refined", cache, "TRAINER.TRANSCLIP.ENABLED", "True"))
-    fused = result(run("ZeroshotAiR", data, tmp_path / "fused", cache))
-    both = result(run("ZeroshotAiR", data, tmp_path / "both", cache, "TRAINER.TRANSCLIP.ENABLED", "True"))
+def test_controls_without_training(finished: Finished) -> None:
+    transclip = ["TRAINER.TRANSCLIP.ENABLED", "True"]
+    plain, refined = result(finished("ZeroshotCLIP")), result(finished("ZeroshotCLIP", *transclip))
+    fused, both = result(finished("ZeroshotAiR")), result(finished("ZeroshotAiR", *transclip))
     assert fused["primary"] == "fused" and plain["primary"] == "text"
     assert fused["heads"]["text"] == plain["heads"]["text"]
     assert both["heads"]["text"] == refined["heads"]["text"] != plain["heads"]["text"]
@@ -206,7 +200,7 @@ def test_controls_without_training(data: Path, cache: str, tmp_path: Path) -> No
     assert dict(map(tuple, fused["by_lambda"]))[0.0] == pytest.approx(plain["heads"]["text"]["accuracy"])
     assert dict(map(tuple, fused["by_lambda"]))[2.0] == pytest.approx(fused["heads"]["fused"]["accuracy"])
     assert both["by_lambda"] is None  # would be of another head
-    assert not (tmp_path / "fused" / "prompt_learner").exists()
+    assert not (finished("ZeroshotAiR") / "prompt_learner").exists()
 
 
 def test_fewer_images_a_class_are_taken_from_more(data: Path, tmp_path: Path) -> None:
@@ -225,8 +219,8 @@ def test_real_prototypes_need_no_generator(data: Path, tmp_path: Path) -> None:
     assert "generation" not in [stage["name"] for stage in result(output)["stages"]]
 
 
-def test_predictions_agree_with_the_result(data: Path, cache: str, tmp_path: Path) -> None:
-    output = run("AiR", data, tmp_path / "run", cache)
+def test_predictions_agree_with_the_result(finished: Finished) -> None:
+    output = finished("AiR")
     said = json.loads((output / "predictions.json").read_text())
     assert len(said["images"]) == len(said["labels"]) == 797
     assert all((Path(said["root"]) / image).is_file() for image in said["images"])
