@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from runs import ROOT, arguments, run
+from runs import ROOT
 
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
+from air_plugin.cli import main
 from air_plugin.inference.bundle import load_bundle
 
 RUNS = {
@@ -23,21 +26,38 @@ RUNS = {
 }
 
 
-def air(*words: str) -> subprocess.CompletedProcess[str]:
-    """`air` in a process in which Dassl cannot be imported."""
-    code = "import sys; sys.modules['dassl'] = None; from air_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
-    return subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def without_dassl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on an import of Dassl fails, also where it was imported before."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "dassl"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "dassl", None)
+
+
+@pytest.fixture
+def air(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """`air` where Dassl cannot be imported."""
+    without_dassl(monkeypatch)
+
+    def run(*words: str) -> Done:
+        capsys.readouterr()
+        code = main([*words])
+        return Done(code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(finished: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with short runs on the digits, by their names in RUNS."""
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "data").mkdir()
     for name, (trainer, options) in RUNS.items():
-        cache = ["AIR.CACHE", str(folder / "cache")]
-        done = run(*arguments(trainer, folder / "data", folder / name, *options, *cache))
-        assert done.returncode == 0, done.stderr
+        (folder / name).symlink_to(finished(trainer, *options))
     return folder
 
 
@@ -51,10 +71,11 @@ def photos(runs: Path) -> Path:
     for number, path in enumerate([*sorted(tested), *others]):
         target = runs / "photos" / f"{number % 3} \u00fc" / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
-    cut = next((runs / "photos").rglob(others[7].name))
-    cut.write_bytes(cut.read_bytes()[:-30])
-    (runs / "cut.txt").write_text(str(cut))
+        if path == others[7]:
+            target.write_bytes(path.read_bytes()[:-30])
+            (runs / "cut.txt").write_text(str(target))
+        else:
+            os.link(path, target)
     return runs / "photos"
 
 
@@ -72,16 +93,36 @@ def assert_equal(found: dict[str, tuple[str, float]], said: dict[str, Any], head
         assert probability == pytest.approx(confidence, abs=1e-5), image
 
 
-@pytest.mark.parametrize(("name", "head"), [("AiR", ""), ("AiR", "fused"), ("zero-shot", "")])
-def test_a_folder_is_classified_as_the_trainer_did(runs: Path, photos: Path, name: str, head: str):
-    done = air("predict", str(runs / name / "bundle"), str(photos), *(["--head", head] if head else []))
-    assert done.returncode == 0
+def assert_classified(done: Done, runs: Path, name: str, head: str) -> None:
+    """What `air predict` prints of all photos is what the trainer predicted."""
+    assert done.returncode == 0, done.stderr
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert len(rows) == 999 and {len(row) for row in rows} == {3}
     assert done.stderr.count("\n") == 1 and (runs / "cut.txt").read_text() in done.stderr
     found = {Path(path).name: (label, float(probability)) for path, label, probability in rows}
     assert len(found) == 999
-    assert_equal(found, predictions(runs, name), head or "text")
+    assert_equal(found, predictions(runs, name), head)
+
+
+@pytest.mark.parametrize(("name", "head"), [("AiR", "fused"), ("zero-shot", "")])
+def test_a_folder_is_classified_as_the_trainer_did(
+    air: Callable[..., Done], runs: Path, photos: Path, name: str, head: str
+):
+    done = air("predict", str(runs / name / "bundle"), str(photos), *(["--head", head] if head else []))
+    assert_classified(done, runs, name, head or "text")
+
+
+def test_a_process_of_its_own_does_the_same(runs: Path, photos: Path):
+    code = "import sys; sys.modules['dassl'] = None; from air_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
+    line = [sys.executable, "-c", code, "predict", str(runs / "AiR" / "bundle"), str(photos)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert_classified(Done(done.returncode, done.stdout, done.stderr), runs, "AiR", "text")
+
+
+def test_the_block_itself_works(monkeypatch: pytest.MonkeyPatch):
+    without_dassl(monkeypatch)
+    with pytest.raises(ImportError):
+        import dassl.engine  # noqa: F401
 
 
 def test_python_needs_three_lines(runs: Path):
@@ -105,7 +146,7 @@ def test_a_bundle_says_what_it_is_of(runs: Path):
     assert load_bundle(runs / "AiR" / "bundle").text.shape == (2, 10, 128)  # the ensemble's members
 
 
-def test_a_refined_run_leaves_the_heads_before_that(runs: Path, photos: Path):
+def test_a_refined_run_leaves_the_heads_before_that(air: Callable[..., Done], runs: Path, photos: Path):
     some = next(photos.rglob("*.png"))
     done = air("predict", str(runs / "refined" / "bundle"), str(some), "--top", "10")
     assert done.returncode == 0 and done.stderr.count("\n") == 1 and "TransCLIP" in done.stderr
@@ -113,7 +154,7 @@ def test_a_refined_run_leaves_the_heads_before_that(runs: Path, photos: Path):
     assert done.stdout == plain.stdout and plain.stderr == ""
 
 
-def test_an_exported_bundle_is_the_same_classifier(runs: Path, photos: Path, tmp_path: Path):
+def test_an_exported_bundle_is_the_same_classifier(air: Callable[..., Done], runs: Path, photos: Path, tmp_path: Path):
     import onnxruntime
 
     from air_plugin.utils.images import load_rgb
@@ -132,7 +173,7 @@ def test_an_exported_bundle_is_the_same_classifier(runs: Path, photos: Path, tmp
         assert probs.max(axis=1).tolist() == pytest.approx(said["heads"][head]["confidence"][:50], abs=1.5e-4)
 
 
-def test_the_stages_need_a_folder_and_names_and_no_dassl(runs: Path, tmp_path: Path):
+def test_the_stages_need_a_folder_and_names_and_no_dassl(air: Callable[..., Done], runs: Path, tmp_path: Path):
     said = predictions(runs, "AiR")
     (tmp_path / "images").mkdir()
     for image in said["images"][:40]:
