@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent
 sys.path.append(str(ROOT / "compat"))  # last: an installed Dassl wins, the stand-in serves where there is none
@@ -18,6 +18,10 @@ sys.path.append(str(ROOT / "compat"))  # last: an installed Dassl wins, the stan
 from air_plugin.config import FROM_BACKBONE, upgrade, upgrade_options  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code, unknown  # noqa: E402
 from air_plugin.utils.logs import show_logs  # noqa: E402
+
+if TYPE_CHECKING:
+    from air_plugin.report.predictions import Predictions
+    from air_plugin.report.record import RunResult
 
 TRAINERS = ("zsclip", "coop", "upl", "cpl", "air")
 DATASETS = (
@@ -210,36 +214,45 @@ def label(config_files: list[str], dataset_config_file: str, options: list[str])
     return name if len(name) <= 100 else f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def predictions(trainer: Any) -> dict[str, Any]:
-    """What every head said of every test image, images relative to the data root."""
+def predictions(trainer: Any) -> Predictions:
+    """The predictions of every head for every test image, images relative to the data root."""
+    from air_plugin.report.predictions import Predictions
+
     root = Path(trainer.predictions["root"])
     images = [
         os.path.relpath(path, root) if Path(path).is_relative_to(root) else path
         for path in trainer.predictions["images"]
     ]
-    return {**trainer.predictions, "images": images}
+    return Predictions.from_plain({**trainer.predictions, "images": images})
 
 
-def make_result(cfg: Any, trainer: Any, config: str) -> dict[str, Any]:
-    """What a finished run says of itself; see README, "Outputs"."""
-    from dataclasses import asdict
+def make_result(cfg: Any, trainer: Any, config: str) -> RunResult:
+    """The result of a finished run."""
+    from dataclasses import asdict, fields
 
+    from air_plugin.report.record import RunResult
     from air_plugin.utils.provenance import collect
 
-    return {
-        "trainer": cfg.TRAINER.NAME,
-        "dataset": getattr(trainer.dm.dataset, "dataset_dir", cfg.DATASET.NAME),
-        "config": config,
-        "backbone": cfg.MODEL.BACKBONE.NAME,
-        "split_family": getattr(trainer.dm.dataset, "split_family", cfg.DATASET.SPLIT_FAMILY),
-        "template": cfg.DATASET.TEMPLATE,
-        "seed": cfg.SEED,
-        "heads": trainer.results,
-        "primary": trainer.primary,
-        **trainer.metrics(),
-        "stages": [asdict(stage) for stage in trainer.stages.done],
-        "provenance": {**collect(ROOT), "settings": resolved(cfg)},
-    }
+    metrics = trainer.metrics()
+    other = metrics.keys() - {field.name for field in fields(RunResult)}
+    return RunResult.from_plain(
+        {
+            "trainer": cfg.TRAINER.NAME,
+            "dataset": getattr(trainer.dm.dataset, "dataset_dir", cfg.DATASET.NAME),
+            "config": config,
+            "backbone": cfg.MODEL.BACKBONE.NAME,
+            "split_family": getattr(trainer.dm.dataset, "split_family", cfg.DATASET.SPLIT_FAMILY),
+            "template": cfg.DATASET.TEMPLATE,
+            "class_names": cfg.DATASET.CLASS_NAMES,
+            "seed": cfg.SEED,
+            "heads": trainer.results,
+            "primary": trainer.primary,
+            **metrics,
+            "other_metrics": {name: metrics[name] for name in sorted(other)},
+            "stages": [asdict(stage) for stage in trainer.stages.done],
+            "provenance": {**collect(ROOT), "settings": resolved(cfg)},
+        }
+    )
 
 
 def write_bundle(trainer: Any, folder: Path) -> None:
@@ -289,8 +302,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from dassl.utils import setup_logger
 
-    from air_plugin.utils.files import write_atomically
-
     cfg.freeze()
     if not args.eval_only:
         put_log_aside(folder)
@@ -315,9 +326,9 @@ def run(args: argparse.Namespace) -> int:
         source = "generated" if cfg.AIR.PROTOTYPES == "synthetic" else "pseudo-labelled"
         plot_gallery(trainer.auxiliary, trainer.classnames, *seen, folder / "gallery.png", source=source)
     write_bundle(trainer, folder / "bundle")
-    write_atomically(folder / "predictions.json", json.dumps(predictions(trainer)).encode(), durable=True)
+    predictions(trainer).save(folder / "predictions.json")
     result = make_result(cfg, trainer, label(args.config_file, args.dataset_config_file, args.opts))
-    write_atomically(folder / "result.json", json.dumps(result, indent=1).encode(), durable=True)
+    result.save(folder / "result.json")  # last: it marks the run as complete
     return 0
 
 

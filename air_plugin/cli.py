@@ -160,7 +160,7 @@ def run_report(args: argparse.Namespace) -> int:
     """Print the tables of a folder of results, or write its page."""
     from air_plugin.report.formats import report
 
-    return report(
+    text = report(
         args.output,
         datasets=args.dataset,
         methods=args.method,
@@ -172,6 +172,8 @@ def run_report(args: argparse.Namespace) -> int:
         ci95=args.ci95,
         details=args.details,
     )
+    print(text, end="")
+    return 0
 
 
 def run_stage(args: argparse.Namespace) -> int:

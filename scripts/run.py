@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 from air_plugin.config import upgrade_options, warn_once  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code, unknown  # noqa: E402
+from air_plugin.utils.logs import show_logs  # noqa: E402
 
 # What CoOp's own script takes after DATASET and CONFIG: CTP NCTX SHOTS CSC.
 COOP = ("TRAINER.PROMPT.CLASS_TOKEN_POSITION", "TRAINER.PROMPT.N_CTX", "DATASET.NUM_SHOTS", "TRAINER.PROMPT.CSC")
@@ -289,14 +290,16 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.experiment:
         try:
-            return report(output, only=args.dataset)
+            print(report(output, only=args.dataset), end="")
         except UserError as error:  # earlier runs there have another backbone, split or template
             print(f"warning: {error}", file=sys.stderr)
-            return report(output, only=args.dataset, rows=titles)
+            print(report(output, only=args.dataset, rows=titles), end="")
+        return 0
     remember_titles(output / args.dataset / "methods.json", titles)
     baseline = baseline if baseline in titles.values() else None
     page = output / args.dataset / f"{args.experiment}.html"
-    return report(output, only=args.dataset, baseline=baseline, rows=titles, page=page)
+    print(report(output, only=args.dataset, baseline=baseline, rows=titles, page=page), end="")
+    return 0
 
 
 def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:
@@ -317,4 +320,5 @@ def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:
 
 
 if __name__ == "__main__":
+    show_logs()
     sys.exit(exit_code(lambda: run(parse())))

@@ -38,7 +38,7 @@ def write_run(
     gallery: bool = False,
     **changes: Any,
 ) -> Path:
-    """The folder of a finished run whose heads predicted this; its figures fit.
+    """The folder of a finished run whose heads predicted this; its metrics fit.
 
     Args:
         output: the scripts' OUTPUT; pictures lie in `data` beside it.
@@ -61,19 +61,21 @@ def write_run(
         heads[head] = {"accuracy": 100.0 * float(hit.mean()), "macro_f1": 50.0, "per_class": per_class}
     if images is not None:
         shares = np.linspace(0.5, 1, len(true)).tolist() if confidence is None else list(confidence)
-        said = {head: {"predicted": list(classes), "confidence": shares} for head, classes in predicted.items()}
+        made = {head: {"predicted": list(classes), "confidence": shares} for head, classes in predicted.items()}
         predictions = {
+            "format": 1,
             "split": "test",
             "root": str(output.parent / "data"),
             "images": list(images),
             "labels": list(labels),
             "classnames": list(classnames),
-            "heads": said,
+            "heads": made,
         }
         (folder / "predictions.json").write_text(json.dumps(predictions))
     if gallery:
         Image.linear_gradient("L").save(folder / "gallery.png")
     result = {
+        "format": 1,
         "trainer": trainer,
         "dataset": dataset,
         "config": config,
@@ -142,7 +144,7 @@ def write_several(output: Path, classnames: Sequence[str], *, dataset: str = "di
     ]
     for number, (trainer, config, right, settings) in enumerate(methods):
         for seed in (1, 2):
-            said = {"text": guesses(labels, len(classnames), right=right, seed=10 * number + seed)}
+            predicted = {"text": guesses(labels, len(classnames), right=right, seed=10 * number + seed)}
             more: dict[str, Any] = {}
             if trainer in ("UPL", "CPL", "AiR"):
                 rounds = [
@@ -157,10 +159,12 @@ def write_several(output: Path, classnames: Sequence[str], *, dataset: str = "di
                 ]
                 more = {"pseudo_labels": rounds[-1], "rounds": rounds}
             if trainer == "AiR":
-                said["fused"] = guesses(labels, len(classnames), right=right + 0.05, seed=1000 + 10 * number + seed)
+                predicted["fused"] = guesses(
+                    labels, len(classnames), right=right + 0.05, seed=1000 + 10 * number + seed
+                )
                 used = {**base, **settings}["AIR.LAMBDA"]
                 curve = {weight: 60.0 + weight + seed for weight in (0.0, 1.0, 2.0)}
-                curve[used] = 100.0 * float((np.asarray(said["fused"]) == np.asarray(labels)).mean())
+                curve[used] = 100.0 * float((np.asarray(predicted["fused"]) == np.asarray(labels)).mean())
                 more["by_lambda"] = [[weight, accuracy] for weight, accuracy in curve.items()]
                 more["auxiliary"] = auxiliary_rounds(used, used, seed=seed)
                 more["stages"] = stages(
@@ -179,7 +183,7 @@ def write_several(output: Path, classnames: Sequence[str], *, dataset: str = "di
                 output,
                 classnames,
                 labels,
-                said,
+                predicted,
                 images=names,
                 dataset=dataset,
                 trainer=trainer,

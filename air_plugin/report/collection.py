@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from air_plugin.report.results import USUAL_WORDING, is_line, read_json, read_results
+from air_plugin.report.record import USUAL_CLASS_NAMES, RunResult
+from air_plugin.report.results import read_results
+from air_plugin.report.schema import is_line, read_json
 from air_plugin.utils.errors import UserError, unknown
 
 TRAINERS = ("ZeroshotCLIP", "CoOp", "UPL", "CPL", "ZeroshotAiR", "AiR")  # rows that no methods.json names, in order
@@ -22,14 +24,22 @@ Cell = tuple[str, str]  # trainer, config
 class Method:
     """One row of a table: a trainer with a config.
 
-    title: what the row is called.
-    runs: data set -> seed -> content of result.json, with its `path`.
+    title: the name of the row. runs: data set -> seed -> result.
     """
 
     trainer: str
     config: str
     title: str
-    runs: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    runs: dict[str, dict[int, RunResult]] = field(default_factory=dict)
+
+    @property
+    def cell(self) -> Cell:
+        """What tells a method from the others."""
+        return self.trainer, self.config
+
+    def on(self, dataset: str) -> list[RunResult]:
+        """The results on a data set by rising seed; none where there are none."""
+        return [run for _, run in sorted(self.runs.get(dataset, {}).items())]
 
 
 @dataclass
@@ -37,7 +47,7 @@ class Collection:
     """Results that may stand in one table.
 
     datasets: columns. methods: rows, in order. templates: data set -> template. faults: a line for everything that
-    was left out or is incomplete. wordings: data set -> wording of its class names, where that is not the usual one.
+    was left out or is incomplete. class_names: data set -> source of its class names, where it is not the usual one.
     """
 
     datasets: list[str]
@@ -46,7 +56,7 @@ class Collection:
     split_family: str
     templates: dict[str, str]
     faults: list[str]
-    wordings: dict[str, str] = field(default_factory=dict)
+    class_names: dict[str, str] = field(default_factory=dict)
 
 
 def collect(
@@ -79,40 +89,41 @@ def collect(
     results = _choose(results, "dataset", "data set", datasets)
     results = _choose(results, "backbone", "backbone", [backbone] if backbone else [])
     results = _choose(results, "split_family", "split family", [split_family] if split_family else [])
-    titles, more = _titles(results, rows)
-    faults += more
+    titles, name_faults = _titles(results, rows)
     for title in methods:
         if title not in titles.values():
             raise unknown("method", title, titles.values())
-    shown = {cell: Method(*cell, title) for cell, title in titles.items() if not methods or title in methods}
-    results = [r for r in results if (r["trainer"], r["config"]) in shown]
-    results, more = _unambiguous(results)
-    faults += more
+    titles = {cell: title for cell, title in titles.items() if not methods or title in methods}
+    results, double = _unambiguous([result for result in results if result.row in titles])
+    faults += [*name_faults, *double]
     if not results:
         raise UserError(_nothing(output, faults))
-    collection = Collection(
-        datasets=[
-            name
-            for name in dict.fromkeys(datasets or sorted({r["dataset"] for r in results}))
-            if any(r["dataset"] == name for r in results)
-        ],
-        methods=[],
-        backbone=_same(results, "backbone", "backbones", "--backbone NAME"),
-        split_family=_same(results, "split_family", "split families", "--split-family NAME"),
-        templates={},
-        faults=faults,
-    )
-    for name in collection.datasets:
-        columns = [r for r in results if r["dataset"] == name]
-        collection.templates[name] = _same(columns, "template", f"templates of {name}", "--method TITLE ...")
-        wording = _same(columns, "wording", f"wordings of the class names of {name}", "--method TITLE ...")
-        if wording != USUAL_WORDING:
-            collection.wordings[name] = wording
-    for result in sorted(results, key=lambda r: r["seed"]):
-        runs = shown[result["trainer"], result["config"]].runs
-        runs.setdefault(result["dataset"], {})[result["seed"]] = result
-    collection.methods = [method for method in shown.values() if method.runs]
-    faults += _missing_seeds(collection)
+    present = {result.dataset for result in results}
+    columns = [name for name in dict.fromkeys(datasets or sorted(present)) if name in present]
+    collection = _arrange(results, titles, columns)
+    collection.faults += [*faults, *_missing_seeds(collection)]
+    return collection
+
+
+def _arrange(results: Sequence[RunResult], titles: Mapping[Cell, str], datasets: list[str]) -> Collection:
+    """Results in their rows and columns.
+
+    Raises:
+        UserError: they cannot be compared with each other.
+    """
+    backbone = _same(results, "backbone", "backbones", "--backbone NAME")
+    split_family = _same(results, "split_family", "split families", "--split-family NAME")
+    collection = Collection(datasets, [], backbone, split_family, templates={}, faults=[])
+    for name in datasets:
+        column = [result for result in results if result.dataset == name]
+        collection.templates[name] = _same(column, "template", f"templates of {name}", "--method TITLE ...")
+        source = _same(column, "class_names", f"class names of {name}", "--method TITLE ...")
+        if source != USUAL_CLASS_NAMES:
+            collection.class_names[name] = source
+    methods = {cell: Method(*cell, title) for cell, title in titles.items()}
+    for result in sorted(results, key=lambda result: result.seed):
+        methods[result.row].runs.setdefault(result.dataset, {})[result.seed] = result
+    collection.methods = [method for method in methods.values() if method.runs]
     return collection
 
 
@@ -122,19 +133,19 @@ def _nothing(output: Path, faults: Sequence[str]) -> str:
     return f"no results in {output}" + (f"; left out: {len(faults)}, the first: {faults[0]}" if faults else "")
 
 
-def _choose(results: list[dict[str, Any]], key: str, kind: str, wanted: Sequence[str]) -> list[dict[str, Any]]:
-    """The results whose key is one of the wanted values; all where none is wanted."""
-    known = {result[key] for result in results}
-    for name in wanted:
-        if name not in known:
-            raise unknown(kind, name, known)
-    return [result for result in results if result[key] in wanted or not wanted]
+def _choose(results: list[RunResult], field: str, kind: str, names: Sequence[str]) -> list[RunResult]:
+    """The results whose field has one of these values; all results where `names` is empty."""
+    existing = {getattr(result, field) for result in results}
+    for name in names:
+        if name not in existing:
+            raise unknown(kind, name, existing)
+    return [result for result in results if getattr(result, field) in names or not names]
 
 
-def _titles(results: Sequence[Mapping[str, Any]], rows: Mapping[Cell, str] | None) -> tuple[dict[Cell, str], list[str]]:
-    """What every row is called, in the order of the table; and what is wrong there. See `collect` for `rows`."""
+def _titles(results: Sequence[RunResult], rows: Mapping[Cell, str] | None) -> tuple[dict[Cell, str], list[str]]:
+    """The title of every row, in the order of the table, and a line for each fault. See `collect` for `rows`."""
     names, faults = _named_rows(results)
-    cells = {(r["trainer"], r["config"]) for r in results}
+    cells = {result.row for result in results}
     order = sorted(cells, key=lambda cell: (_place(names, cell), *_natural(cell)))
     if rows is not None:
         faults += [f"no result of {title or _plain_title(cell)}" for cell, title in rows.items() if cell not in cells]
@@ -143,12 +154,12 @@ def _titles(results: Sequence[Mapping[str, Any]], rows: Mapping[Cell, str] | Non
     return _distinct({cell: names.get(cell) or _plain_title(cell) for cell in order}), faults
 
 
-def _named_rows(results: Iterable[Mapping[str, Any]]) -> tuple[dict[Cell, str], list[str]]:
-    """Titles of rows, in order, from the methods.json of every data set's folder; and what is wrong with these."""
+def _named_rows(results: Iterable[RunResult]) -> tuple[dict[Cell, str], list[str]]:
+    """Titles of rows, in order, from the methods.json of every data set's folder, and a line for each fault."""
     titles: dict[Cell, str] = {}
     faults = []
     # <dataset>/<trainer>/<config>/seed<k>/result.json
-    for folder in sorted({folder for r in results for folder in r["path"].absolute().parents[3:4]}):
+    for folder in sorted({folder for result in results for folder in result.path.absolute().parents[3:4]}):
         path = folder / "methods.json"
         try:
             entries = read_json(path)
@@ -192,7 +203,7 @@ def _distinct(titles: dict[Cell, str]) -> dict[Cell, str]:
     return {cell: title if counts[title] == 1 else f"{title}: {_plain_title(cell)}" for cell, title in titles.items()}
 
 
-def _same(results: Sequence[Mapping[str, Any]], key: str, kinds: str, option: str) -> str:
+def _same(results: Sequence[RunResult], field: str, kinds: str, option: str) -> str:
     """The value that all results have.
 
     Raises:
@@ -200,7 +211,7 @@ def _same(results: Sequence[Mapping[str, Any]], key: str, kinds: str, option: st
     """
     groups: dict[str, list[Path]] = defaultdict(list)
     for result in results:
-        groups[result[key]].append(result["path"])
+        groups[getattr(result, field)].append(result.path)
     if len(groups) > 1:
         parts = [f'"{value}" ({len(paths)} results, one of them {paths[0]})' for value, paths in sorted(groups.items())]
         some = " and ".join(parts[:3]) + (" and others" if len(parts) > 3 else "")
@@ -211,14 +222,14 @@ def _same(results: Sequence[Mapping[str, Any]], key: str, kinds: str, option: st
     return next(iter(groups))
 
 
-def _unambiguous(results: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+def _unambiguous(results: Sequence[RunResult]) -> tuple[list[RunResult], list[str]]:
     """The results less those that claim to be the same run, and a line for each of the latter."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[RunResult]] = defaultdict(list)
     for r in results:
-        groups[r["dataset"], r["trainer"], r["config"], r["seed"], r["backbone"], r["split_family"]].append(r)
+        groups[r.dataset, r.trainer, r.config, r.seed, r.backbone, r.split_family].append(r)
     faults = [
         f"{key[0]}: {len(group)} results claim to be seed {key[3]} of {_plain_title(key[1:3])}, all are left out: "
-        f"{', '.join(str(r['path']) for r in group)}"
+        f"{', '.join(str(r.path) for r in group)}"
         for key, group in groups.items()
         if len(group) > 1
     ]

@@ -1,22 +1,24 @@
-"""From results to a report: on the terminal and for GitHub, LaTeX, CSV, and the HTML page."""
+"""A folder of results as a report: tables for GitHub and the terminal, LaTeX and CSV, and the HTML page."""
 
 from __future__ import annotations
 
 import csv
 import io
+import logging
 import re
 import shutil
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from air_plugin.report.collection import Cell, Collection, Method, collect
-from air_plugin.report.statistics import Comparison, accuracies
+from air_plugin.report.comparison import Comparison
+from air_plugin.report.statistics import accuracies
 from air_plugin.report.tables import label_accuracies, notes, primary, stage_names, tables
 from air_plugin.utils.errors import UserError, unknown
-from air_plugin.utils.extras import require_extra
+from air_plugin.utils.files import write_atomically
 
+LOG = logging.getLogger(__name__)
 Form = Literal["github", "latex", "csv", "html"]
 
 
@@ -35,11 +37,11 @@ def report(
     ci95: bool = False,
     details: bool = True,
     page: Path | None = None,
-) -> int:
-    """Report a folder of results; returns the exit code. What was left out goes to stderr, a line each.
+) -> str:
+    """The tables of a folder of results, or its page. Whatever is left out or incomplete is logged as a warning.
 
-    Tables go to standard output, the page to report.html in `output`, unless `out` names a file. In the form github on
-    standard output, the galleries are placed, too.
+    The page goes to report.html in `output`; `out` names another file for page or tables. The form github without
+    `out` copies the galleries, too.
 
     Args:
         output: the scripts' OUTPUT.
@@ -50,46 +52,42 @@ def report(
         out: a file to write, whole or not at all.
         ci95: give half of the 95 % interval over seeds instead of the standard deviation.
         details: every head, the pseudo-labels and every seed, too; the page has them anyway.
-        page: a file for the page, beside a table in another form: what both show is read and computed once.
+        page: a file for the page, beside a table in another form; results are read and statistics computed once.
+
+    Returns:
+        The text for the terminal: tables that went to no file, and a line for each page and gallery that was written.
 
     Raises:
         UserError: nothing to report, results that cannot be compared, an unknown name, a file that cannot be written.
     """
-    require_extra("report", purpose="air report")
-    wanted = [*methods, *([baseline] if methods and baseline and baseline not in methods else [])]
+    shown = [*methods, *([baseline] if methods and baseline and baseline not in methods else [])]
+    folder = output / only if only else output
     collection = collect(
-        output / only if only else output,
-        datasets=datasets,
-        methods=wanted,
-        backbone=backbone,
-        split_family=split_family,
-        rows=rows,
+        folder, datasets=datasets, methods=shown, backbone=backbone, split_family=split_family, rows=rows
     )
     view = Comparison(collection, _named(collection, baseline) if baseline else None, ci95=ci95)
-    _warn([*collection.faults, *view.faults])
+    for fault in [*collection.faults, *view.faults]:
+        LOG.warning("%s", fault)
+    lines = []
     if form == "html":
-        _write_page(view, out or output / "report.html")
+        page = out or output / "report.html"
     elif out:
-        from air_plugin.utils.files import write_atomically
-
         text = _TEXTS[form](view, details=details)
         _written(out, lambda: write_atomically(out, text.encode("utf-8")))
     else:
-        print(_TEXTS[form](view, details=details), end="")
+        lines.append(_TEXTS[form](view, details=details))
     if form == "github" and not out:
-        shown = [run for method in collection.methods for runs in method.runs.values() for run in runs.values()]
-        for path in place_gallery(sorted(shown, key=lambda run: run["path"]), output):
-            print(f"gallery: {path}")
+        lines += [f"gallery: {path}\n" for path in _place_galleries(collection, output)]
     if page:
         _write_page(view, page)
-    return 0
+        lines.append(f"page: {page}\n")
+    return "".join(lines)
 
 
 def _write_page(view: Comparison, target: Path) -> None:
     from air_plugin.report.page import write_page
 
     _written(target, lambda: write_page(view, target))
-    print(f"page: {target}")
 
 
 def _named(collection: Collection, title: str) -> Method:
@@ -97,11 +95,6 @@ def _named(collection: Collection, title: str) -> Method:
         if method.title == title:
             return method
     raise unknown("baseline", title, [method.title for method in collection.methods])
-
-
-def _warn(faults: Iterable[str]) -> None:
-    for fault in faults:
-        print(f"warning: {fault}", file=sys.stderr)
 
 
 def _written(path: Path, write: Callable[[], Any]) -> None:
@@ -133,9 +126,9 @@ def as_latex(view: Comparison, *, details: bool) -> str:
     parts = ["\n".join(f"% {line}" for line in notes(view, details=details))]
     for heading, (headers, rows) in tables(view, details=details):
         text = tabulate(rows, headers=headers, tablefmt="latex_booktabs", disable_numparse=True)
-        # Whole cells behind the first that are figures; tabulate has escaped every & of a title.
+        # Whole cells after the first that are numbers; tabulate has escaped every & of a title.
         text = re.sub(r"(?<!\\)& ([+-]?\d[\d., +\[\]-]*?) *(?=&|\\\\)", _as_math, text)
-        text = re.sub(r"(?m)^( *)([\[*])", r"\1{}\2", text)  # behind a line's end they would be its options
+        text = re.sub(r"(?m)^( *)([\[*])", r"\1{}\2", text)  # after the end of a line they would be its options
         parts.append(f"% {heading}\n{text}" if heading else text)
     return "\n\n".join(parts) + "\n"
 
@@ -161,24 +154,18 @@ FUSION_COLUMNS = {
     "oracle": "oracle",
     "regret": "regret",
     "beta": "betas",
-    "n0": "prior_strengths",
+    "prior strength": "prior_strengths",
     "rounds": "rounds",
-    "labels right": "labels",
+    "correct labels": "labels",
 }
 
 
 def _csv_row(view: Comparison, method: Method, *, details: bool) -> dict[str, Any]:
     """Column -> value; every method has the same columns."""
-    datasets, kind = view.collection.datasets, "ci95" if view.ci95 else "std"
+    datasets = view.collection.datasets
     row: dict[str, Any] = {"method": method.title, "trainer": method.trainer, "config": method.config}
-    methods = view.collection.methods
-
-    def add(name: str, values: Sequence[float]) -> None:
-        average, spread = view.spread(values) if values else (None, None)
-        row[f"{name} mean"], row[f"{name} {kind}"] = _rounded(average), _rounded(spread)
-
     for dataset in datasets:
-        add(dataset, accuracies(method, dataset))
+        row |= _spread_columns(view, dataset, accuracies(method, dataset))
         row[f"{dataset} seeds"] = len(method.runs.get(dataset, {}))
     if len(datasets) > 1:
         row["mean"] = _rounded(view.mean(method))
@@ -187,26 +174,37 @@ def _csv_row(view: Comparison, method: Method, *, details: bool) -> dict[str, An
         for key in ("points", "low", "high"):
             row[f"{dataset} difference {key}"] = _rounded(getattr(found, key)) if found else None
     for dataset in datasets if details else []:
-        row[f"{dataset} primary classifier"] = primary(method, dataset)
-        for head in ("text", "fused"):
-            add(f"{dataset} {head} head", accuracies(method, dataset, head=head))
-        add(f"{dataset} pseudo-labels", label_accuracies(method, dataset))
-        for seed in sorted({seed for other in methods for seed in other.runs.get(dataset, {})}):
-            run = method.runs.get(dataset, {}).get(seed)
-            row[f"{dataset} seed {seed}"] = _rounded(run["heads"][run["primary"]]["accuracy"]) if run else None
-        if any(view.fusion(other, dataset) for other in methods):
-            fusion = view.fusion(method, dataset)
-            row[f"{dataset} lambda is fixed"] = ("yes" if fusion.fixed else "no") if fusion else None
-            for column, key in FUSION_COLUMNS.items():
-                add(f"{dataset} {column}", getattr(fusion, key) if fusion else [])
-        every, own = [view.seconds(other, dataset) for other in methods], view.seconds(method, dataset)
-        for name in stage_names(every):
-            for number in range(max(len(seconds.get(name, [])) for seconds in every)):
-                values = own.get(name, [])[number:]
-                row[f"{dataset} seconds {name}{f', round {number + 1}' if number else ''}"] = (
-                    _rounded(values[0]) if values else None
-                )
+        row |= _csv_details(view, method, dataset)
     return row
+
+
+def _csv_details(view: Comparison, method: Method, dataset: str) -> dict[str, Any]:
+    """Column -> value: the heads, pseudo-labels, seeds, auxiliary classifier and seconds of a method on a data set."""
+    methods = view.collection.methods
+    row: dict[str, Any] = {f"{dataset} primary classifier": primary(method, dataset)}
+    for head in ("text", "fused"):
+        row |= _spread_columns(view, f"{dataset} {head} head", accuracies(method, dataset, head=head))
+    row |= _spread_columns(view, f"{dataset} pseudo-labels", label_accuracies(method, dataset))
+    for seed in sorted({run.seed for other in methods for run in other.on(dataset)}):
+        run = method.runs.get(dataset, {}).get(seed)
+        row[f"{dataset} seed {seed}"] = _rounded(run.accuracy) if run else None
+    if any(view.fusion(other, dataset) for other in methods):
+        fusion = view.fusion(method, dataset)
+        row[f"{dataset} lambda is fixed"] = ("yes" if fusion.fixed else "no") if fusion else None
+        for column, key in FUSION_COLUMNS.items():
+            row |= _spread_columns(view, f"{dataset} {column}", getattr(fusion, key) if fusion else [])
+    every, seconds = [view.seconds(other, dataset) for other in methods], view.seconds(method, dataset)
+    for name in stage_names(every):
+        for number in range(max(len(found.get(name, [])) for found in every)):
+            values = seconds.get(name, [])[number:]
+            column = f"{dataset} seconds {name}{f', round {number + 1}' if number else ''}"
+            row[column] = _rounded(values[0]) if values else None
+    return row
+
+
+def _spread_columns(view: Comparison, name: str, values: Sequence[float]) -> dict[str, float | None]:
+    average, spread = view.spread(values) if values else (None, None)
+    return {f"{name} mean": _rounded(average), f"{name} {'ci95' if view.ci95 else 'std'}": _rounded(spread)}
 
 
 def _rounded(value: float | None) -> float | None:
@@ -216,25 +214,22 @@ def _rounded(value: float | None) -> float | None:
 _TEXTS: dict[str, Callable[..., str]] = {"github": as_github, "latex": as_latex, "csv": as_csv}
 
 
-# Pictures
+# Galleries
 
 
-def place_gallery(results: Iterable[Mapping[str, Any]], output: Path) -> list[Path]:
-    """Copy the first gallery of each data set to `<output>/<dataset folder>/gallery.png`; returns these.
-
-    What cannot be copied is told on stderr.
-    """
+def _place_galleries(collection: Collection, output: Path) -> list[Path]:
+    """Copy the first gallery of each data set to `<output>/<dataset folder>/gallery.png`; returns these."""
+    runs = [run for method in collection.methods for dataset in collection.datasets for run in method.on(dataset)]
     placed: dict[Path, Path] = {}
-    for result in results:
-        source = result["path"].parent / "gallery.png"
-        relative = result["path"].relative_to(output).parts
-        target = output / relative[0] / "gallery.png"
-        if len(relative) == 5 and source.is_file() and target not in placed:
-            placed[target] = source
+    for run in sorted(runs, key=lambda run: run.path):
+        source = run.folder / "gallery.png"
+        parts = run.path.relative_to(output).parts
+        if len(parts) == 5 and source.is_file():
+            placed.setdefault(output / parts[0] / "gallery.png", source)
     for target, source in list(placed.items()):
         try:
             shutil.copyfile(source, target)
         except OSError as error:
-            _warn([f"cannot copy {source} to {target}: {error.strerror or error}"])
+            LOG.warning("cannot copy %s to %s: %s", source, target, error.strerror or error)
             del placed[target]
     return list(placed)

@@ -7,8 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from air_plugin.report.page_sections import CLASSES, DIFFERENT, MISTAKES, View, cell, sections
-from air_plugin.report.statistics import Comparison, accuracies, is_unknown
+from air_plugin.report.comparison import Comparison
+from air_plugin.report.sections import sections
+from air_plugin.report.sections.classes import DIFFERENT
+from air_plugin.report.sections.pictures import MISTAKES
+from air_plugin.report.sections.view import MANY_CLASSES, View
+from air_plugin.report.statistics import accuracies, is_unknown
 from air_plugin.report.tables import FUSION_NOTES, TIME_NOTES, fusion_table, time_table
 from air_plugin.utils.files import write_atomically
 
@@ -17,7 +21,7 @@ def write_page(shown: Comparison, target: Path) -> Path:
     """Write the page; returns `target`.
 
     Args:
-        shown: the results, and what they are compared with.
+        shown: the results with their statistics.
         target: the HTML file; its folder is made.
     """
     from jinja2 import Environment, StrictUndefined
@@ -33,7 +37,7 @@ def write_page(shown: Comparison, target: Path) -> Path:
         for view in views
     ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": _figure, "breakable": _breakable, "typeset": _typeset}
+    environment.filters |= {"number": _number, "breakable": _breakable, "typeset": _typeset}
     template = environment.from_string(resources.files("air_plugin.report").joinpath("page.html.j2").read_text("utf-8"))
     text = template.render(
         collection=collection,
@@ -42,7 +46,7 @@ def write_page(shown: Comparison, target: Path) -> Path:
         table=_table(shown),
         parts=parts,
         faults=list(dict.fromkeys(faults)),
-        most_classes=CLASSES,
+        most_classes=MANY_CLASSES,
         most_different=DIFFERENT,
         most_mistakes=MISTAKES,
         fusion_notes=FUSION_NOTES,
@@ -52,7 +56,7 @@ def write_page(shown: Comparison, target: Path) -> Path:
     return target
 
 
-def _figure(value: tuple[float, float | None] | None, digits: int = 1) -> str:
+def _number(value: tuple[float, float | None] | None, digits: int = 1) -> str:
     """Mean and spread as text, kept on one line; nothing for None."""
     if value is None:
         return ""
@@ -87,7 +91,7 @@ def _table(shown: Comparison) -> dict[str, Any]:
             {
                 "method": method,
                 "cells": cells,
-                "is_baseline": shown.baseline is not None and cell(method) == cell(shown.baseline),
+                "is_baseline": shown.baseline is not None and method.cell == shown.baseline.cell,
                 "unknown": [*(is_unknown(method, dataset) for dataset in datasets), False],  # the mean has no mark
                 "seeds": counts[0] if len(set(counts)) == 1 else "/".join(counts),
                 "differences": [shown.difference(method, dataset) for dataset in datasets],

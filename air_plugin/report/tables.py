@@ -1,50 +1,62 @@
-"""What stands in the tables of results, whatever their form: notes, headers and cells."""
+"""The contents of the tables, for every format: notes, headers and cells."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from air_plugin.report.collection import Method
-from air_plugin.report.statistics import STAGES, Comparison, Difference, accuracies, is_unknown
+from air_plugin.report.comparison import Comparison
+from air_plugin.report.stage_times import STAGES
+from air_plugin.report.statistics import Difference, accuracies, is_unknown
 
 UNKNOWN = "-"  # there are runs, but no test labels
-NOT_MEASURED = "-"  # there are runs, but each took the stage from the store
+NOT_MEASURED = "-"  # there are runs, but for each the stage came from the store
 FUSION_NOTES = (
-    "Lambda: weight of the auxiliary classifier after the last round; beta: of the loss on generated images. Both are "
-    "chosen without labels, or named by the config (fixed).",
+    "Lambda: weight of the auxiliary classifier after the last round; beta: weight of the loss on synthetic images. "
+    "Both are chosen without labels, or set by the config (fixed).",
     "Oracle: the fused head with the best lambda of those tried, each seed its own; regret: oracle less fused head, in "
-    "points. These two are computed afterwards from test labels that the method never saw.",
-    "n0: how many real images EM takes a generated class mean for. Rounds: of captions, LoRA and images. Labels right: "
-    "percent of all unlabelled training images after the last round, looked at afterwards, too.",
+    "points. Both are computed after training from test labels that the method never saw.",
+    "Prior strength: how many real images a synthetic class mean counts for in EM. Rounds: of captions, "
+    "LoRA and synthetic images. Correct labels: percent of all unlabelled training images after the last round, "
+    "measured after training.",
 )
 TIME_NOTES = (
-    "Seconds: mean over the seeds that did the stage; a + b: the first round and the second. -: every seed took it "
-    "from the store, where another run had put it, so the sum is more than is shown (>). An interrupted run tells the "
-    "time since it was resumed.",
+    "Seconds: mean over the seeds that ran the stage; a + b: the first round and the second. -: for every seed the "
+    "stage came from the store, where another run had saved it, so the true sum is larger than the one shown (>). The "
+    "time of an interrupted run counts from when it was resumed.",
 )
+FUSION_HEADERS = [
+    "method",
+    "lambda",
+    "fused head",
+    "oracle",
+    "regret",
+    "beta",
+    "prior strength",
+    "rounds",
+    "correct labels",
+]
 
 
 def notes(view: Comparison, *, details: bool) -> list[str]:
-    """What one has to know to read the tables."""
+    """What a reader of the tables needs to know, a line each."""
     collection = view.collection
     spread = "half of the 95 % interval over seeds (Student's t)" if view.ci95 else "the standard deviation over seeds"
     lines = [
         f'{name}: backbone {collection.backbone}, split family {collection.split_family}, template "{template}"'
-        + (f", class names in the wording {collection.wordings[name]}" if name in collection.wordings else "")
+        + (f", class names {collection.class_names[name]}" if name in collection.class_names else "")
         for name, template in collection.templates.items()
     ]
     lines += [
-        f'{name}: no test labels, so its accuracy is unknown ("-"); what was predicted is in every predictions.json.'
+        f'{name}: no test labels, so its accuracy is unknown ("-"); every predictions.json holds the predicted classes.'
         for name in collection.datasets
         if any(is_unknown(method, name) for method in collection.methods)
     ]
-    lines.append(
-        f"Test accuracy of the primary classifier in percent; +- is {spread}, and is left out for a single seed."
-    )
-    lines.append(
-        "primary classifier: the one that the config names beforehand (AIR.PRIMARY); text for methods without it."
-    )
+    lines += [
+        f"Test accuracy of the primary classifier in percent; +- is {spread}, and is left out for a single seed.",
+        "Primary classifier: the head that the config chooses before training (AIR.PRIMARY); text for methods without "
+        "an auxiliary classifier.",
+    ]
     if len(collection.datasets) > 1:
         lines.append("mean: of the data sets' means, for methods that have all; seeds: by data set where they differ.")
     if view.baseline:
@@ -54,7 +66,7 @@ def notes(view: Comparison, *, details: bool) -> list[str]:
         )
     if details:
         lines.append(
-            "Pseudo-labels: percent right (top-1 candidate) of the selected training images, in the last round."
+            "Pseudo-labels: percent of the selected training images whose top-1 candidate is right, in the last round."
         )
         lines += [*(FUSION_NOTES if view.fusions else []), *(TIME_NOTES if any(view.stages.values()) else [])]
     return lines
@@ -74,7 +86,7 @@ def main_table(view: Comparison) -> Table:
     for method in view.collection.methods:
         counts = [str(len(method.runs.get(dataset, {}))) for dataset in datasets]
         row = [method.title, *(_accuracy(view, method, dataset) for dataset in datasets)]
-        row += [_figure(view.mean(method))] if several else []
+        row += [_number(view.mean(method))] if several else []
         row += [counts[0] if len(set(counts)) == 1 else "/".join(counts)]
         row += [_change(view.difference(method, dataset)) for dataset in datasets] if view.baseline else []
         rows.append(row)
@@ -82,10 +94,10 @@ def main_table(view: Comparison) -> Table:
 
 
 def details_table(view: Comparison, dataset: str) -> Table:
-    """A row a method: which head is the primary, every head, the pseudo-labels, and every seed."""
+    """A row a method: the name of its primary classifier, every head, the pseudo-labels, and every seed."""
     rows = []
     for method in view.collection.methods:
-        runs = sorted(method.runs.get(dataset, {}).items())
+        runs = method.on(dataset)
         if not runs:
             continue
         rows.append(
@@ -94,16 +106,14 @@ def details_table(view: Comparison, dataset: str) -> Table:
                 primary(method, dataset),
                 *(_accuracy(view, method, dataset, head=head) for head in ("text", "fused")),
                 _spread(view, label_accuracies(method, dataset)),
-                ", ".join(
-                    f"{seed}: {_figure(run['heads'][run['primary']]['accuracy']) or UNKNOWN}" for seed, run in runs
-                ),
+                ", ".join(f"{run.seed}: {_number(run.accuracy) or UNKNOWN}" for run in runs),
             ]
         )
     return ["method", "primary classifier", "text head", "fused head", "pseudo-labels", "every seed"], rows
 
 
 def fusion_table(view: Comparison, dataset: str) -> Table:
-    """A row a method with the auxiliary classifier: lambda, what it came to, and the rounds that led there."""
+    """A row a method with the auxiliary classifier: lambda, beta, their effect, and the rounds before them."""
     rows = []
     for method in view.collection.methods:
         found = view.fusion(method, dataset)
@@ -124,7 +134,7 @@ def fusion_table(view: Comparison, dataset: str) -> Table:
                 _spread(view, found.labels) or (UNKNOWN if found.rounds else ""),
             ]
         )
-    return ["method", "lambda", "fused head", "oracle", "regret", "beta", "n0", "rounds", "labels right"], rows
+    return FUSION_HEADERS, rows
 
 
 def _weight(view: Comparison, values: Sequence[float], *, fixed: bool) -> str:
@@ -135,7 +145,7 @@ def _weight(view: Comparison, values: Sequence[float], *, fixed: bool) -> str:
 
 def _count(values: Sequence[float]) -> str:
     """A whole number where all are the same."""
-    return _figure(sum(values) / len(values)).removesuffix(".0") if values else ""
+    return _number(sum(values) / len(values)).removesuffix(".0") if values else ""
 
 
 def time_table(view: Comparison, dataset: str) -> Table:
@@ -145,35 +155,35 @@ def time_table(view: Comparison, dataset: str) -> Table:
     rows = []
     for method, seconds in found:
         if seconds:
-            cells = [" + ".join(_figure(value) or NOT_MEASURED for value in seconds.get(name, [])) for name in names]
+            cells = [" + ".join(_number(value) or NOT_MEASURED for value in seconds.get(name, [])) for name in names]
             rows.append([method.title, _total(seconds), *cells])
     return ["method", "sum", *names], rows
 
 
-def stage_names(found: Iterable[Mapping[str, Any]]) -> list[str]:
-    """All stages of several methods, in a table's order."""
+def stage_names(found: Iterable[Mapping[str, object]]) -> list[str]:
+    """All stages of several methods, in the order of a table."""
     names = dict.fromkeys(name for seconds in found for name in seconds)
     return [*(name for name in STAGES if name in names), *(name for name in names if name not in STAGES)]
 
 
 def _total(seconds: Mapping[str, Sequence[float | None]]) -> str:
     values = [value for parts in seconds.values() for value in parts]
-    known = [value for value in values if value is not None]
-    return f"{'> ' if len(known) < len(values) else ''}{sum(known):.1f}" if known else NOT_MEASURED
+    measured = [value for value in values if value is not None]
+    return f"{'> ' if len(measured) < len(values) else ''}{sum(measured):.1f}" if measured else NOT_MEASURED
 
 
 def primary(method: Method, dataset: str) -> str:
-    """The name of the primary classifier; of all of them where runs differ."""
-    return "/".join(sorted({run["primary"] for run in method.runs.get(dataset, {}).values()}))
+    """The name of the primary classifier; all names where runs differ."""
+    return "/".join(sorted({run.primary for run in method.on(dataset)}))
 
 
 def label_accuracies(method: Method, dataset: str) -> list[float]:
-    """Percent of right pseudo-labels, for the seeds that have labels to tell."""
-    figures = [run["pseudo_labels"]["accuracy"] for run in method.runs.get(dataset, {}).values()]
-    return [value for value in figures if value is not None]
+    """Percent of correct pseudo-labels, for the seeds whose training labels are available."""
+    values = [run.pseudo_labels.accuracy for run in method.on(dataset)]
+    return [value for value in values if value is not None]
 
 
-def _figure(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
@@ -191,7 +201,7 @@ def _accuracy(view: Comparison, method: Method, dataset: str, *, head: str | Non
 def _change(difference: Difference | None) -> str:
     if difference is None:
         return ""
-    # Plus 0.0: what rounds to nothing has no minus.
+    # Plus 0.0: a value that rounds to zero has no minus.
     points, low, high = (round(value, 1) + 0.0 for value in (difference.points, difference.low, difference.high))
     return f"{points:+.1f} [{low:.1f}, {high:.1f}]"
 

@@ -379,7 +379,7 @@ def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cell
     monkeypatch.setenv("DATA", str(tmp_path))
     monkeypatch.setenv("OUTPUT", str(tmp_path))
     monkeypatch.setenv("SEEDS", "1")
-    monkeypatch.setattr("air_plugin.report.formats.report", lambda *args, **options: 0)
+    monkeypatch.setattr("air_plugin.report.formats.report", lambda *args, **options: "")
 
     def of(*command: str) -> Cells:
         import train

@@ -15,8 +15,8 @@ import pytest
 from made_up_results import write_several
 
 from air_plugin.report.collection import collect
+from air_plugin.report.comparison import Comparison
 from air_plugin.report.page import write_page
-from air_plugin.report.statistics import Comparison
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = (

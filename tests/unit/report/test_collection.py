@@ -66,26 +66,16 @@ def test_the_first_data_set_with_a_title_gives_it(tmp_path: Path):
     assert titles(tmp_path, datasets=["letters"]) == ["ours on letters"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[",
-        "{}",
-        "[1]",
-        '[{"trainer": "AiR"}]',
-        "[" * 100_000,
-        "\x00",
-        '[{"trainer": "AiR", "config": "mini", "title": "two\\nlines"}]',
-    ],
-)
-def test_a_damaged_methods_json_costs_only_the_names(tmp_path: Path, text: str):
+def test_a_damaged_methods_json_costs_only_the_names(tmp_path: Path):
     write(tmp_path, result())
     path = tmp_path / "digits" / "methods.json"
-    path.write_text(text)
-    collection = collect(tmp_path)
-    assert [method.title for method in collection.methods] == ["AiR (mini)"]
-    assert len(collection.faults) == 1 and str(path) in collection.faults[0] and "\n" not in collection.faults[0]
+    two_lines = '[{"trainer": "AiR", "config": "mini", "title": "two\\nlines"}]'
+    for text in ("", "[", "{}", "[1]", '[{"trainer": "AiR"}]', "[" * 100_000, "\x00", two_lines):
+        path.write_text(text)
+        collection = collect(tmp_path)
+        assert [method.title for method in collection.methods] == ["AiR (mini)"]
+        (fault,) = collection.faults
+        assert str(path) in fault and "\n" not in fault
 
 
 def test_rows_with_the_same_title_are_told_apart(tmp_path: Path):
@@ -130,7 +120,7 @@ def test_filters_choose_and_unknown_names_have_near_matches(tmp_path: Path):
         ({"backbone": "ViT-B/32"}, "--backbone", {"backbone": "mini"}),
         ({"split_family": "elevater"}, "--split-family", {"split_family": "zhou"}),
         ({"template": "a {}."}, "--method", {"methods": ["AiR (mini)"]}),
-        ({"provenance": {"settings": {"DATASET.WORDING": "grip"}}}, "--method", {"methods": ["AiR (mini)"]}),
+        ({"class_names": "grip"}, "--method", {"methods": ["AiR (mini)"]}),
     ],
 )
 def test_results_that_cannot_be_compared_are_an_error_that_names_them(
@@ -141,7 +131,7 @@ def test_results_that_cannot_be_compared_are_an_error_that_names_them(
     with pytest.raises(UserError) as raised:
         collect(tmp_path)
     message = str(raised.value)
-    value = "grip" if "provenance" in change else next(iter(change.values()))
+    (value,) = change.values()
     assert option in message and f'"{value}"' in message and "\n" not in message
     assert f"2 results, one of them {paths[0]}" in message and f"1 results, one of them {other}" in message
     collection = collect(tmp_path, **filters)
@@ -154,12 +144,11 @@ def test_templates_may_differ_between_data_sets(tmp_path: Path):
     assert collect(tmp_path).templates == {"digits": "a photo of the digit {}.", "letters": "the letter {}."}
 
 
-def test_a_wording_other_than_the_usual_one_is_told_and_an_old_result_has_the_usual_one(tmp_path: Path):
-    write(tmp_path, result())  # from before there were wordings
-    write(tmp_path, result("CPL", provenance={"settings": {"DATASET.WORDING": "coop"}}))
-    for trainer in ("UPL", "AiR"):  # another data set may have another one
-        write(tmp_path, result(trainer, dataset="letters", provenance={"settings": {"DATASET.WORDING": "grip"}}))
-    assert collect(tmp_path).wordings == {"letters": "grip"}
+def test_class_names_other_than_the_usual_ones_are_told(tmp_path: Path):
+    write(tmp_path, result())
+    for trainer in ("UPL", "AiR"):  # another data set may have another source
+        write(tmp_path, result(trainer, dataset="letters", class_names="grip"))
+    assert collect(tmp_path).class_names == {"letters": "grip"}
 
 
 def test_two_results_that_claim_the_same_run_are_both_left_out(tmp_path: Path):

@@ -17,14 +17,19 @@ import numpy as np
 import pytest
 from made_up_results import auxiliary_rounds, guesses, write_pictures, write_run, write_several
 from PIL import Image
+from result_files import result
 
-from air_plugin.report import page_sections
 from air_plugin.report.charts import COLOURS, Line, Panel, bar_chart, line_chart
 from air_plugin.report.collection import Collection, Method, collect
+from air_plugin.report.comparison import Comparison
 from air_plugin.report.page import write_page
-from air_plugin.report.page_sections import MISTAKES, PAIRS, View, confusion_matrix, most_confused, sections
-from air_plugin.report.results import Predictions
-from air_plugin.report.statistics import Comparison, summary
+from air_plugin.report.predictions import HeadPredictions, Predictions
+from air_plugin.report.record import RunResult
+from air_plugin.report.sections import sections, sweeps
+from air_plugin.report.sections.confusion import PAIRS, confusion_matrix, most_confused
+from air_plugin.report.sections.pictures import MISTAKES
+from air_plugin.report.sections.view import View
+from air_plugin.report.statistics import summary
 from air_plugin.report.tables import fusion_table, notes, time_table
 
 DIGITS = [str(number) for number in range(10)]
@@ -145,11 +150,11 @@ def test_table_holds_mean_spread_seeds_and_difference(several: Path):
     page = page_of(several, baseline="CPL (mini)")
     row = page.row("AiR (mini)")
     (method,) = [m for m in collection.methods if m.title == "AiR (mini)"]
-    values = [run["heads"]["text"]["accuracy"] for run in method.runs["digits"].values()]
+    values = [run.heads["text"].accuracy for run in method.runs["digits"].values()]
     assert row[1] == f"{mean(values):.1f} ± {stdev(values):.1f}" and row[3] == "2"
     assert re.fullmatch(r"[+-]\d+\.\d \[-?\d+\.\d, -?\d+\.\d\]", row[2])
     (baseline,) = [m for m in collection.methods if m.title == "CPL (mini)"]
-    below = [run["heads"]["text"]["accuracy"] for run in baseline.runs["digits"].values()]
+    below = [run.heads["text"].accuracy for run in baseline.runs["digits"].values()]
     assert row[2].startswith(f"{mean(values) - mean(below):+.1f} ")
     assert page.row("CPL (mini)")[2] == ""
 
@@ -180,18 +185,18 @@ def test_two_data_sets_have_a_mean_where_a_method_has_both(several: Path):
     page = page_of(several, baseline="CPL (mini)")
     assert [page.rows[0][i] for i in (0, 1, 3, 5, 6)] == ["method", "digits", "pets", "mean", "seeds"]
     method = collection.methods[0]
-    values = [mean(run["heads"]["text"]["accuracy"] for run in runs.values()) for runs in method.runs.values()]
+    values = [mean(run.heads["text"].accuracy for run in runs.values()) for runs in method.runs.values()]
     assert page.row(method.title)[5] == f"{mean(values):.1f}"
     assert page.row("CPL (only)") == ["CPL (only)", "", "", "100.0", "", "", "0/1"]
     assert page.words.count("a photo of a {}.") == 2
     assert [tag for tag, _ in page.elements].count("h2") == 4  # faults, all methods, two data sets
 
 
-def test_an_unusual_wording_of_the_class_names_is_told(tmp_path: Path):
+def test_unusual_class_names_are_told(tmp_path: Path):
     for trainer in ("CPL", "AiR"):
-        write_run(tmp_path, ["x", "y"], [0, 1], {"text": [0, 1]}, trainer=trainer, settings={"DATASET.WORDING": "grip"})
-    assert "in the wording grip" in page_of(tmp_path).words
-    assert "class names in the wording grip" in notes(Comparison(collect(tmp_path)), details=False)[0]
+        write_run(tmp_path, ["x", "y"], [0, 1], {"text": [0, 1]}, trainer=trainer, class_names="grip")
+    assert "Class names\ngrip" in re.sub(r"\s*\n\s*|(?<=names)", "\n", page_of(tmp_path).words)
+    assert notes(Comparison(collect(tmp_path)), details=False)[0].endswith(", class names grip")
 
 
 def test_faults_stand_on_the_page(several: Path):
@@ -236,7 +241,7 @@ def test_per_class_table_is_the_mean_over_seeds(several: Path):
     collection = collect(several)
     values: dict[str, list[float]] = defaultdict(list)
     for run in collection.methods[0].runs["digits"].values():
-        for name, value in run["heads"]["text"]["per_class"].items():
+        for name, value in run.heads["text"].per_class.items():
             values[name].append(value)
     page = page_of(several)
     begin = next(i for i, row in enumerate(page.rows) if row[0] == "class, %")
@@ -270,20 +275,19 @@ def test_a_single_class(tmp_path: Path):
     assert any(row[:2] == ["only", "100"] for row in page.rows)
 
 
-def test_methods_with_no_figures_a_class_leave_a_sentence(tmp_path: Path):
+def test_methods_with_no_class_accuracies_leave_a_sentence(tmp_path: Path):
     folder = write_run(tmp_path, ["x", "y"], [0, 1], {"text": [0, 1]})
-    result = json.loads((folder / "result.json").read_text())
-    del result["heads"]["text"]["per_class"]
-    (folder / "result.json").write_text(json.dumps(result))
+    content = json.loads((folder / "result.json").read_text())
+    del content["heads"]["text"]["per_class"]
+    (folder / "result.json").write_text(json.dumps(content))
     page = page_of(tmp_path)
     for sentence in (
         "No result holds the accuracy of each class.",
-        "No run has a predictions.json to count from.",
         "No method has pseudo-labels.",
         "No two methods differ in AIR.M only",
         "No result holds accuracies by lambda",
         "No method has a gallery.",
-        "No run has a predictions.json to look in.",
+        "No run has a predictions.json.",
     ):
         assert sentence in page.words
     assert page.named("svg") == page.named("img") == []
@@ -292,10 +296,13 @@ def test_methods_with_no_figures_a_class_leave_a_sentence(tmp_path: Path):
 # Confusion
 
 
-def said_of(labels: list[int], predicted: list[int], names: list[str]) -> Predictions:
-    hit = np.linspace(0, 1, len(labels))
+def predictions_of(labels: list[int], predicted: list[int], names: list[str]) -> Predictions:
+    confidence = np.linspace(0, 1, len(labels))
     images = [str(number) for number in range(len(labels))]
-    return Predictions(Path("."), images, np.array(labels), names, {"text": np.array(predicted)}, {"text": hit})
+    head = HeadPredictions(np.array(predicted), confidence)
+    return Predictions(
+        root=".", images=tuple(images), labels=np.array(labels), classnames=tuple(names), heads={"text": head}
+    )
 
 
 def test_confusion_matrix_against_a_loop():
@@ -305,7 +312,7 @@ def test_confusion_matrix_against_a_loop():
     slow = [[0.0] * 4 for _ in range(4)]
     for true, called in zip(labels, predicted, strict=True):
         slow[true][called] += 100.0 / labels.count(true)
-    assert np.allclose(confusion_matrix(said_of(labels, predicted, names), "text"), slow)
+    assert np.allclose(confusion_matrix(predictions_of(labels, predicted, names), "text"), slow)
 
 
 def test_most_confused_pairs_against_a_loop():
@@ -317,7 +324,7 @@ def test_most_confused_pairs_against_a_loop():
     assert most_confused(np.eye(2) * 100, ["a", "b"]) == []
 
 
-def test_confusion_is_of_the_headline_head_and_the_mean_over_seeds(tmp_path: Path):
+def test_confusion_is_of_the_primary_classifier_and_the_mean_over_seeds(tmp_path: Path):
     labels, names = [0, 0, 1, 1], ["x", "y"]
     for seed, fused in ((1, [0, 0, 1, 1]), (2, [0, 1, 1, 1])):
         said = {"text": [1, 1, 0, 0], "fused": fused}
@@ -331,7 +338,7 @@ def test_confusion_is_of_the_headline_head_and_the_mean_over_seeds(tmp_path: Pat
 
 
 def methods_of(*names: str) -> list[Method]:
-    return [Method(name.split()[0], name, name, {"digits": {1: {}}}) for name in names]
+    return [Method(name.split()[0], name, name, {"digits": {1: RunResult.from_plain(result())}}) for name in names]
 
 
 def test_charts_show_the_baseline_zero_shot_and_the_last():
@@ -342,18 +349,18 @@ def test_charts_show_the_baseline_zero_shot_and_the_last():
     assert [m.title for m in view_of(methods[:2]).shown] == ["CPL", "UPL a"]
 
 
-@pytest.mark.parametrize("count", range(1, 10))
-def test_each_method_of_a_chart_has_a_colour_of_its_own(count: int):
+def test_each_method_of_a_chart_has_a_colour_of_its_own():
     methods = methods_of("ZeroshotCLIP", *"ABCDEFGHIJ")
     view = view_of(methods, baseline=methods[5])
     fixed = {method.title: colour for colour, method in view.coloured(view.shown)}
     assert fixed["E"] == 0 and sorted(fixed.values()) == list(range(COLOURS))
-    chosen = methods[:count]
-    coloured = view.coloured(chosen)
-    colours = [colour for colour, _ in coloured]
-    assert len(set(colours)) == len(colours) == min(count, COLOURS) and set(colours) <= set(range(COLOURS))
-    assert all(fixed[method.title] == colour for colour, method in coloured if method.title in fixed)
-    assert {m.title for m in chosen} & fixed.keys() <= {m.title for _, m in coloured}  # the shown ones come first
+    for count in range(1, 10):
+        chosen = methods[:count]
+        coloured = view.coloured(chosen)
+        colours = [colour for colour, _ in coloured]
+        assert len(set(colours)) == len(colours) == min(count, COLOURS) and set(colours) <= set(range(COLOURS))
+        assert all(fixed[method.title] == colour for colour, method in coloured if method.title in fixed)
+        assert {m.title for m in chosen} & fixed.keys() <= {m.title for _, m in coloured}  # the shown ones come first
 
 
 # Settings
@@ -368,7 +375,7 @@ def test_series_differ_in_one_setting_only(several: Path):
     assert parts["weight"][1]["legend"][0][2] == "AiR (mini)"
     (plain,) = [method for method in collection.methods if method.title == "AiR (mini)"]
     for run in plain.runs["digits"].values():  # now it differs in something else, too
-        run["provenance"]["settings"]["OPTIM.LR"] = 0.1
+        run.settings["OPTIM.LR"] = 0.1
     assert sections(view)["generated"] is None and len(sections(view)["weight"]) == 1
 
 
@@ -398,7 +405,7 @@ def generated(monkeypatch: pytest.MonkeyPatch, output: Path) -> Panel:
         panels.extend(shown)
         return ""
 
-    monkeypatch.setattr(page_sections, "line_chart", keep)
+    monkeypatch.setattr(sweeps, "line_chart", keep)
     sections(View("digits", collect(output).methods, None, summary, []))
     (panel,) = panels
     return panel
@@ -420,7 +427,7 @@ def test_a_ring_is_on_the_curve_where_lambda_is_fixed(tmp_path: Path, monkeypatc
     assert (line.x[-1], line.mean[-1]) == (ring.x[0], ring.mean[0]) == (3.0, 55.0)
 
 
-def test_rings_are_drawn_in_their_colour_and_are_no_ticks():
+def test_rings_are_plotted_in_their_colour_and_are_no_ticks():
     line = Line(2, [1.0, 2.0], [3.0, 4.0], [0.0, 0.0])
     plain = line_chart([Panel("x", "y", [line])], alt="one")
     chart = line_chart([Panel("x", "y", [line], rings=[Line(4, [1.5], [3.5], [0.0])])], alt="one")
@@ -445,9 +452,9 @@ def test_lambda_is_on_a_page_without_test_labels(tmp_path: Path):
     folder = write_run(
         tmp_path, ["x", "y"], [0, 1], {"text": [0, 1], "fused": [0, 1]}, auxiliary=auxiliary_rounds(2.5, accuracy=None)
     )
-    result = json.loads((folder / "result.json").read_text())
-    result["heads"] = {head: {"accuracy": None} for head in ("text", "fused")}
-    (folder / "result.json").write_text(json.dumps(result))
+    content = json.loads((folder / "result.json").read_text())
+    content["heads"] = {head: {"accuracy": None} for head in ("text", "fused")}
+    (folder / "result.json").write_text(json.dumps(content))
     page = page_of(tmp_path)
     assert ["AiR (mini)", "2.50", "-", "-", "-", "", "11.0", "1", "-"] in page.rows
     assert "Weight of the auxiliary classifier" not in page.words and "Seconds" not in page.words
@@ -459,7 +466,7 @@ def test_lines_are_means_with_spreads_by_rising_x():
     assert line == Line(3, [0.5, 2.0], [7.0, 2.0], [0.0, stdev([1.0, 3.0])])
 
 
-def test_rounds_are_drawn_and_the_last_one_is_in_the_table(several: Path):
+def test_rounds_are_plotted_and_the_last_one_is_in_the_table(several: Path):
     parts = sections(View("digits", collect(several).methods, None, summary, []))["labels"]
     assert [title for *_, title in parts["legend"]] == ["AiR (mini+TRAINER.PROMPT.ROUNDS=3)"]
     rows = {title: (rounds, figures) for title, rounds, figures in parts["rows"]}
@@ -473,7 +480,7 @@ def test_rounds_are_drawn_and_the_last_one_is_in_the_table(several: Path):
 # Pictures
 
 
-def test_mistakes_are_the_surest_wrong_ones(tmp_path: Path):
+def test_mistakes_are_the_most_confident_wrong_ones(tmp_path: Path):
     output, rng = tmp_path / "output", np.random.default_rng(1)
     names = write_pictures(tmp_path / "data", "digits", 40)
     labels = [number % 10 for number in range(40)]
@@ -487,7 +494,7 @@ def test_mistakes_are_the_surest_wrong_ones(tmp_path: Path):
     assert [image["alt"] for image in page.named("img")] == [f"test image {names[i]}" for i in slow]
     words = " ".join(page.words.replace("\u00a0", " ").split())
     for i in slow:
-        assert f"said {said[i]} ({100 * confidence[i]:.0f} %), is {labels[i]}" in words
+        assert f"predicted {said[i]} ({100 * confidence[i]:.0f} %), true class {labels[i]}" in words
     assert f"seed 1, text head: {sum(a != b for a, b in zip(said, labels, strict=True))} of 40 wrong" in words
 
 
@@ -567,12 +574,7 @@ def test_the_page_defines_the_colours_that_charts_use(several: Path):
 
 
 def test_a_collection_that_no_file_made(tmp_path: Path):
-    run = {
-        "heads": {"text": {"accuracy": 50.0}},
-        "primary": "text",
-        "pseudo_labels": {"accuracy": None},
-        "path": tmp_path / "seed1" / "result.json",
-    }
+    run = RunResult.from_plain(result(heads={"text": {"accuracy": 50.0}}))
     method = Method("AiR", "mini", "AiR", {"digits": {1: run}})
     collection = Collection(["digits"], [method], "mini", "zhou", {}, [])
     target = write_page(Comparison(collection), tmp_path / "deep" / "page.html")

@@ -14,15 +14,10 @@ from made_up_results import auxiliary_rounds, stages
 from result_files import predictions_of, result, write, write_predictions, write_run
 
 from air_plugin.report.collection import Method, collect
-from air_plugin.report.statistics import (
-    Comparison,
-    accuracies,
-    fusion_of,
-    interval,
-    paired_difference,
-    stage_seconds,
-    summary,
-)
+from air_plugin.report.comparison import Comparison
+from air_plugin.report.fusion import fusion_of
+from air_plugin.report.stage_times import stage_seconds
+from air_plugin.report.statistics import accuracies, interval, paired_difference, summary
 
 
 def test_mean_and_deviation_against_plain_loops():
@@ -76,7 +71,7 @@ def test_difference_against_a_plain_bootstrap(tmp_path: Path):
     assert found.points == pytest.approx(ours - theirs)
 
     def hit(method: Method, seed: int, image: int) -> bool:
-        return predictions_of(method.runs["digits"][seed]["path"])["heads"]["text"]["predicted"][image] == 0
+        return predictions_of(method.runs["digits"][seed].path)["heads"]["text"]["predicted"][image] == 0
 
     differences = []
     for image in range(120):
@@ -99,7 +94,7 @@ def test_interval_of_many_images_is_the_normal_one(tmp_path: Path):
     method, baseline = pair(tmp_path, 3000, seeds=(1,))
     found = paired_difference(method, baseline, "digits")
     hits = [
-        np.array(predictions_of(m.runs["digits"][1]["path"])["heads"]["text"]["predicted"]) == 0
+        np.array(predictions_of(m.runs["digits"][1].path)["heads"]["text"]["predicted"]) == 0
         for m in (method, baseline)
     ]
     difference = hits[0].astype(float) - hits[1]
