@@ -112,8 +112,7 @@ def test_differences_to_a_baseline(tmp_path: Path):
     assert cells(text, "AiR (mini)")[-1] == f"+37.5 [{found.low:.1f}, {found.high:.1f}]"
     assert cells(text, "CPL (mini)")[-1] == "" and cells(text, "UPL (mini)")[-1] == ""
     assert view.faults == [
-        f"digits: no difference of UPL (mini) to CPL (mini): {upl.runs['digits'][1].folder} "
-        "has no predictions.json"
+        f"digits: no difference of UPL (mini) to CPL (mini): {upl.runs['digits'][1].folder} has no predictions.json"
     ]
     assert "Difference to CPL (mini): in points" in text
 
