@@ -11,14 +11,18 @@ from torch import Tensor
 from air_plugin.config import validate
 from air_plugin.functional.fusion import relative_weight
 from air_plugin.functional.losses import consistency_loss, synthetic_loss
-from air_plugin.mixin import AuxiliaryMixin
 from air_plugin.utils.seeding import stable_seed
+from trainers.fused_heads import FusedHeads
 from trainers.self_training import SelfTraining
 
 
 @TRAINER_REGISTRY.register()
-class AiR(AuxiliaryMixin, SelfTraining):
-    """CPL or UPL (TRAINER.AIR.LABELER) whose pseudo-labels also hear the auxiliary classifier; L = L_r + beta * L_s."""
+class AiR(FusedHeads, SelfTraining):
+    """CPL or UPL (TRAINER.AIR.LABELER) with pseudo-labels from both classifiers, and the loss L = L_r + beta L_s.
+
+    p* = p + lambda p^ (AiR, PLG) is air_plugin/functional/fusion.py; p^, the auxiliary classifier, is
+    air_plugin/auxiliary; L_r and L_s are air_plugin/functional/losses.py.
+    """
 
     _chosen: float | None = None
 
@@ -38,19 +42,19 @@ class AiR(AuxiliaryMixin, SelfTraining):
         return self._chosen if self.air.beta is None else self.air.beta
 
     def _choose_beta(self, index: Tensor, candidates: Tensor) -> float:
-        """AIR.BETA auto (ours): both losses have labels, and weigh as much as these are likely to be right.
+        """AIR.BETA auto (ours): the weight of each loss follows the probability that its labels are right.
 
-        The zero-shot text head is the judge of both, since the auxiliary classifier has seen the images of one.
+        That probability is the zero-shot text head's, since the auxiliary classifier is made of the images of one loss.
 
         Args:
             index: (S,) selected images.
             candidates: (S, C) bool.
         """
-        real = (self.zero_shot_probs[index] * candidates).sum(dim=1).mean()
-        prototypes = self.auxiliary.prototypes
+        real = (self.unlabelled.probs[index] * candidates).sum(dim=1).mean()
+        prototypes = self.auxiliary.prototypes.features  # (C, K, D)
         generated = self.backbone.text_probs(prototypes.flatten(0, 1), self.template_features)
-        own = generated.unflatten(0, prototypes.shape[:2]).mean(dim=1).diagonal().mean()
-        return relative_weight(float(own), to=float(real))
+        synthetic = generated.unflatten(0, prototypes.shape[:2]).mean(dim=1).diagonal().mean()
+        return relative_weight(float(synthetic), to=float(real))
 
     def metrics(self) -> dict[str, Any]:
         return {**super().metrics(), "beta": self.beta}
@@ -68,7 +72,7 @@ class AiR(AuxiliaryMixin, SelfTraining):
 
     def _sample_prototypes(self, count: int) -> tuple[Tensor, Tensor]:
         """(B, D) kept generated features and their (B,) classes; which ones depends on seed, epoch and batch alone."""
-        prototypes = self.auxiliary.prototypes
+        prototypes = self.auxiliary.prototypes.features  # (C, K, D)
         classes, kept, _ = prototypes.shape
         seed = stable_seed("synthetic", self.seed, self.epoch, self.batch_idx)
         pick = torch.randint(classes * kept, (count,), generator=torch.Generator().manual_seed(seed))

@@ -12,7 +12,7 @@ from trainers.prompt_trainer import PromptTrainer
 
 @TRAINER_REGISTRY.register()
 class CoOp(PromptTrainer):
-    """Prompts that are trained on labels; DATASET.NUM_SHOTS images a class, all of them where it is below 1."""
+    """Prompts trained on labels: of DATASET.NUM_SHOTS images a class, or of all images where that is below 1."""
 
     def prepare(self) -> None:
         items = sorted(self.dm.dataset.train_x, key=lambda item: item.impath)

@@ -9,6 +9,9 @@ from trainers.self_training import SelfTraining
 
 @TRAINER_REGISTRY.register()
 class CPL(SelfTraining):
-    """Prompts trained on candidate sets; TRAINER.PROMPT.ROUNDS above 1 is the paper's iterative form."""
+    """Prompts trained on sets of candidate labels (air_plugin/functional/pseudo_labels.py, `candidate_sets`).
+
+    TRAINER.PROMPT.ROUNDS above 1 is the paper's iterative form.
+    """
 
     labeler = "CPL"

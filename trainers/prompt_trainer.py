@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,21 +19,23 @@ from torch import Tensor, nn
 from air_plugin.clip.features import FeatureBatches, FeatureTable, extract_features
 from air_plugin.clip.loading import load_backbone
 from air_plugin.clip.prompts import PromptedCLIP, PromptEnsemble, PromptLearner
+from air_plugin.clip.zero_shot import UnlabelledImages, look_at_unlabelled, template_features, unlabelled_paths
 from air_plugin.config import validate
 from air_plugin.functional.metrics import head_metrics, said
 from air_plugin.functional.transclip import transclip
 from air_plugin.inference.bundle import preprocessing_of
 from air_plugin.utils.checks import require
-from air_plugin.utils.class_names import fill
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.provenance import Stages
 from air_plugin.utils.seeding import member_seed, stable_seed
 from air_plugin.utils.store import Store
+from trainers.fused_heads import FusedHeads
 
 
 class PromptTrainer(TrainerX):
     """Trains prompts on a feature table. A method overrides `training_set` and `losses`; see trainers/coop.py."""
 
+    auxiliary_mixin = FusedHeads  # what `augment` adds
     primary: str = "text"
 
     def check_cfg(self, cfg: Any) -> None:
@@ -50,41 +53,43 @@ class PromptTrainer(TrainerX):
             self.backbone = load_backbone(
                 self.cfg.MODEL.BACKBONE.NAME, precision=self.cfg.TRAINER.PROMPT.PREC, device=self.device
             )
-        texts = [fill(self.cfg.DATASET.TEMPLATE, name) for name in self.classnames]
-        self.template_features = self.backbone.encode_texts(texts)
+        self.template_features = template_features(self.backbone, self.classnames, self.cfg.DATASET.TEMPLATE)
         self.build_training()
 
     def build_training(self) -> None:
-        """Prompts first: what is wrong with their settings shows before hours of generation."""
+        """Prompts first: an error in their settings shows before hours of generation."""
         self.build_prompts()
         self.prepare()
 
     def prepare(self) -> None:
-        """What the prompts are trained on: the unlabelled images."""
-        self.look_at_unlabelled()
-        self.table = self.unlabelled
+        """Set the feature table that the prompts are trained on: the unlabelled images."""
+        self.table = self.unlabelled.table
 
-    def look_at_unlabelled(self) -> None:
-        """The unlabelled images, their features and their zero-shot probabilities."""
-        data = self.dm.dataset
-        self.paths = sorted(item.impath for item in data.train_u or data.train_x)  # an order that no label decides
-        self.unlabelled = self.features(self.paths, name="features of train", views=self.cfg.TRAINER.PROMPT.VIEWS)
-        self.zero_shot_probs = self.backbone.text_probs(self.unlabelled.plain, self.template_features)
+    @functools.cached_property
+    def unlabelled(self) -> UnlabelledImages:
+        """The unlabelled images, their features in V views and their zero-shot probabilities."""
+        options = self._extraction("features of train", views=self.cfg.TRAINER.PROMPT.VIEWS)
+        with self.stages.stage(options["title"]) as stage:
+            paths = unlabelled_paths(self.dm.dataset)
+            images, stage.cached = look_at_unlabelled(self.backbone, paths, self.template_features, **options)
+        return images
 
     def features(self, paths: list[str], *, name: str, views: int = 1) -> FeatureTable:
         """A feature table, as a stage of its own; views beyond the first follow INPUT.TRANSFORMS."""
         with self.stages.stage(name) as stage:
-            table, stage.cached = extract_features(
-                self.backbone,
-                paths,
-                store=self.store,
-                views=views,
-                augment=self._augmentation() if views > 1 else None,
-                batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
-                workers=self.cfg.DATALOADER.NUM_WORKERS,
-                title=name,
-            )
+            table, stage.cached = extract_features(self.backbone, paths, **self._extraction(name, views=views))
         return table
+
+    def _extraction(self, title: str, *, views: int) -> dict[str, Any]:
+        """Arguments of `extract_features`."""
+        return {
+            "store": self.store,
+            "views": views,
+            "augment": self._augmentation() if views > 1 else None,
+            "batch_size": self.cfg.DATALOADER.TEST.BATCH_SIZE,
+            "workers": self.cfg.DATALOADER.NUM_WORKERS,
+            "title": title,
+        }
 
     def _augmentation(self) -> Callable[[Any], Tensor]:
         """INPUT.TRANSFORMS, with the size, mean and standard deviation of the backbone.
@@ -140,7 +145,7 @@ class PromptTrainer(TrainerX):
             self.train_on(*self.training_set())
 
     def train_on(self, index: Tensor, targets: dict[str, Tensor]) -> None:
-        """Let the epochs that follow run over (S,) images of the feature table, each with its rows of the targets."""
+        """Train the following epochs on (S,) images of the feature table, each with its row of every target."""
         if not len(index):
             raise UserError("no image was selected for training; loosen the selection (TRAINER.CPL.ALPHA, BETA)")
         self.train_loader_x = FeatureBatches(
@@ -154,7 +159,7 @@ class PromptTrainer(TrainerX):
         )
 
     def training_set(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """(S,) indices into the feature table, and by name S rows of what `losses` finds in its batch."""
+        """(S,) indices into the feature table, and by name the S rows of targets that `losses` gets in its batches."""
         raise NotImplementedError
 
     def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
@@ -219,8 +224,8 @@ class PromptTrainer(TrainerX):
         split = split or self.cfg.TEST.SPLIT
         data = self.dm.dataset.val if split == "val" and self.dm.dataset.val else self.dm.dataset.test
         table = self.features([item.impath for item in data], name=f"features of {split}")
-        known = all(item.label >= 0 for item in data)
-        labels = torch.tensor([item.label for item in data], device=self.device) if known else None
+        labelled = all(item.label >= 0 for item in data)
+        labels = torch.tensor([item.label for item in data], device=self.device) if labelled else None
         heads = plain = self.head_probs(table.plain)
         if self.cfg.TRAINER.TRANSCLIP.ENABLED:
             heads = {name: transclip(table.plain, probs) for name, probs in heads.items()}
@@ -249,13 +254,13 @@ class PromptTrainer(TrainerX):
         return self.results[self.primary]["accuracy"]
 
     def diagnose(self, heads: dict[str, Tensor], features: Tensor, labels: Tensor) -> None:
-        """A place for figures of the (N, C) heads, (N, D) test features and (N,) labels; they choose nothing."""
+        """A place for metrics of the (N, C) heads, (N, D) test features and (N,) labels; they choose nothing."""
 
     def metrics(self) -> dict[str, Any]:
         """More that belongs into result.json."""
         return {"pseudo_labels": {"selected": 0, "coverage": 0.0, "accuracy": None}, "rounds": []}
 
     def hidden_labels(self) -> Tensor | None:
-        """(N,) true classes of the unlabelled images, for figures after training only; None where nobody has them."""
+        """(N,) true classes of the unlabelled images, for metrics after training only; None where they are unknown."""
         true = getattr(self.dm.dataset, "hidden_labels", None)
-        return torch.tensor([true[path] for path in self.paths]) if true else None
+        return torch.tensor([true[path] for path in self.unlabelled.paths]) if true else None

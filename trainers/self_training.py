@@ -23,7 +23,7 @@ from trainers.prompt_trainer import PromptTrainer
 class Round:
     """What one round was trained on.
 
-    index: (S,) selected images. mask: (S, C) bool, their candidates. top1: (S,) the surest candidate of each.
+    index: (S,) selected images. mask: (S, C) bool, their candidates. top1: (S,) the most confident candidate of each.
     """
 
     index: Tensor
@@ -34,9 +34,10 @@ class Round:
 class SelfTraining(PromptTrainer):
     """Pseudo-labels, and prompts trained on them.
 
-    The first round is labelled by the template, a later one by the prompts of the round before. Every round begins with
-    fresh prompts. With more than one round, round r of R takes the r/R * N/C surest images of each class, the schedule
-    of GRIP (Menghini et al., NeurIPS 2023, arXiv 2306.01669).
+    The template labels the images of the first round; the prompts of the round before label those of a later round.
+    Every round begins with fresh prompts. With more than one round, round r of R selects the r/R * N/C most confident
+    images of each class, the schedule of GRIP (Menghini et al., NeurIPS 2023, arXiv 2306.01669). The formulas stand in
+    air_plugin/functional: pseudo_labels.py and losses.py.
     """
 
     labeler: str
@@ -59,8 +60,8 @@ class SelfTraining(PromptTrainer):
         self.max_epoch = self.cfg.TRAINER.PROMPT.ROUNDS * self.cfg.OPTIM.MAX_EPOCH
 
     def pseudo_probs(self) -> Tensor:
-        """(N, C) class probabilities of the unlabelled images, rows sum to 1: what pseudo-labels are made of."""
-        return self.model(self.table.plain).softmax(dim=1) if self.rounds else self.zero_shot_probs
+        """(N, C) class probabilities of the unlabelled images, rows sum to 1; the pseudo-labels are made of them."""
+        return self.model(self.table.plain).softmax(dim=1) if self.rounds else self.unlabelled.probs
 
     def select(self, probs: Tensor) -> Candidates:
         """Pseudo-labels of the round that begins, from (N, C) probabilities."""
@@ -84,7 +85,7 @@ class SelfTraining(PromptTrainer):
 
     @torch.no_grad()
     def begin_round(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Label the images with the model as it is, then put the prompts back to their beginning."""
+        """Label the images with the current model, then reset the prompts to their initial values."""
         probs = self.pseudo_probs()
         chosen = self.select(probs)
         self._warn_of_empty(chosen)
@@ -97,7 +98,8 @@ class SelfTraining(PromptTrainer):
         return self._targets()
 
     def _warn_of_empty(self, chosen: Candidates) -> None:
-        empty = [name for name, any_ in zip(self.classnames, chosen.mask.any(dim=0).tolist(), strict=True) if not any_]
+        labelled = chosen.mask.any(dim=0).tolist()  # (C,)
+        empty = [name for name, has_any in zip(self.classnames, labelled, strict=True) if not has_any]
         if empty:
             print(f"warning: no pseudo-label for {len(empty)} of {len(self.classnames)} classes: {', '.join(empty)}")
 
@@ -121,7 +123,7 @@ class SelfTraining(PromptTrainer):
     def after_epoch(self) -> None:
         super().after_epoch()
         if (self.epoch + 1) % self.cfg.OPTIM.MAX_EPOCH == 0 and self.epoch + 1 < self.max_epoch:
-            self.save_model(self.epoch, self.output_dir)  # a kill costs one round at the most
+            self.save_model(self.epoch, self.output_dir)  # a kill costs at most one round
 
     def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
         logits, leverage = self.model.logits(batch["img"], text), self.cfg.TRAINER.CPL.LEVERAGE

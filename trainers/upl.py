@@ -9,7 +9,7 @@ from trainers.self_training import SelfTraining
 
 @TRAINER_REGISTRY.register()
 class UPL(SelfTraining):
-    """Prompts trained on the TRAINER.UPL.PER_CLASS surest images of each class, with hard labels.
+    """Prompts trained on the TRAINER.UPL.PER_CLASS most confident images of each class, with hard labels.
 
     TRAINER.PROMPT.ENSEMBLE 16 is the paper's ensemble: the mean prediction of 16 prompts of 16 seeds.
     """

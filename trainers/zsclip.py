@@ -1,11 +1,11 @@
-"""Nothing trained: zero-shot CLIP, alone and with the auxiliary classifier beside it."""
+"""Without training: zero-shot CLIP, alone and fused with the auxiliary classifier."""
 
 from __future__ import annotations
 
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
-from air_plugin.mixin import AuxiliaryMixin
+from trainers.fused_heads import FusedHeads
 from trainers.prompt_trainer import PromptTrainer
 
 
@@ -14,7 +14,7 @@ class ZeroshotCLIP(PromptTrainer):
     """Classifies by the template's text features (Radford et al. 2021)."""
 
     def build_training(self) -> None:
-        """Nothing is learned, and no training image is looked at."""
+        """Nothing is trained, and no training image is read."""
 
     def train(self) -> None:
         self.before_train()
@@ -28,5 +28,5 @@ class ZeroshotCLIP(PromptTrainer):
 
 
 @TRAINER_REGISTRY.register()
-class ZeroshotAiR(AuxiliaryMixin, ZeroshotCLIP):
-    """The template head fused with the auxiliary classifier (AiR, PLG, without prompt training)."""
+class ZeroshotAiR(FusedHeads, ZeroshotCLIP):
+    """p* = p + lambda p^ with the template's p (AiR, PLG, without prompt training; air_plugin/functional/fusion.py)."""

@@ -1,314 +1,206 @@
-"""From unlabelled images to the auxiliary classifier: LoRA, generated images, prototypes (AiR, sections 1 and 2)."""
+"""From unlabelled images to the auxiliary classifier: the one path of trainers, mixin and `air` (AiR, sections 1, 2)."""
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
-from air_plugin.auxiliary.classifier import AuxiliaryClassifier, make_card
+from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.auxiliary.refinement import Round, finalize, summarize
+from air_plugin.auxiliary.stages import (
+    Adapter,
+    Prototypes,
+    adapt,
+    cosine_classifier,
+    generate_images,
+    make_prototypes,
+    prototypes_of_real_images,
+)
 from air_plugin.clip.backbone import Backbone
-from air_plugin.clip.features import extract_features
+from air_plugin.clip.zero_shot import UnlabelledImages
 from air_plugin.config import AirSettings
-from air_plugin.diffusion.generate import GenerationReport, generate, plan_jobs
-from air_plugin.diffusion.lora import adapter_loaded, choose_captions, train_lora
-from air_plugin.diffusion.pipeline import Generator, load_generator, require_size
-from air_plugin.functional.prototypes import gather_prototypes, real_prototypes, select_prototypes
-from air_plugin.utils.files import digest_files, write_atomically
+from air_plugin.diffusion.generate import GenerationReport
+from air_plugin.diffusion.pipeline import Generator, load_generator
+from air_plugin.utils.checks import require
 from air_plugin.utils.provenance import Stages
-from air_plugin.utils.store import Entry, Store, key_of
-from air_plugin.utils.tensors import save_tensors
+from air_plugin.utils.store import Store
+
+logger = logging.getLogger(__name__)
+
+Until = Literal["lora", "images", "prototypes", "classifier"]
 
 
 @dataclass(frozen=True)
 class Auxiliary:
-    """The auxiliary classifier with what it was made of.
-
-    prototypes: (C, K, D) unit features of the kept images.
-    images: C lists of M image files.
-    kept: (C, K) which of them were kept, nearest to the class mean first.
-    key: of its artifact; empty where it is none.
-    generated: (C, M, D) unit features of all images.
-    rounds: how it came about; empty where nobody looked at the unlabelled images.
-    """
+    """The finished auxiliary classifier, the images behind it, and the rounds that led to it (at least one)."""
 
     classifier: AuxiliaryClassifier
-    prototypes: Tensor
-    images: list[list[Path]]
-    kept: Tensor
-    key: str
-    generated: Tensor
+    prototypes: Prototypes
     rounds: tuple[Round, ...] = ()
+
+
+@dataclass(frozen=True)
+class Built:
+    """What `build` has made up to its last stage; later stages are None.
+
+    adapter: also None without LoRA.
+    images: also None for real images.
+    """
+
+    adapter: Adapter | None = None
+    images: GenerationReport | None = None
+    prototypes: Prototypes | None = None
+    auxiliary: Auxiliary | None = None
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What every stage needs; see `build`."""
+
+    backbone: Backbone
+    classnames: Sequence[str]
+    unlabelled: UnlabelledImages
+    settings: AirSettings
+    store: Store
+    stages: Stages
+
+
+def require_stage(settings: AirSettings, until: Until) -> None:
+    """Raise a UserError where the settings leave nothing to make at a stage."""
+    if until in ("lora", "images"):
+        what = "synthetic to adapt a generator or to generate images"
+        require(settings.prototypes == "synthetic", "AIR.PROTOTYPES", settings.prototypes, what)
+    if until == "lora":
+        require(settings.lora.enabled, "AIR.LORA.ENABLED", settings.lora.enabled, "True to train an adapter")
+
+
+def build(
+    backbone: Backbone,
+    classnames: Sequence[str],
+    unlabelled: UnlabelledImages,
+    *,
+    settings: AirSettings,
+    store: Store,
+    stages: Stages,
+    until: Until = "classifier",
+) -> Built:
+    """Run the stages of the auxiliary classifier up to one of them; finished stages come from the store.
+
+    The captions of the first round are the zero-shot labels. With AIR.ROUNDS above 1, the captions of a later round are
+    the labels after the round before; the rounds end early once these labels hardly change. `until` ends the last round.
+    Everything but the labels, which follow from it, lies in the store: an interrupted build resumes.
+
+    Args:
+        backbone: whose features the classifier reads.
+        classnames: C names.
+        unlabelled: N images, their features and zero-shot probabilities.
+        settings: validated.
+        store: of the artifacts.
+        stages: takes the times of generator, lora, generation, prototypes and refinement.
+        until: the last stage.
+
+    Raises:
+        UserError: the settings leave nothing to make at that stage, or the generator cannot be used.
+    """
+    require_stage(settings, until)
+    inputs = _Inputs(backbone, classnames, unlabelled, settings, store, stages)
+    if settings.prototypes == "real":
+        return _build_of_real_images(inputs, until=until)
+    with stages.stage("generator"):
+        generator = load_generator(settings.generator, device=backbone.device, **settings.loading)
+    captions, rounds = unlabelled.probs, list[Round]()
+    for number in range(1, settings.rounds + 1):
+        end = until if number == settings.rounds else "classifier"
+        built = _build_round(inputs, generator, captions, rounds, until=end)
+        if built.auxiliary is None:
+            break
+        rounds = list(built.auxiliary.rounds)
+        if settings.rounds > 1:
+            logger.info("round %d: %.1f %% of the labels changed", number, rounds[-1].changed)
+        if rounds[-1].stable:
+            break
+        captions = rounds[-1].probs
+    return built
 
 
 def build_auxiliary(
     backbone: Backbone,
     classnames: Sequence[str],
-    paths: Sequence[str],
+    unlabelled: UnlabelledImages,
     *,
-    features: Tensor,
-    probs: Tensor,
     settings: AirSettings,
     store: Store,
     stages: Stages,
 ) -> Auxiliary:
-    """Make the auxiliary classifier, taking from the store whatever is there.
-
-    The first round's captions are the zero-shot labels. With AIR.ROUNDS above 1, a later round's are what the round
-    before made of the unlabelled images; it ends early once these labels hardly change. Everything but the labels,
-    which follow from it, lies in the store, so that an interrupted build goes on where it was.
-
-    Args:
-        backbone: whose features the classifier reads.
-        classnames: C names.
-        paths: N unlabelled images.
-        features: (N, D) of them, unit rows.
-        probs: (N, C) zero-shot probabilities, for the captions of LoRA and for EM.
-        settings: validated.
-        store: of the artifacts.
-        stages: takes the times of generator, lora, generation, prototypes and refinement.
-    """
-    if settings.prototypes == "real":
-        with stages.stage("prototypes"):
-            auxiliary = auxiliary_of_real_images(
-                backbone, classnames, paths, features=features, probs=probs, settings=settings
-            )
-        with stages.stage("refinement"):
-            auxiliary, posterior_probs, figures = _finalized(auxiliary, features, probs, settings=settings, store=store)
-        return replace(auxiliary, rounds=(summarize(posterior_probs, probs, figures),))
-    with stages.stage("generator"):
-        generator = load_generator(settings.generator, device=backbone.device, **settings.loading)
-    captions, rounds = probs, list[Round]()
-    for number in range(1, settings.rounds + 1):
-        suffix = f", round {number}" if number > 1 else ""
-        auxiliary = _generate_and_select(
-            backbone,
-            generator,
-            classnames,
-            paths,
-            captions=captions,
-            settings=settings,
-            store=store,
-            stages=stages,
-            suffix=suffix,
-        )
-        with stages.stage(f"refinement{suffix}"):
-            auxiliary, posterior_probs, figures = _finalized(auxiliary, features, probs, settings=settings, store=store)
-        rounds.append(summarize(posterior_probs, captions, figures))
-        if settings.rounds > 1:
-            print(f"round {number}: {rounds[-1].changed:.1f} % of the labels changed")
-        if rounds[-1].stable:
-            break
-        captions = posterior_probs
-    return replace(auxiliary, rounds=tuple(rounds))
+    """Make the finished auxiliary classifier: `build` with all stages."""
+    built = build(backbone, classnames, unlabelled, settings=settings, store=store, stages=stages)
+    assert built.auxiliary is not None  # the last stage was run
+    return built.auxiliary
 
 
-def _finalized(
-    auxiliary: Auxiliary, features: Tensor, probs: Tensor, *, settings: AirSettings, store: Store
-) -> tuple[Auxiliary, Tensor, dict[str, Any]]:
-    classifier, posterior_probs, figures = finalize(
-        auxiliary.classifier, auxiliary.generated, features=features, probs=probs, settings=settings, store=store
-    )
-    return replace(auxiliary, classifier=classifier), posterior_probs, figures
-
-
-def _generate_and_select(
-    backbone: Backbone,
-    generator: Generator,
-    classnames: Sequence[str],
-    paths: Sequence[str],
-    *,
-    captions: Tensor,
-    settings: AirSettings,
-    store: Store,
-    stages: Stages,
-    suffix: str,
-) -> Auxiliary:
-    """One round up to the paper's classifier, from (N, C) probabilities that the captions of LoRA are made of."""
+def _build_round(
+    inputs: _Inputs, generator: Generator, captions: Tensor, rounds: Sequence[Round], *, until: Until
+) -> Built:
+    """Run one more round, from the (N, C) probabilities that its captions are made of."""
+    classnames, settings, store, stages = inputs.classnames, inputs.settings, inputs.store, inputs.stages
+    suffix = f", round {len(rounds) + 1}" if rounds else ""
     adapter = None
     if settings.lora.enabled:
         with stages.stage(f"lora{suffix}") as stage:
+            paths = inputs.unlabelled.paths
             adapter = adapt(generator, classnames, paths, probs=captions, settings=settings, store=store)
             stage.cached = adapter.cached
+    if until == "lora":
+        return Built(adapter)
     with stages.stage(f"generation{suffix}") as stage:
-        report = generate_images(generator, adapter, classnames, settings=settings, store=store)
-        stage.cached = report.generated == 0
+        images = generate_images(generator, adapter, classnames, settings=settings, store=store)
+        stage.cached = images.generated == 0
+    if until == "images":
+        return Built(adapter, images)
     with stages.stage(f"prototypes{suffix}") as stage:
-        auxiliary, stage.cached = make_prototypes(
-            backbone, classnames, report.paths, settings=settings, store=store, adapter=adapter, generator=generator
+        origin = {"generator": generator, "adapter": adapter}
+        prototypes = make_prototypes(
+            inputs.backbone, classnames, images.paths, settings=settings, store=store, **origin
         )
-    return auxiliary
+        stage.cached = prototypes.cached
+    if until == "prototypes":
+        return Built(adapter, images, prototypes)
+    with stages.stage(f"refinement{suffix}"):
+        classifier = cosine_classifier(prototypes, inputs.backbone, classnames, settings=settings, **origin)
+        auxiliary = _finish(inputs, classifier, prototypes, captions, rounds)
+    return Built(adapter, images, prototypes, auxiliary)
 
 
-def auxiliary_of_real_images(
-    backbone: Backbone,
-    classnames: Sequence[str],
-    paths: Sequence[str],
-    *,
-    features: Tensor,
-    probs: Tensor,
-    settings: AirSettings,
+def _build_of_real_images(inputs: _Inputs, *, until: Until) -> Built:
+    """The control without a generator: prototypes are unlabelled images, by their zero-shot label."""
+    with inputs.stages.stage("prototypes"):
+        prototypes = prototypes_of_real_images(inputs.unlabelled, settings=inputs.settings)
+    if until == "prototypes":
+        return Built(prototypes=prototypes)
+    with inputs.stages.stage("refinement"):
+        classifier = cosine_classifier(prototypes, inputs.backbone, inputs.classnames, settings=inputs.settings)
+        auxiliary = _finish(inputs, classifier, prototypes, inputs.unlabelled.probs, ())
+    return Built(prototypes=prototypes, auxiliary=auxiliary)
+
+
+def _finish(
+    inputs: _Inputs,
+    classifier: AuxiliaryClassifier,
+    prototypes: Prototypes,
+    captions: Tensor,
+    rounds: Sequence[Round],
 ) -> Auxiliary:
-    """The control of AiR without a generator: prototypes of real images, by their pseudo-label instead of their prompt.
-
-    Args:
-        backbone: whose features the classifier reads.
-        classnames: C names.
-        paths: N unlabelled images.
-        features: (N, D) of them, unit rows.
-        probs: (N, C) zero-shot probabilities.
-        settings: M, K, lambda, form and scale.
-    """
-    chosen = real_prototypes(probs, settings.images_per_class)  # (C, M)
-    candidates = features[chosen]
-    kept = select_prototypes(candidates, min(settings.kept_per_class, chosen.shape[1]))
-    prototypes = gather_prototypes(candidates, kept)
-    card = make_card(backbone, classnames, settings=settings)
-    classifier = _classifier(prototypes, backbone, settings=settings, card=card)
-    images = [[Path(paths[i]) for i in row] for row in chosen.tolist()]
-    return Auxiliary(classifier, prototypes, images, kept, key="", generated=candidates)
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A trained LoRA adapter in the store."""
-
-    folder: Path
-    key: str
-    cached: bool
-
-
-def adapt(
-    generator: Generator,
-    classnames: Sequence[str],
-    paths: Sequence[str],
-    *,
-    probs: Tensor,
-    settings: AirSettings,
-    store: Store,
-) -> Adapter:
-    """Train (or take) the adapter on the unlabelled images with pseudo-labels as captions."""
-    require_size(generator.pipeline, settings.size)
-    index, captions = choose_captions(probs, classnames, settings.prompt, settings.lora)
-    folder, key, cached = train_lora(
-        generator,
-        [paths[i] for i in index],
-        captions,
-        settings=settings.lora,
-        size=settings.size,
-        seed=settings.seed,
-        store=store,
+    """Give the classifier its final form, and add the round to those before."""
+    classifier, posterior_probs, metrics = finalize(
+        classifier,
+        prototypes.generated,
+        features=inputs.unlabelled.features,
+        probs=inputs.unlabelled.probs,
+        settings=inputs.settings,
+        store=inputs.store,
     )
-    return Adapter(folder, key, cached)
-
-
-def generate_images(
-    generator: Generator, adapter: Adapter | None, classnames: Sequence[str], *, settings: AirSettings, store: Store
-) -> GenerationReport:
-    """Draw (or take) the images, first image of every class first."""
-    pipeline = generator.pipeline
-    require_size(pipeline, settings.size)
-    source = {"generator": generator.fingerprint, "lora": adapter.key if adapter else None, **generator.sampling}
-    jobs = plan_jobs(
-        classnames,
-        template=settings.prompt,
-        images_per_class=settings.images_per_class,
-        seed=settings.seed,
-        steps=settings.steps,
-        guidance=settings.guidance,
-        size=settings.size,
-        weights=key_of(source),
-    )
-    # The folder is shared by every M and class list; the images' own keys say what is in it.
-    common = {
-        "recipe": 1,
-        **source,
-        "prompt": settings.prompt,
-        "seed": settings.seed,
-        "steps": settings.steps,
-        "guidance": settings.guidance,
-        "size": settings.size,
-    }
-    folder = adapter.folder if adapter else None
-    with store.open("images", common) as entry, adapter_loaded(pipeline, folder, accelerator=generator.accelerator):
-        return generate(pipeline, jobs, entry.path, batch_size=settings.batch)
-
-
-def make_prototypes(
-    backbone: Backbone,
-    classnames: Sequence[str],
-    images: Sequence[Path],
-    *,
-    settings: AirSettings,
-    store: Store,
-    adapter: Adapter | None,
-    generator: Generator,
-) -> tuple[Auxiliary, bool]:
-    """Features of the images, the K most typical of each class, and the classifier.
-
-    Args:
-        backbone: gives the features.
-        classnames: C names.
-        images: M * C files, first image of every class first.
-        settings: K, form and scale.
-        store: of the artifacts.
-        adapter: for the provenance.
-        generator: for the provenance.
-
-    Returns:
-        The auxiliary classifier, and whether it was in the store.
-    """
-    by_class = [list(images[c :: len(classnames)]) for c in range(len(classnames))]
-    ordered = [path for paths in by_class for path in paths]
-    table, _ = extract_features(backbone, ordered, store=store, title="features of images")
-    generated = table.plain.unflatten(0, (len(classnames), -1))  # (C, M, D)
-    key = {
-        "recipe": 1,
-        "images": digest_files(ordered),
-        "backbone": backbone.fingerprint,
-        "classes": list(classnames),
-        "kept": settings.kept_per_class,
-        "generator": generator.fingerprint,
-        "lora": adapter.key if adapter else None,
-        "prompt": settings.prompt,
-        "seed": settings.seed,
-    }
-    with store.open("prototypes", key) as entry:
-        cached = entry.complete
-        if not cached:
-            _select(generated, entry, settings)
-        saved = entry.tensors("prototypes.safetensors")
-        card = make_card(
-            backbone,
-            classnames,
-            settings=settings,
-            generator=generator.fingerprint,
-            adapter=adapter.key if adapter else None,
-        )
-        prototypes = saved["prototypes"].to(backbone.device)
-        classifier = _classifier(prototypes, backbone, settings=settings, card=card)
-        return Auxiliary(classifier, prototypes, by_class, saved["kept"], entry.key, generated), cached
-
-
-def _select(features: Tensor, entry: Entry, settings: AirSettings) -> None:
-    """(C, M, D) features to the artifact."""
-    kept = select_prototypes(features, settings.kept_per_class)
-    prototypes = gather_prototypes(features, kept)
-    save_tensors(entry.path / "prototypes.safetensors", {"prototypes": prototypes, "kept": kept})
-    write_atomically(entry.path / "provenance.json", json.dumps(entry.settings, indent=1).encode())
-    entry.finish(["prototypes.safetensors", "provenance.json"])
-
-
-def _classifier(
-    prototypes: Tensor, backbone: Backbone, *, settings: AirSettings, card: dict[str, Any]
-) -> AuxiliaryClassifier:
-    """(C, K, D) kept features to the classifier."""
-    scale = settings.scale * backbone.logit_scale if settings.form == "softmax" else None
-    head = AuxiliaryClassifier.from_prototypes(prototypes, scale=scale)
-    weight = 1.0 if settings.weight is None else settings.weight  # auto: until `finalize` has chosen it
-    return replace(head, fusion_weight=weight, card=card)
+    return Auxiliary(classifier, prototypes, (*rounds, summarize(posterior_probs, captions, metrics)))

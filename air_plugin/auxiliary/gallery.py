@@ -1,4 +1,4 @@
-"""One picture of what the generator drew, what was kept of it, and what the real images look like."""
+"""One picture of the generated images, which of them were kept, and what the real images look like."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from air_plugin.auxiliary.build import Auxiliary
+from air_plugin.auxiliary.stages import Prototypes
+from air_plugin.clip.zero_shot import UnlabelledImages
 from air_plugin.utils.files import write_atomically
 from air_plugin.utils.images import load_rgb
 
@@ -18,10 +19,9 @@ SIDE, GAP, DOTS = 64, 4, 110  # of an image and between two, in pixels; pixels a
 
 
 def plot_gallery(
-    auxiliary: Auxiliary,
+    prototypes: Prototypes,
     classnames: Sequence[str],
-    paths: Sequence[str],
-    probs: Tensor,
+    unlabelled: UnlabelledImages,
     target: Path,
     *,
     source: str = "generated",
@@ -31,12 +31,11 @@ def plot_gallery(
     The real images are unlabelled ones, the most confident of each zero-shot class: a wrong one may stand among them.
 
     Args:
-        auxiliary: images and which of them were kept.
-        classnames: C names; the first 20 are generated.
-        paths: N unlabelled images.
-        probs: (N, C) their zero-shot probabilities.
+        prototypes: images and which of them were kept.
+        classnames: C names; the first 20 are shown.
+        unlabelled: N images and their zero-shot probabilities.
         target: the PNG file.
-        source: what the auxiliary classifier's images are.
+        source: what the prototypes' images are.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -44,12 +43,12 @@ def plot_gallery(
     rows = min(len(classnames), CLASSES)
     sheet = Image.new("RGB", (_left(KEPT + DROPPED + REAL + 2) - GAP, rows * (SIDE + GAP) - GAP), "white")
     for row in range(rows):
-        for column, path in _row(auxiliary, row, paths, probs[:, row]).items():
+        for column, path in _row(prototypes, row, unlabelled.paths, unlabelled.probs[:, row]).items():
             sheet.paste(load_rgb(path).resize((SIDE, SIDE)), (_left(column), row * (SIDE + GAP)))
     inches = [size / DOTS for size in sheet.size]
     figure = Figure(figsize=(inches[0] + 1.5, inches[1] + 0.5), dpi=DOTS, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()  # one for all images: an axes each takes longer than drawing them does
+    axes = figure.add_subplot()  # one for all images: one for each takes longer than plotting the images
     axes.imshow(sheet)
     axes.spines[:].set_visible(False)
     axes.set_xticks([])
@@ -68,9 +67,9 @@ def _left(column: int) -> int:
     return (column - narrow) * (SIDE + GAP) + narrow * SIDE // 3
 
 
-def _row(auxiliary: Auxiliary, row: int, paths: Sequence[str], confidence: Tensor) -> dict[int, str | Path]:
+def _row(prototypes: Prototypes, row: int, paths: Sequence[str], confidence: Tensor) -> dict[int, str | Path]:
     """Column -> image of one class."""
-    images, kept = auxiliary.images[row], auxiliary.kept[row].tolist()
+    images, kept = prototypes.images[row], prototypes.kept[row].tolist()
     dropped = [image for number, image in enumerate(images) if number not in kept]
     real = [paths[i] for i in confidence.argsort(descending=True, stable=True)[:REAL].tolist()]
     cells: dict[int, str | Path] = dict(enumerate(images[number] for number in kept[:KEPT]))

@@ -1,4 +1,4 @@
-"""What becomes of the generated images once the unlabelled ones are looked at: Gaussian head, EM, lambda, rounds."""
+"""How the unlabelled images refine the auxiliary classifier: Gaussian head, EM, lambda, rounds."""
 
 from __future__ import annotations
 
@@ -16,26 +16,31 @@ from air_plugin.functional.gaussian import LIKELIHOOD_WEIGHT, Gaussians, Refined
 from air_plugin.utils.store import Store
 from air_plugin.utils.tensors import save_tensors, tensor_digest
 
-STABLE = 0.02  # share of changed labels below which another round is not worth its price
+STABLE = 0.02  # share of changed labels below which another round is not worth its time
 FILE = "refined.safetensors"
 
 
 @dataclass(frozen=True)
 class Round:
-    """One round of captions, drawing and labelling.
+    """One round of captions, generation and labelling.
 
-    labels: (N,) classes of the unlabelled images as the finished round sees them.
-    changed: share of them, in percent, that the captions of the round had otherwise.
-    figures: what was chosen without labels, JSON values.
+    probs: (N, C) class probabilities of the unlabelled images after the round.
+    changed: share of their labels, in percent, that differ from those that the captions were made of.
+    metrics: what was chosen without labels, JSON values.
     """
 
-    labels: Tensor
+    probs: Tensor
     changed: float
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) classes of the unlabelled images."""
+        return self.probs.argmax(dim=1)
 
     @property
     def stable(self) -> bool:
-        """Whether another round would be of the same captions, near enough."""
+        """Whether the captions of another round would hardly differ."""
         return self.changed < 100 * STABLE
 
 
@@ -56,28 +61,21 @@ def finalize(
         features: (N, D) of the unlabelled images, unit rows.
         probs: (N, C) their zero-shot probabilities.
         settings: AUXILIARY, REFINE, PRIOR and LAMBDA.
-        store: keeps what EM came to.
+        store: keeps the result of EM.
 
     Returns:
-        The classifier, the (N, C) class probabilities of the unlabelled images by all that is known, and figures.
+        The classifier, the (N, C) class probabilities of the unlabelled images by all evidence, and metrics.
     """
     consensus = None
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     if settings.auxiliary == "gaussian":
         model = None if settings.prior == "none" else _fit(generated)
         if settings.refine == "em":
-            found = refined(model, features, probs, store=store)
-            consensus = posterior(found.model, features, probs)
-            weight, bias = found.model.bias_corrected_head()
-            figures |= {
-                "prior_strength": round(found.prior_strength, 2),
-                "iterations": found.iterations,
-                "converged": found.converged,
-                "soft_counts": [round(soft_counts, 1) for soft_counts in found.soft_counts.tolist()],
-            }
-        else:
-            assert model is not None  # AirSettings: PRIOR none needs EM
-            weight, bias = model.bias_corrected_head()
+            refined = refine_cached(model, features, probs, store=store)
+            model, metrics = refined.model, _metrics_of(refined)
+            consensus = posterior(model, features, probs)
+        assert model is not None  # AirSettings: PRIOR none needs EM
+        weight, bias = model.bias_corrected_head()
         classifier = replace(classifier, weight=weight.float(), bias=bias.float())
     if settings.auxiliary == "gaussian" or settings.weight is None:
         scale = match_confidence(classifier.scores(features), mean_confidence(probs))
@@ -86,15 +84,23 @@ def finalize(
     if settings.weight is None:
         classifier = replace(classifier, fusion_weight=fusion_weight(probs, aux_probs, consensus=consensus))
     posterior_probs = fuse(probs, aux_probs, weight=classifier.fusion_weight) if consensus is None else consensus
-    figures |= {"lambda": round(classifier.fusion_weight, 4), "scale": classifier.scale}
-    return classifier, posterior_probs, figures
+    metrics |= {"lambda": round(classifier.fusion_weight, 4), "scale": classifier.scale}
+    return classifier, posterior_probs, metrics
 
 
-def summarize(posterior_probs: Tensor, captions: Tensor, figures: dict[str, Any]) -> Round:
+def summarize(posterior_probs: Tensor, captions: Tensor, metrics: dict[str, Any]) -> Round:
     """A finished round, from (N, C) probabilities after it and those that its captions were made of."""
-    labels = posterior_probs.argmax(dim=1)
-    changed = 100.0 * float((labels != captions.argmax(dim=1)).double().mean())
-    return Round(labels, round(changed, 2), figures)
+    changed = (posterior_probs.argmax(dim=1) != captions.argmax(dim=1)).double().mean()
+    return Round(posterior_probs, round(100.0 * float(changed), 2), metrics)
+
+
+def _metrics_of(refined: Refined) -> dict[str, Any]:
+    return {
+        "prior_strength": round(refined.prior_strength, 2),
+        "iterations": refined.iterations,
+        "converged": refined.converged,
+        "soft_counts": [round(count, 1) for count in refined.soft_counts.tolist()],
+    }
 
 
 def _fit(generated: Tensor) -> Gaussians:
@@ -104,8 +110,8 @@ def _fit(generated: Tensor) -> Gaussians:
     return fit_gaussians(generated.flatten(0, 1), labels, classes=classes)
 
 
-def refined(prior: Gaussians | None, features: Tensor, probs: Tensor, *, store: Store) -> Refined:
-    """`refine`, or what it came to before: with many images it takes longer than anything but drawing."""
+def refine_cached(prior: Gaussians | None, features: Tensor, probs: Tensor, *, store: Store) -> Refined:
+    """`refine`, or its result from the store: with many images only generation takes longer."""
     inputs = {"features": features, "probs": probs}
     if prior is not None:
         inputs |= {"mean": prior.mean, "covariance": prior.covariance, "counts": prior.counts}

@@ -1,0 +1,222 @@
+"""The stages of the auxiliary classifier: LoRA adapter, images, prototypes (AiR, sections 1 and 2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from air_plugin.auxiliary.classifier import AuxiliaryClassifier, make_card
+from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.features import extract_features
+from air_plugin.clip.zero_shot import UnlabelledImages
+from air_plugin.config import AirSettings
+from air_plugin.diffusion.generate import GenerationReport, generate, plan_jobs
+from air_plugin.diffusion.lora import adapter_loaded, choose_captions, train_lora
+from air_plugin.diffusion.pipeline import Generator, require_size
+from air_plugin.functional.prototypes import gather_prototypes, real_prototypes, select_prototypes
+from air_plugin.utils.files import digest_files, write_atomically
+from air_plugin.utils.store import Entry, Store, key_of
+from air_plugin.utils.tensors import save_tensors
+
+FILE = "prototypes.safetensors"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained LoRA adapter: its folder and key in the store, and whether it was there already."""
+
+    folder: Path
+    key: str
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """The images that stand for each class.
+
+    features: (C, K, D) unit features of the kept images.
+    images: C lists of M image files.
+    kept: (C, K) which of them were kept, nearest to the class mean first.
+    generated: (C, M, D) unit features of all images.
+    key: of the artifact in the store; empty where there is none (real images).
+    cached: whether the artifact was in the store.
+    """
+
+    features: Tensor
+    images: list[list[Path]]
+    kept: Tensor
+    generated: Tensor
+    key: str = ""
+    cached: bool = False
+
+    @property
+    def kept_images(self) -> list[Path]:
+        """C * K files: the kept images of the first class, then those of the second one, and so on."""
+        return [self.images[c][k] for c, row in enumerate(self.kept.tolist()) for k in row]
+
+
+def adapt(
+    generator: Generator,
+    classnames: Sequence[str],
+    paths: Sequence[str],
+    *,
+    probs: Tensor,
+    settings: AirSettings,
+    store: Store,
+) -> Adapter:
+    """Train the LoRA adapter, or take it from the store.
+
+    Args:
+        generator: is adapted; the pipeline itself stays as it is.
+        classnames: C names.
+        paths: N unlabelled images.
+        probs: (N, C) class probabilities; the captions are made of them.
+        settings: LORA, PROMPT, SIZE and the seed.
+        store: of the adapter and its checkpoints.
+    """
+    require_size(generator.pipeline, settings.size)
+    index, captions = choose_captions(probs, classnames, settings.prompt, settings.lora)
+    folder, key, cached = train_lora(
+        generator,
+        [paths[i] for i in index],
+        captions,
+        settings=settings.lora,
+        size=settings.size,
+        seed=settings.seed,
+        store=store,
+    )
+    return Adapter(folder, key, cached)
+
+
+def generate_images(
+    generator: Generator, adapter: Adapter | None, classnames: Sequence[str], *, settings: AirSettings, store: Store
+) -> GenerationReport:
+    """Generate the M images of each class that are not in the store.
+
+    Returns:
+        The M * C files, first image of every class first, and how many were generated now.
+    """
+    pipeline = generator.pipeline
+    require_size(pipeline, settings.size)
+    source = {"generator": generator.fingerprint, "lora": adapter.key if adapter else None, **generator.sampling}
+    jobs = plan_jobs(
+        classnames,
+        template=settings.prompt,
+        images_per_class=settings.images_per_class,
+        seed=settings.seed,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        size=settings.size,
+        weights=key_of(source),
+    )
+    # The folder is shared by every M and class list; the key of each image covers the rest.
+    common = {
+        "recipe": 1,
+        **source,
+        "prompt": settings.prompt,
+        "seed": settings.seed,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "size": settings.size,
+    }
+    folder = adapter.folder if adapter else None
+    with store.open("images", common) as entry, adapter_loaded(pipeline, folder, accelerator=generator.accelerator):
+        return generate(pipeline, jobs, entry.path, batch_size=settings.batch)
+
+
+def make_prototypes(
+    backbone: Backbone,
+    classnames: Sequence[str],
+    images: Sequence[Path],
+    *,
+    settings: AirSettings,
+    store: Store,
+    generator: Generator,
+    adapter: Adapter | None,
+) -> Prototypes:
+    """Select the K most typical images of each class (AiR, ACG).
+
+    Args:
+        backbone: gives the features.
+        classnames: C names.
+        images: M * C files, first image of every class first.
+        settings: K, and what the artifact's key covers.
+        store: of the artifacts.
+        generator: that made the images.
+        adapter: that it was adapted with.
+    """
+    by_class = [list(images[c :: len(classnames)]) for c in range(len(classnames))]
+    ordered = [path for paths in by_class for path in paths]
+    table, _ = extract_features(backbone, ordered, store=store, title="features of images")
+    generated = table.plain.unflatten(0, (len(classnames), -1))  # (C, M, D)
+    key = {
+        "recipe": 1,
+        "images": digest_files(ordered),
+        "backbone": backbone.fingerprint,
+        "classes": list(classnames),
+        "kept": settings.kept_per_class,
+        "generator": generator.fingerprint,
+        "lora": adapter.key if adapter else None,
+        "prompt": settings.prompt,
+        "seed": settings.seed,
+    }
+    with store.open("prototypes", key) as entry:
+        cached = entry.complete
+        if not cached:
+            _select(generated, entry, settings.kept_per_class)
+        saved = entry.tensors(FILE)
+    features = saved["prototypes"].to(backbone.device)
+    return Prototypes(features, by_class, saved["kept"], generated, entry.key, cached)
+
+
+def _select(generated: Tensor, entry: Entry, count: int) -> None:
+    """Fill an artifact with the prototypes among (C, M, D) features."""
+    kept = select_prototypes(generated, count)
+    save_tensors(entry.path / FILE, {"prototypes": gather_prototypes(generated, kept), "kept": kept})
+    write_atomically(entry.path / "provenance.json", json.dumps(entry.settings, indent=1).encode())
+    entry.finish([FILE, "provenance.json"])
+
+
+def prototypes_of_real_images(unlabelled: UnlabelledImages, *, settings: AirSettings) -> Prototypes:
+    """The control without a generator: unlabelled images, the M most confident of each zero-shot class (AIR.PROTOTYPES)."""
+    chosen = real_prototypes(unlabelled.probs, settings.images_per_class)  # (C, M)
+    candidates = unlabelled.features[chosen]
+    kept = select_prototypes(candidates, min(settings.kept_per_class, chosen.shape[1]))
+    images = [[Path(unlabelled.paths[i]) for i in row] for row in chosen.tolist()]
+    return Prototypes(gather_prototypes(candidates, kept), images, kept, candidates)
+
+
+def cosine_classifier(
+    prototypes: Prototypes,
+    backbone: Backbone,
+    classnames: Sequence[str],
+    *,
+    settings: AirSettings,
+    generator: Generator | None = None,
+    adapter: Adapter | None = None,
+) -> AuxiliaryClassifier:
+    """The paper's classifier: p^ from the mean cosine to a class's prototypes (AiR, ACG).
+
+    Args:
+        prototypes: of C classes.
+        backbone: that made their features.
+        classnames: C names.
+        settings: AUX_FORM, AUX_SCALE and LAMBDA.
+        generator: that made the images, for the card; None for real images.
+        adapter: for the card.
+    """
+    scale = settings.scale * backbone.logit_scale if settings.form == "softmax" else None
+    weight = 1.0 if settings.weight is None else settings.weight  # auto: until `finalize` has chosen it
+    card = make_card(
+        backbone,
+        classnames,
+        settings=settings,
+        generator=generator.fingerprint if generator else None,
+        adapter=adapter.key if adapter else None,
+    )
+    head = AuxiliaryClassifier.from_prototypes(prototypes.features, scale=scale)
+    return replace(head, fusion_weight=weight, card=card)

@@ -1,0 +1,75 @@
+"""The auxiliary classifier in trainers with several heads over cached features: the text head, and p* beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from air_plugin.auxiliary.build import build_auxiliary
+from air_plugin.functional.fusion import fuse
+from air_plugin.mixin import AuxiliaryMixin
+
+LAMBDAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+class FusedHeads(AuxiliaryMixin):
+    """Adds the head `fused` to a PromptTrainer: p* = p + lambda p^ (AiR, PLG; air_plugin/functional/fusion.py).
+
+    The image tower is the frozen backbone, so the cached features serve both classifiers; AIR.PRIMARY chooses the
+    primary one.
+    """
+
+    primary: str
+    by_lambda: list[tuple[float, float]] | None = None
+
+    def check_cfg(self, cfg: Any) -> None:
+        super().check_cfg(cfg)
+        self.primary = self.air.primary
+
+    def build_auxiliary(self) -> None:
+        self.auxiliary = build_auxiliary(
+            self.backbone,
+            self.classnames,
+            self.unlabelled,
+            settings=self.air,
+            store=self.store,
+            stages=self.stages,
+        )
+
+    def model_inference(self, input: Tensor) -> Tensor:
+        return super(AuxiliaryMixin, self).model_inference(input)  # not the mixin's: `head_probs` has fused already
+
+    def test(self, split: str | None = None) -> float | None:
+        return super(AuxiliaryMixin, self).test(split)  # not the mixin's: the tower does not change
+
+    def head_probs(self, features: Tensor) -> dict[str, Tensor]:
+        heads = super().head_probs(features)
+        return {**heads, "fused": self.fused(heads["text"], features)}
+
+    def diagnose(self, heads: dict[str, Tensor], features: Tensor, labels: Tensor) -> None:
+        """Accuracy of the fused head for other lambdas; computed afterwards, nothing is chosen by it."""
+        super().diagnose(heads, features, labels)
+        if self.cfg.TRAINER.TRANSCLIP.ENABLED:
+            return  # its fused head is another one
+        classifier = self.auxiliary.classifier
+        auxiliary = classifier.probs(features)
+        self.by_lambda = [
+            (weight, 100.0 * float((fuse(heads["text"], auxiliary, weight=weight).argmax(1) == labels).float().mean()))
+            for weight in sorted({*LAMBDAS, classifier.fusion_weight})
+        ]
+
+    def metrics(self) -> dict[str, Any]:
+        return {**super().metrics(), "by_lambda": self.by_lambda, "auxiliary": self._rounds()}
+
+    def _rounds(self) -> list[dict[str, Any]]:
+        """Of each round of generation: its metrics, and the share of right labels, in percent, computed afterwards."""
+        true = self.hidden_labels()
+        return [
+            {
+                "changed": done.changed,
+                **done.metrics,
+                "accuracy": None if true is None else 100.0 * float((done.labels.cpu() == true).double().mean()),
+            }
+            for done in self.auxiliary.rounds
+        ]
