@@ -322,9 +322,9 @@ def run(args: argparse.Namespace) -> int:
     if hasattr(trainer, "auxiliary"):
         from air_plugin.auxiliary.gallery import plot_gallery
 
-        seen = trainer.paths, trainer.zero_shot_probs
         source = "generated" if cfg.AIR.PROTOTYPES == "synthetic" else "pseudo-labelled"
-        plot_gallery(trainer.auxiliary, trainer.classnames, *seen, folder / "gallery.png", source=source)
+        prototypes, names = trainer.auxiliary.prototypes, trainer.classnames
+        plot_gallery(prototypes, names, trainer.unlabelled, folder / "gallery.png", source=source)
     write_bundle(trainer, folder / "bundle")
     predictions(trainer).save(folder / "predictions.json")
     result = make_result(cfg, trainer, label(args.config_file, args.dataset_config_file, args.opts))

@@ -1,4 +1,4 @@
-"""`air`: the stages of the auxiliary classifier by themselves, the use of a trained one, and the tables of results."""
+"""`air`: the stages of the auxiliary classifier, predictions by a trained one, and the tables of results."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from air_plugin.utils.errors import UserError, exit_code
 from air_plugin.utils.logs import show_logs
 
 if TYPE_CHECKING:
+    from air_plugin.auxiliary.build import Auxiliary, Until
     from air_plugin.inference.bundle import Bundle, Prediction
 
 MINI = Path(__file__).parent / "mini" / "settings.yaml"  # what suits the embedded generator
 STAGES = {
     "lora": "adapt the generator to a folder of unlabelled images",
-    "generate": "the same, then draw images of every class",
-    "prototypes": "the same, then keep the most typical ones and make the auxiliary classifier",
+    "generate": "the same, then generate images of every class",
+    "prototypes": "the same, then keep the most typical images and make the auxiliary classifier",
 }
+UNTIL: dict[str, Until] = {"lora": "lora", "generate": "images", "prototypes": "classifier"}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -42,7 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--out",
         metavar="FILE",
         type=Path,
-        help="of the classifier; default: classifier.safetensors beside the prototypes",
+        help="of the classifier; default: classifier.safetensors beside the prototypes; needed for real images (AIR.PROTOTYPES)",
     )
     add_predict(commands.add_parser("predict", help="classify images by a run's bundle"))
     add_export(commands.add_parser("export", help="write a run's bundle as one ONNX file"))
@@ -66,7 +68,7 @@ def add_stage(parser: argparse.ArgumentParser) -> None:
         "--classes",
         type=Path,
         required=True,
-        help="text file, a class name a line, at least two; a line 'template: a photo of a {}.' may stand among them",
+        help="text file, a class name a line, at least two; one line may be 'template: a photo of a {}.'",
     )
     parser.add_argument("--store", type=Path, default=Path("air-store"), help="folder of the artifacts")
     parser.add_argument(
@@ -99,8 +101,8 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
 def add_predict(parser: argparse.ArgumentParser) -> None:
     """The arguments of `air predict`."""
     parser.description = (
-        "A line an image on stdout, its fields between tabs: path, label, probability, then the next classes and "
-        "theirs up to --top. Files that cannot be read are warned of on stderr and left out."
+        "Prints a line an image, with tabs between the fields: path, label, probability, then further classes and their "
+        "probabilities up to --top. A file that cannot be read is left out, with a warning on stderr."
     )
     add_bundle(parser)
     parser.add_argument("images", metavar="IMAGE_OR_DIR", type=Path, help="an image, or a folder of any nesting")
@@ -113,8 +115,8 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 def add_export(parser: argparse.ArgumentParser) -> None:
     """The arguments of `air export`."""
     parser.description = (
-        "Image tower and heads in one file: pixels (N, 3, H, W) to the probabilities of every head. Classes and the "
-        "preparation of images stand in its metadata. It is checked with onnxruntime before it is written."
+        "Writes image tower and heads to one file: pixels (N, 3, H, W) to the probabilities of every head. Its metadata "
+        "holds the classes and the preparation of images. It is checked with onnxruntime before it is written."
     )
     add_bundle(parser)
     parser.add_argument("file", metavar="FILE.onnx", type=Path)
@@ -177,18 +179,17 @@ def run_report(args: argparse.Namespace) -> int:
 
 
 def run_stage(args: argparse.Namespace) -> int:
-    """Run the stages up to the one that was asked for, and say where its artifact lies."""
+    """Run the stages up to the one that was asked for, and print where its artifacts lie."""
     import torch
 
-    from air_plugin.auxiliary import build
-    from air_plugin.auxiliary.refinement import finalize
-    from air_plugin.clip.features import extract_features
+    from air_plugin.auxiliary.build import build, require_stage
     from air_plugin.clip.loading import load_backbone
+    from air_plugin.clip.zero_shot import look_at_unlabelled, template_features
     from air_plugin.config import AirSettings
-    from air_plugin.diffusion.pipeline import load_generator
     from air_plugin.utils.checks import require_template
-    from air_plugin.utils.class_names import fill, read_class_file
+    from air_plugin.utils.class_names import read_class_file
     from air_plugin.utils.files import find_images
+    from air_plugin.utils.provenance import Stages
     from air_plugin.utils.store import Store
 
     cfg = settings_of(args)
@@ -198,59 +199,53 @@ def run_stage(args: argparse.Namespace) -> int:
     if template and "DATASET.TEMPLATE" not in args.options[::2]:
         cfg.DATASET.TEMPLATE = template
     require_template("DATASET.TEMPLATE", cfg.DATASET.TEMPLATE)
-    settings = AirSettings.from_cfg(cfg)
-    if settings.prototypes != "synthetic":
-        raise UserError(
-            f"AIR.PROTOTYPES is {settings.prototypes}; these commands generate images; it must be synthetic"
-        )
-    if settings.rounds > 1:
-        raise UserError(f"AIR.ROUNDS is {settings.rounds}; these commands are of one round, so it must be 1")
+    settings, until = AirSettings.from_cfg(cfg), UNTIL[args.command]
+    require_stage(settings, until)
+    if until == "classifier" and settings.prototypes == "real" and not args.out:
+        raise UserError("AIR.PROTOTYPES is real, which leaves no artifact; name the classifier's file by --out")
     paths = [str(path) for path in find_images(args.images)]
-    store, device = Store(args.store), pick_device(args.device)
+    store, stages, device = Store(args.store), Stages(), pick_device(args.device)
     backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, precision=cfg.TRAINER.PROMPT.PREC, device=device)
-    generator = load_generator(settings.generator, device=device, **settings.loading)
-    adapter = None
-    if settings.lora.enabled or args.command == "prototypes":
-        table, _ = extract_features(backbone, paths, store=store)
-        texts = backbone.encode_texts([fill(cfg.DATASET.TEMPLATE, name) for name in names])
-        probs = backbone.text_probs(table.plain, texts)
-    if settings.lora.enabled:
-        adapter = build.adapt(generator, names, paths, probs=probs, settings=settings, store=store)
-        print(f"adapter: {adapter.folder}")
-    if args.command == "lora":
-        return 0
-    report = build.generate_images(generator, adapter, names, settings=settings, store=store)
-    print(f"images: {report.paths[0].parent} ({len(report.paths)}, {report.generated} generated now)")
-    if args.command == "prototypes":
-        made, _ = build.make_prototypes(
-            backbone, names, report.paths, settings=settings, store=store, adapter=adapter, generator=generator
+    texts = template_features(backbone, names, cfg.DATASET.TEMPLATE)
+    unlabelled, _ = look_at_unlabelled(backbone, paths, texts, store=store)
+    built = build(backbone, names, unlabelled, settings=settings, store=store, stages=stages, until=until)
+    if built.adapter:
+        print(f"adapter: {built.adapter.folder}")
+    if built.images and until != "lora":
+        print(
+            f"images: {built.images.paths[0].parent} ({len(built.images.paths)}, {built.images.generated} generated now)"
         )
-        classifier, _, _ = finalize(
-            made.classifier, made.generated, features=table.plain, probs=probs, settings=settings, store=store
-        )
-        folder = store.root / "prototypes" / made.key
-        out = args.out or folder / "classifier.safetensors"
-        classifier.save(out)
-        print(f"prototypes: {folder}\nclassifier: {out}")
+    if built.auxiliary and until == "classifier":
+        save_classifier(built.auxiliary, store.root / "prototypes", args.out)
     return 0
 
 
+def save_classifier(auxiliary: Auxiliary, folder: Path, out: Path | None) -> None:
+    """Write the classifier, beside its prototypes where no file is named, and print where they lie."""
+    key = auxiliary.prototypes.key
+    if key:
+        print(f"prototypes: {folder / key}")
+    out = out or folder / key / "classifier.safetensors"
+    auxiliary.classifier.save(out)
+    print(f"classifier: {out}")
+
+
 def open_bundle(args: argparse.Namespace) -> Bundle:
-    """The bundle that a command line names."""
+    """Load the bundle that a command line names."""
     from air_plugin.inference.bundle import load_bundle
 
     bundle = load_bundle(args.bundle, device=pick_device(args.device), backbone=args.backbone)
     if bundle.card.get("transclip"):
         print(
             "note: the run's own predictions were refined over all test images together (TransCLIP); a bundle holds "
-            "the heads as they were before",
+            "the heads before that",
             file=sys.stderr,
         )
     return bundle
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    """Print or write what a bundle says of images."""
+    """Print or write a bundle's predictions of images."""
     from air_plugin.utils.files import write_atomically
 
     bundle = open_bundle(args)
@@ -330,7 +325,7 @@ def main(argv: list[str] | None = None) -> int:
     show_logs()
     try:
         return exit_code(lambda: run(args))
-    except BrokenPipeError:  # `air predict ... | head`: who reads has enough
+    except BrokenPipeError:  # `air predict ... | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

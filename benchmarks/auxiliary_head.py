@@ -27,6 +27,7 @@ from torch.nn.functional import normalize
 
 from air_plugin.auxiliary.build import Auxiliary
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
+from air_plugin.auxiliary.stages import Prototypes
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.loading import load_backbone
 from air_plugin.mixin import AuxiliaryMixin
@@ -74,7 +75,7 @@ class Mixed(AuxiliaryMixin, Plain):
 
     def __init__(self, model: Model, auxiliary: Auxiliary) -> None:
         super().__init__(model)
-        self.auxiliary = self._seen = auxiliary
+        self.auxiliary = self._current = auxiliary
         self.air: Any = SimpleNamespace(weight=WEIGHT)
         self.classnames = [str(number) for number in range(len(model.text))]
 
@@ -138,13 +139,14 @@ def random_classifiers(
     classifier = AuxiliaryClassifier.from_prototypes(prototypes, scale=2 * backbone.logit_scale)
     classifier = replace(classifier, fusion_weight=WEIGHT)
     text = normalize(torch.randn(classes, width, generator=rng), dim=1)
-    return Auxiliary(classifier, prototypes, [[Path()] * KEPT] * classes, torch.empty(0), "", prototypes), text
+    images = [[Path()] * KEPT] * classes
+    return Auxiliary(classifier, Prototypes(prototypes, images, torch.empty(0), prototypes)), text
 
 
 def expected(trainer: Mixed, images: Tensor) -> Tensor:
     """(B, C) log of the normalised p + lambda p^, from all prototypes instead of their mean."""
     features = normalize(trainer.model.image_encoder(images), dim=1).double()
-    cosines = torch.einsum("bd,ckd->bck", features, trainer.auxiliary.prototypes.double()).mean(dim=2)
+    cosines = torch.einsum("bd,ckd->bck", features, trainer.auxiliary.prototypes.features.double()).mean(dim=2)
     scale = trainer.auxiliary.classifier.scale
     assert scale is not None
     total = trainer.model(images).double().softmax(dim=1) + WEIGHT * (scale * cosines).softmax(dim=1)

@@ -1,4 +1,4 @@
-"""Trainers of the shapes that CoOp's family has, as other people's files hold them; not a word of them knows of AiR.
+"""Trainers of the shapes that CoOp's family has, as other people's files hold them; none of them refers to AiR.
 
 CoOp: prompts for all images, `forward(image)` gives logits. CoCoOp: prompts of each image, a loss while training.
 KgCoOp: a pair of logits and score. MaPLe: an image encoder that takes prompts beside the pixels, the whole model is

@@ -29,12 +29,7 @@ class FusedHeads(AuxiliaryMixin):
 
     def build_auxiliary(self) -> None:
         self.auxiliary = build_auxiliary(
-            self.backbone,
-            self.classnames,
-            self.unlabelled,
-            settings=self.air,
-            store=self.store,
-            stages=self.stages,
+            self.backbone, self.classnames, self.unlabelled, settings=self.air, store=self.store, stages=self.stages
         )
 
     def model_inference(self, input: Tensor) -> Tensor:

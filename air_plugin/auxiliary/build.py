@@ -1,4 +1,4 @@
-"""From unlabelled images to the auxiliary classifier: the one path of trainers, mixin and `air` (AiR, sections 1, 2)."""
+"""From unlabelled images to the auxiliary classifier: the one path of trainers, mixin and `air` (AiR, sections 1-2)."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def build(
     """Run the stages of the auxiliary classifier up to one of them; finished stages come from the store.
 
     The captions of the first round are the zero-shot labels. With AIR.ROUNDS above 1, the captions of a later round are
-    the labels after the round before; the rounds end early once these labels hardly change. `until` ends the last round.
-    Everything but the labels, which follow from it, lies in the store: an interrupted build resumes.
+    the labels after the round before; the rounds end early once these labels hardly change. `until` ends the last
+    round. Everything but the labels, which follow from it, lies in the store: an interrupted build resumes.
 
     Args:
         backbone: whose features the classifier reads.
@@ -188,11 +188,7 @@ def _build_of_real_images(inputs: _Inputs, *, until: Until) -> Built:
 
 
 def _finish(
-    inputs: _Inputs,
-    classifier: AuxiliaryClassifier,
-    prototypes: Prototypes,
-    captions: Tensor,
-    rounds: Sequence[Round],
+    inputs: _Inputs, classifier: AuxiliaryClassifier, prototypes: Prototypes, captions: Tensor, rounds: Sequence[Round]
 ) -> Auxiliary:
     """Give the classifier its final form, and add the round to those before."""
     classifier, posterior_probs, metrics = finalize(

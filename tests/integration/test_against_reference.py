@@ -123,7 +123,7 @@ def run(data: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("name", ["UPL", "CPL"])
 def test_self_training(name: str, rounds: int, run: Any) -> None:
     trainer = run(name, f"TRAINER.{name}.PER_CLASS", "60", "TRAINER.PROMPT.ROUNDS", str(rounds))
-    select, probs, context = {"UPL": upl, "CPL": cpl}[name], trainer.zero_shot_probs, torch.empty(0)
+    select, probs, context = {"UPL": upl, "CPL": cpl}[name], trainer.unlabelled.probs, torch.empty(0)
     for number in range(rounds):
         k = 60 if rounds == 1 else math.ceil((number + 1) * 100 / rounds)
         chosen, candidates = select(probs, k)

@@ -17,8 +17,7 @@ from dassl_small import TinyColours, tiny_cfg, write_images
 from drop_in_trainers import CoCoOpShape, CoOpModel, CoOpShape, HeadlessShape, KgCoOpShape, MaPLeShape, VPTShape
 from torch import Tensor, nn
 
-from air_plugin.config import add_air_config
-from air_plugin.mixin import AuxiliaryMixin, augment
+from air_plugin import AuxiliaryMixin, add_air_config, augment
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.images import load_rgb
 
@@ -159,10 +158,10 @@ def encoded(trainer: Any, image: Tensor) -> list[float]:
 
 def kept_features(trainer: Any) -> list[list[list[float]]]:
     """Of each class, the unit features of the images that were kept, as the trainer sees test images."""
-    auxiliary, transform = trainer.auxiliary, trainer.test_loader.dataset.transform
+    prototypes, transform = trainer.auxiliary.prototypes, trainer.test_loader.dataset.transform
     return [
         [encoded(trainer, transform(load_rgb(images[k]))) for k in kept]
-        for images, kept in zip(auxiliary.images, auxiliary.kept.tolist(), strict=True)
+        for images, kept in zip(prototypes.images, prototypes.kept.tolist(), strict=True)
     ]
 
 
@@ -202,7 +201,7 @@ def test_output_is_the_log_of_both_classifiers_sum_over_the_tower_as_it_is_now(m
     expected = slow_fusion(trainer, own, images, weight=LAMBDA)
     assert torch.allclose(fused, expected, atol=1e-4)
     assert torch.allclose(fused.exp().sum(dim=1), torch.ones(len(images)))
-    assert not torch.allclose(fused, own.log_softmax(dim=1), atol=1e-2)  # the auxiliary classifier was heard
+    assert not torch.allclose(fused, own.log_softmax(dim=1), atol=1e-2)  # the auxiliary classifier counts
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
@@ -241,10 +240,10 @@ def test_the_image_encoder_runs_once_a_batch(mine: type, trained: Callable):
     with calls_of(trainer.model.image_encoder) as sizes, torch.no_grad():
         for _ in range(3):
             trainer.model_inference(images)
-    assert len(sizes) == 4  # what is heard is compared once
+    assert len(sizes) == 4  # the recorded output is compared once
 
 
-def test_what_is_heard_is_not_believed_where_the_features_are_others(config: Callable):
+def test_recorded_outputs_are_not_used_where_the_features_are_others(config: Callable):
     class Negated(AuxiliaryMixin, CoOpShape):
         def image_features(self, images: Tensor) -> Tensor:
             return -self.model.image_encoder(images)
@@ -296,7 +295,7 @@ def test_half_precision_models_are_fused_in_single_precision(dtype: torch.dtype,
         fused = trainer.model_inference(images)
     assert own.dtype == dtype and fused.dtype == torch.float32
     assert torch.allclose(fused, slow_fusion(trainer, own, images, weight=LAMBDA), atol=0.05)
-    assert trainer._seen is trainer.auxiliary  # rounding is no other tower
+    assert trainer._current is trainer.auxiliary  # rounding is no other tower
 
 
 def test_a_model_in_data_parallel_is_looked_into(trained: Callable, config: Callable):
@@ -361,16 +360,16 @@ def test_the_best_epoch_on_validation_data_is_that_of_the_fused_output(config: C
 
 
 @pytest.mark.parametrize(("mine", "changes"), [(MyCoOp, False), (MyKgCoOp, False), (MyVPT, True), (MyMaPLe, True)])
-def test_prototypes_are_seen_anew_where_training_changed_the_tower(mine: type, changes: bool, trained: Callable):
+def test_prototypes_are_encoded_anew_where_training_changed_the_tower(mine: type, changes: bool, trained: Callable):
     trainer = trained(mine)
     trainer.test()
     kept = torch.tensor(kept_features(trainer))
-    assert torch.allclose(trainer._seen.prototypes, kept.to(trainer._seen.prototypes), atol=1e-4) or not changes
-    same = torch.allclose(trainer.auxiliary.prototypes, kept.to(trainer.auxiliary.prototypes), atol=1e-3)
-    assert same is not changes and (trainer._seen is trainer.auxiliary) is not changes
+    assert torch.allclose(trainer._current.prototypes.features, kept, atol=1e-4) or not changes
+    same = torch.allclose(trainer.auxiliary.prototypes.features, kept, atol=1e-3)
+    assert same is not changes and (trainer._current is trainer.auxiliary) is not changes
     if changes:  # no file of it passes for one of the backbone
         assert trainer.auxiliary.classifier.card["backbone_fingerprint"]
-        assert trainer._seen.classifier.card["backbone_fingerprint"] is None
+        assert trainer._current.classifier.card["backbone_fingerprint"] is None
 
 
 def test_kept_images_are_encoded_again_only_after_a_change(config: Callable):
@@ -394,7 +393,7 @@ def test_few_of_many_kept_images_are_looked_at(config: Callable):
     trainer = build(MyCoOp, config(AIR__M=20, AIR__K=20, AIR__PROTOTYPES="real"))
     with calls_of(trainer.model.image_encoder) as sizes:
         trainer.refresh()
-    assert trainer.auxiliary.kept.numel() == 36 and sum(sizes) == 9
+    assert trainer.auxiliary.prototypes.kept.numel() == 36 and sum(sizes) == 9
 
 
 def test_looking_at_images_leaves_every_mode_as_it_was(config: Callable):
@@ -425,7 +424,7 @@ def test_evaluation_alone_from_a_checkpoint_predicts_the_same(config: Callable):
 def test_prototypes_may_be_real_images(data: Path, config: Callable):
     trainer = build(MyCoOp, config(AIR__PROTOTYPES="real"))
     own = {str(path) for path in data.glob("*.png")}
-    assert {str(path) for images in trainer.auxiliary.images for path in images} <= own
+    assert {str(path) for images in trainer.auxiliary.prototypes.images for path in images} <= own
     images = first_batch(trainer)
     with torch.no_grad():
         fused = trainer.model_inference(images)
@@ -436,11 +435,11 @@ def test_prototypes_may_be_real_images(data: Path, config: Callable):
 @pytest.mark.parametrize("name", ["TinyColours", "TinyColoursBare"])
 def test_unlabelled_images_are_train_u_else_train_x(name: str, config: Callable, data: Path):
     trainer = build(MyCoOp, config(DATASET__NAME=name))
-    assert trainer.paths == sorted(str(path) for path in data.glob("*.png"))
-    assert trainer.zero_shot_probs.shape == (12, 3)
+    assert trainer.unlabelled.paths == sorted(str(path) for path in data.glob("*.png"))
+    assert trainer.unlabelled.probs.shape == (12, 3)
 
 
-def test_labels_have_no_say(config: Callable, monkeypatch: pytest.MonkeyPatch):
+def test_labels_change_nothing(config: Callable, monkeypatch: pytest.MonkeyPatch):
     before = build(MyCoOp, config(DATASET__NAME="TinyColoursBare", AIR__PROTOTYPES="real"))
     plain = TinyColours.__init__
 
@@ -545,8 +544,8 @@ def test_an_output_that_is_no_logits_is_named(config: Callable):
         def model_inference(self, input: Tensor) -> Tensor:
             return super().model_inference(input)[:, :2]
 
-    assert "model_inference gives a tuple, not (4, 3) logits" in said(build(augment(Bare), config()).test)
-    assert "model_inference gives (4, 2), not (4, 3) logits" in said(build(augment(Narrow), config()).test)
+    assert "model_inference returns a tuple, not (4, 3) logits" in said(build(augment(Bare), config()).test)
+    assert "model_inference returns (4, 2), not (4, 3) logits" in said(build(augment(Narrow), config()).test)
 
 
 def test_pseudo_labels_of_unknown_images_are_named(config: Callable):
@@ -564,7 +563,7 @@ def test_pseudo_labels_of_unknown_images_are_named(config: Callable):
 
     assert "set self.paths" in said(lambda: build(augment(Whose), config()))
     assert "(5, 3), not 12 images" in said(build(augment(TooFew), config()).pseudo_probs)
-    assert "ask for it in before_train" in said(lambda: build(augment(TooEarly), config()))
+    assert "call it in before_train" in said(lambda: build(augment(TooEarly), config()))
 
 
 def test_a_config_without_our_keys_is_named(data: Path, tmp_path: Path):

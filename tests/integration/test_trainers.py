@@ -132,10 +132,10 @@ def test_beta_auto_weighs_both_losses_by_how_right_their_labels_are(
     slow = []
 
     def watched(self: AiR, index: torch.Tensor, candidates: torch.Tensor) -> float:
-        real = [self.zero_shot_probs[i][row].sum().item() for i, row in zip(index, candidates, strict=True)]
+        real = [self.unlabelled.probs[i][row].sum().item() for i, row in zip(index, candidates, strict=True)]
         generated = [
             self.backbone.text_probs(image[None], self.template_features)[0, label].item()
-            for label, images in enumerate(self.auxiliary.prototypes)
+            for label, images in enumerate(self.auxiliary.prototypes.features)
             for image in images
         ]
         odds = [math.log(share / (1 - share)) for share in (sum(generated) / len(generated), sum(real) / len(real))]
@@ -163,7 +163,7 @@ def test_a_class_without_pseudo_labels_is_named_and_training_goes_on(
     from trainers.cpl import CPL
 
     def without_nine(self: CPL) -> torch.Tensor:
-        probs = self.zero_shot_probs.clone()
+        probs = self.unlabelled.probs.clone()
         probs[:, 9] = 0
         return probs / probs.sum(dim=1, keepdim=True)
 

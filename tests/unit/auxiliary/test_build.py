@@ -1,4 +1,4 @@
-"""From unlabelled images to the auxiliary classifier, and the mixin that brings it to a trainer."""
+"""From unlabelled images to the auxiliary classifier, and the heads that it adds to our trainers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,24 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from air_plugin.auxiliary import build as module
-from air_plugin.auxiliary.build import Auxiliary, build_auxiliary
+from air_plugin.auxiliary.build import Auxiliary, Built, build_auxiliary
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
+from air_plugin.auxiliary.stages import Prototypes
 from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.features import FeatureTable
+from air_plugin.clip.zero_shot import UnlabelledImages
 from air_plugin.config import add_air_config
 from air_plugin.diffusion.pipeline import Generator, load_generator
 from air_plugin.functional.losses import consistency_loss, synthetic_loss
-from air_plugin.mixin import AuxiliaryMixin
+from air_plugin.mixin import AuxiliaryMixin, augment
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.images import load_rgb
 from air_plugin.utils.provenance import Stages
 from air_plugin.utils.store import Store
+from trainers.air import AiR
+from trainers.cpl import CPL
+from trainers.fused_heads import FusedHeads
+from trainers.self_training import SelfTraining
 
 NAMES = ["dog", "annual_crop land", "sea"]
 
@@ -35,23 +42,22 @@ NAMES = ["dog", "annual_crop land", "sea"]
 def build(tiny_backbone: Backbone, pictures: list[str], store: Store, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "load_generator", lambda *_, **__: make_generator())
     probs = torch.rand(7, 3, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    features = features_of(tiny_backbone, [Path(picture) for picture in pictures])
 
-    def run(*, names: list[str] = NAMES, **changes: Any) -> tuple[Auxiliary, dict[str, bool]]:
-        stages = Stages()
-        features = features_of(tiny_backbone, [Path(picture) for picture in pictures])
-        made = build_auxiliary(
-            tiny_backbone,
-            names,
-            pictures,
-            features=features,
-            probs=probs,
-            settings=air_settings(**changes),
-            store=store,
-            stages=stages,
-        )
+    def run(until: module.Until | None = None, **changes: Any) -> tuple[Any, dict[str, bool]]:
+        stages, options = Stages(), {"settings": air_settings(**changes), "store": store}
+        arguments = tiny_backbone, NAMES, unlabelled(pictures, features, probs)
+        if until is None:
+            made: Auxiliary | Built = build_auxiliary(*arguments, **options, stages=stages)
+        else:
+            made = module.build(*arguments, **options, stages=stages, until=until)
         return made, {stage.name: stage.cached for stage in stages.done}
 
     return run
+
+
+def unlabelled(paths: list[str], features: Tensor, probs: Tensor) -> UnlabelledImages:
+    return UnlabelledImages(paths, FeatureTable(features[:, None]), probs)
 
 
 def features_of(backbone: Backbone, paths: list[Path]) -> Tensor:
@@ -60,21 +66,26 @@ def features_of(backbone: Backbone, paths: list[Path]) -> Tensor:
 
 def test_the_classifier_is_made_of_the_kept_images(build, tiny_backbone: Backbone):
     made, _ = build()
-    assert [len(images) for images in made.images] == [4, 4, 4] and made.kept.shape == (3, 2)
-    for c, images in enumerate(made.images):
+    prototypes = made.prototypes
+    assert [len(images) for images in prototypes.images] == [4, 4, 4] and prototypes.kept.shape == (3, 2)
+    kept = []
+    for c, images in enumerate(prototypes.images):
         features = features_of(tiny_backbone, images)
         cosines = features @ torch.nn.functional.normalize(features.mean(dim=0), dim=0)
-        assert made.kept[c].tolist() == cosines.argsort(descending=True)[:2].tolist()
-        assert torch.allclose(made.prototypes[c], features[made.kept[c]], atol=1e-5)
-        assert torch.allclose(made.classifier.weight[c], features[made.kept[c]].mean(dim=0), atol=1e-5)
+        assert prototypes.kept[c].tolist() == cosines.argsort(descending=True)[:2].tolist()
+        assert torch.allclose(prototypes.generated[c], features, atol=1e-5)
+        assert torch.allclose(prototypes.features[c], features[prototypes.kept[c]], atol=1e-5)
+        assert torch.allclose(made.classifier.weight[c], features[prototypes.kept[c]].mean(dim=0), atol=1e-5)
+        kept += [images[k] for k in prototypes.kept[c]]
+    assert prototypes.kept_images == kept
     assert made.classifier.scale == pytest.approx(2.0 * tiny_backbone.logit_scale)
 
 
 def test_images_belong_to_their_class(build):
     made, _ = build()
-    manifest = made.images[0][0].parent / "manifest.jsonl"
+    manifest = made.prototypes.images[0][0].parent / "manifest.jsonl"
     generated = {line["key"]: line for line in map(json.loads, manifest.read_text().splitlines())}
-    for name, images in zip(NAMES, made.images, strict=True):
+    for name, images in zip(NAMES, made.prototypes.images, strict=True):
         lines = [generated[path.stem] for path in images]
         assert [(line["classname"], line["number"]) for line in lines] == [(name, i) for i in range(4)]
 
@@ -85,8 +96,10 @@ def test_everything_comes_from_the_store_the_second_time(build):
     second, stages = build()
     expected = {"generator": False, "lora": True, "generation": True, "prototypes": True, "refinement": False}
     assert stages == expected
-    assert first.key == second.key and torch.equal(first.classifier.weight, second.classifier.weight)
-    assert torch.equal(first.kept, second.kept) and first.images == second.images
+    assert torch.equal(first.classifier.weight, second.classifier.weight)
+    one, other = first.prototypes, second.prototypes
+    assert one.key == other.key and torch.equal(one.kept, other.kept) and one.images == other.images
+    assert (one.cached, other.cached) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +145,7 @@ def test_the_generator_is_loaded_as_the_settings_say(
     build_auxiliary(
         tiny_backbone,
         NAMES,
-        pictures,
-        features=torch.eye(7, 24),
-        probs=torch.eye(7, 3),
+        unlabelled(pictures, torch.eye(7, 24), torch.eye(7, 3)),
         settings=air_settings(**options),
         store=store,
         stages=Stages(),
@@ -171,6 +182,54 @@ def test_rounds_end_once_labels_stay(build, monkeypatch: pytest.MonkeyPatch):
     assert len(made.rounds) == 1
 
 
+STAGES = {
+    "lora": {"generator", "lora"},
+    "images": {"generator", "lora", "generation"},
+    "prototypes": {"generator", "lora", "generation", "prototypes"},
+    "classifier": {"generator", "lora", "generation", "prototypes", "refinement"},
+}
+
+
+@pytest.mark.parametrize("until", STAGES)
+def test_a_build_ends_with_the_stage_that_was_asked_for(build, until: module.Until):
+    made, stages = build(until)
+    assert stages.keys() == STAGES[until]
+    fields = dict(zip(STAGES, (made.adapter, made.images, made.prototypes, made.auxiliary), strict=True))
+    assert {name for name, value in fields.items() if value is not None} == set(list(STAGES)[: len(stages) - 1])
+    whole, _ = build()  # the stages are those of the whole build
+    assert made.images is None or made.images.paths[::3] == whole.prototypes.images[0]
+    assert made.prototypes is None or made.prototypes.key == whole.prototypes.key
+    assert made.adapter.key == whole.classifier.card["lora"]
+
+
+def test_the_last_round_ends_with_the_stage_that_was_asked_for(build, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module.Round, "stable", False)
+    options = {"AUXILIARY": "gaussian", "REFINE": "em", "LORA.CAPTIONS": "all"}  # whose second round has other captions
+    made, stages = build("lora", ROUNDS=2, **options)
+    assert stages.keys() == STAGES["classifier"] | {"lora, round 2"} and made.images is None
+    whole, _ = build(ROUNDS=2, **options)
+    assert made.adapter.key == whole.classifier.card["lora"] != build("lora", **options)[0].adapter.key
+
+
+@pytest.mark.parametrize(
+    ("until", "changes", "key"),
+    [
+        ("lora", {"PROTOTYPES": "real"}, "AIR.PROTOTYPES"),
+        ("images", {"PROTOTYPES": "real"}, "AIR.PROTOTYPES"),
+        ("lora", {"LORA.ENABLED": False}, "AIR.LORA.ENABLED"),
+    ],
+)
+def test_a_stage_with_nothing_to_make_is_refused(build, until: module.Until, changes: dict, key: str):
+    with pytest.raises(UserError, match=rf"^{key} is \w+; it must be"):
+        build(until, **changes)
+
+
+def test_prototypes_of_real_images_have_no_artifact(build, pictures: list[str]):
+    made, stages = build("prototypes", PROTOTYPES="real")
+    assert stages.keys() == {"prototypes"} and made.auxiliary is None and made.prototypes.key == ""
+    assert {str(path) for path in made.prototypes.kept_images} <= {*pictures}
+
+
 @pytest.mark.parametrize("prior", ["prototypes", "none"])
 def test_controls_without_a_generator_load_none(build, monkeypatch: pytest.MonkeyPatch, prior: str):
     monkeypatch.setattr(module, "load_generator", lambda *_, **__: pytest.fail("a generator was loaded"))
@@ -179,13 +238,13 @@ def test_controls_without_a_generator_load_none(build, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_a_size_that_the_generator_cannot_draw_is_said_before_anything_is_made(build, store: Store, enabled: bool):
+def test_a_size_that_the_generator_cannot_make_is_refused_before_anything_is_made(build, store: Store, enabled: bool):
     with pytest.raises(UserError, match=r"AIR\.SIZE is 17"):
         build(SIZE=17, **{"LORA.ENABLED": enabled})
     assert not [path for path in store.root.rglob("*") if path.is_file()]
 
 
-def test_another_way_of_drawing_keeps_the_adapter_and_draws_anew(build, monkeypatch: pytest.MonkeyPatch):
+def test_another_scheduler_keeps_the_adapter_and_generates_anew(build, monkeypatch: pytest.MonkeyPatch):
     from diffusers import DDIMScheduler
 
     first, _ = build()
@@ -193,20 +252,21 @@ def test_another_way_of_drawing_keeps_the_adapter_and_draws_anew(build, monkeypa
     other.pipeline.scheduler = DDIMScheduler.from_config(other.pipeline.scheduler.config)
     monkeypatch.setattr(module, "load_generator", lambda *_, **__: other)
     second, stages = build()
-    assert stages["lora"] and not stages["generation"] and first.images != second.images
+    assert stages["lora"] and not stages["generation"] and first.prototypes.images != second.prototypes.images
 
 
 def test_without_lora_there_is_no_such_stage_and_other_images(build):
     with_lora, _ = build()
     without, stages = build(**{"LORA.ENABLED": False})
     assert "lora" not in stages
-    assert not {p for row in with_lora.images for p in row} & {p for row in without.images for p in row}
+    one, other = ({path for row in made.prototypes.images for path in row} for made in (with_lora, without))
+    assert not one & other
 
 
 def test_fewer_images_are_the_first_of_more(build):
     many, _ = build(M=6)
     few, stages = build(M=3)
-    assert stages["generation"] and [row[:3] for row in many.images] == few.images
+    assert stages["generation"] and [row[:3] for row in many.prototypes.images] == few.prototypes.images
 
 
 def test_raw_form_has_no_scale(build):
@@ -229,7 +289,7 @@ def test_the_gallery_is_a_picture(build, pictures: list[str], tmp_path: Path):
 
     made, _ = build()
     probs = torch.rand(7, 3, generator=torch.Generator().manual_seed(0))
-    plot_gallery(made, NAMES, pictures, probs, tmp_path / "gallery.png")
+    plot_gallery(made.prototypes, NAMES, unlabelled(pictures, torch.eye(7, 24), probs), tmp_path / "gallery.png")
     with Image.open(tmp_path / "gallery.png") as image:
         image.load()
         assert image.width > 500 and image.height > 100
@@ -245,7 +305,7 @@ def test_a_gallery_row_shows_kept_dropped_and_confident_images():
     assert shown == ["4", "1", "3", "0", "2", "5", "b", "c", "a"]
 
 
-# The mixin
+# The heads of our trainers
 
 
 class Host:
@@ -263,16 +323,13 @@ class Host:
         return {"loss_r": batch["img"].sum()}
 
 
-class Mixed(AuxiliaryMixin, Host):
+class Mixed(FusedHeads, Host):
     pass
 
 
 @pytest.fixture
 def air(monkeypatch: pytest.MonkeyPatch):
     """Makes the trainer AiR without a data set: its part of the loss stands beside the host's."""
-    from trainers.air import AiR
-    from trainers.self_training import SelfTraining
-
     monkeypatch.setattr(SelfTraining, "losses", Host.losses)
 
     def make(**changes: Any) -> AiR:
@@ -286,7 +343,7 @@ def air(monkeypatch: pytest.MonkeyPatch):
 def auxiliary() -> Auxiliary:
     prototypes = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(1))
     head = AuxiliaryClassifier.from_prototypes(prototypes, scale=2.0)
-    return Auxiliary(head, prototypes, [], torch.empty(0), "key", prototypes)
+    return Auxiliary(head, Prototypes(prototypes, [], torch.empty(0), prototypes))
 
 
 def batch() -> dict[str, Tensor]:
@@ -297,21 +354,23 @@ def batch() -> dict[str, Tensor]:
 TEXT = torch.randn(3, 5, generator=torch.Generator().manual_seed(3))
 
 
-def test_the_headline_is_as_configured_where_there_are_heads_to_choose_from():
+def test_the_primary_classifier_is_as_configured():
     class Checked:
         def check_cfg(self, cfg: Any) -> None:
             pass
 
-    class Headed(Checked):
-        head_probs = Host.head_probs
-
     cfg = CfgNode({"DATASET": {}, "TRAINER": {}, "SEED": 0})
     add_air_config(cfg)
-    cfg.AIR.PRIMARY = "text"
-    for host, expected in ((Headed, "text"), (Checked, "fused")):  # without heads, what is predicted is always fused
-        trainer = type("Mine", (AuxiliaryMixin, host), {})()
+    for primary in ("text", "fused"):
+        cfg.AIR.PRIMARY = primary
+        trainer = type("Mine", (FusedHeads, Checked), {})()
         trainer.check_cfg(cfg)
-        assert trainer.primary == expected
+        assert trainer.primary == primary
+
+
+def test_augment_adds_the_heads_to_trainers_that_have_them_and_the_mixin_to_others():
+    assert augment(CPL).__mro__[1:4] == (FusedHeads, AuxiliaryMixin, CPL)
+    assert augment(Host).__mro__[1:3] == (AuxiliaryMixin, Host)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
@@ -346,11 +405,11 @@ def test_the_synthetic_form_is_cross_entropy_on_prototypes_of_known_class(air):
     trainer = air(LS="synthetic")
     features, label = trainer._sample_prototypes(4)
     for row, c in zip(features, label.tolist(), strict=True):
-        assert any(torch.equal(row, prototype) for prototype in trainer.auxiliary.prototypes[c])
+        assert any(torch.equal(row, prototype) for prototype in trainer.auxiliary.prototypes.features[c])
     assert torch.allclose(trainer.losses(batch(), TEXT)["loss_s"], synthetic_loss(features @ TEXT.T, label))
 
 
-def test_drawn_prototypes_depend_on_seed_epoch_and_batch_alone(air):
+def test_sampled_prototypes_depend_on_seed_epoch_and_batch_alone(air):
     def generated(**where: int) -> list[float]:
         trainer = air()
         for name, value in where.items():

@@ -1,4 +1,4 @@
-"""What becomes of generated images once the unlabelled ones are looked at."""
+"""How the unlabelled images refine the auxiliary classifier."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from air_plugin.auxiliary import refinement as module
 from air_plugin.auxiliary.build import Auxiliary
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.auxiliary.refinement import finalize, summarize
+from air_plugin.auxiliary.stages import Prototypes
 from air_plugin.functional.calibration import mean_confidence
 from air_plugin.functional.fusion import fuse, fusion_weight
 from air_plugin.functional.gaussian import fit_gaussians, posterior, refine
@@ -38,7 +39,7 @@ def auxiliary() -> Auxiliary:
     prototypes = generated[:, :K]
     head = AuxiliaryClassifier.from_prototypes(prototypes, scale=20.0)
     head = replace(head, fusion_weight=2.0, card={"classes": ["a", "b", "c"]})
-    return Auxiliary(head, prototypes, [], torch.arange(K).expand(C, K), "key", generated)
+    return Auxiliary(head, Prototypes(prototypes, [], torch.arange(K).expand(C, K), generated))
 
 
 @pytest.fixture
@@ -57,19 +58,19 @@ def auto(settings: Any) -> Any:
 
 def test_the_papers_form_stays_as_it_is(auxiliary, inputs, store: Store):
     made, posterior_probs, _ = finalize(
-        auxiliary.classifier, auxiliary.generated, **inputs, settings=air_settings(), store=store
+        auxiliary.classifier, auxiliary.prototypes.generated, **inputs, settings=air_settings(), store=store
     )
     assert made == auxiliary.classifier
     aux_probs = auxiliary.classifier.probs(inputs["features"])
     assert torch.equal(posterior_probs, fuse(inputs["probs"], aux_probs, weight=2.0))
 
 
-def test_gaussian_classes_are_fitted_to_all_drawn_images_not_to_the_kept_ones(auxiliary, inputs, store: Store):
+def test_gaussian_classes_are_fitted_to_all_generated_images_not_to_the_kept_ones(auxiliary, inputs, store: Store):
     made, posterior_probs, _ = finalize(
-        auxiliary.classifier, auxiliary.generated, **inputs, settings=gaussian(), store=store
+        auxiliary.classifier, auxiliary.prototypes.generated, **inputs, settings=gaussian(), store=store
     )
     labels = torch.arange(C).repeat_interleave(M)
-    weight, bias = fit_gaussians(auxiliary.generated.flatten(0, 1), labels, classes=C).head()
+    weight, bias = fit_gaussians(auxiliary.prototypes.generated.flatten(0, 1), labels, classes=C).head()
     assert torch.allclose(made.weight, weight.float()) and torch.allclose(made.bias, bias.float())
     assert made.weight.dtype == torch.float32 and made.card == auxiliary.classifier.card
     aux_probs = made.probs(inputs["features"])
@@ -80,42 +81,47 @@ def test_gaussian_classes_are_fitted_to_all_drawn_images_not_to_the_kept_ones(au
 @pytest.mark.parametrize("prior", ["prototypes", "none"])
 def test_em_has_the_generated_images_as_its_prior_or_none(auxiliary, inputs, store: Store, prior: str):
     settings = gaussian(REFINE="em", PRIOR=prior)
-    made, posterior_probs, figures = finalize(
-        auxiliary.classifier, auxiliary.generated, **inputs, settings=settings, store=store
+    made, posterior_probs, metrics = finalize(
+        auxiliary.classifier, auxiliary.prototypes.generated, **inputs, settings=settings, store=store
     )
     labels = torch.arange(C).repeat_interleave(M)
-    classes = fit_gaussians(auxiliary.generated.flatten(0, 1), labels, classes=C) if prior == "prototypes" else None
+    generated = auxiliary.prototypes.generated.flatten(0, 1)
+    classes = fit_gaussians(generated, labels, classes=C) if prior == "prototypes" else None
     found = refine(inputs["features"], inputs["probs"], prior=classes)
     assert torch.allclose(made.weight, found.model.bias_corrected_head()[0].float())
     assert torch.allclose(posterior_probs, posterior(found.model, inputs["features"], inputs["probs"]))
-    assert figures["prior_strength"] == round(found.prior_strength, 2) and (figures["prior_strength"] == 0) == (
+    assert metrics["prior_strength"] == round(found.prior_strength, 2) and (metrics["prior_strength"] == 0) == (
         prior == "none"
     )
-    assert figures["iterations"] == found.iterations and sum(figures["soft_counts"]) == pytest.approx(120, abs=0.2)
+    assert metrics["iterations"] == found.iterations and sum(metrics["soft_counts"]) == pytest.approx(120, abs=0.2)
 
 
 @pytest.mark.parametrize("form", ["cosine", "gaussian"])
 def test_lambda_is_chosen_where_it_is_auto(auxiliary, inputs, store: Store, form: str):
     settings = auto(air_settings(AUXILIARY=form))
-    made, _, figures = finalize(auxiliary.classifier, auxiliary.generated, **inputs, settings=settings, store=store)
+    made, _, metrics = finalize(
+        auxiliary.classifier, auxiliary.prototypes.generated, **inputs, settings=settings, store=store
+    )
     aux_probs = made.probs(inputs["features"])
     assert made.fusion_weight == pytest.approx(fusion_weight(inputs["probs"], aux_probs))
-    assert made.fusion_weight != 2.0 and figures["lambda"] == round(made.fusion_weight, 4)
+    assert made.fusion_weight != 2.0 and metrics["lambda"] == round(made.fusion_weight, 4)
     assert mean_confidence(aux_probs) == pytest.approx(mean_confidence(inputs["probs"]), abs=1e-4)
 
 
 def test_em_is_not_run_again_for_the_same_images(auxiliary, inputs, store: Store, monkeypatch: pytest.MonkeyPatch):
     settings = auto(gaussian(REFINE="em"))
-    first, posterior_probs, figures = finalize(
-        auxiliary.classifier, auxiliary.generated, **inputs, settings=settings, store=store
+    first, posterior_probs, metrics = finalize(
+        auxiliary.classifier, auxiliary.prototypes.generated, **inputs, settings=settings, store=store
     )
     monkeypatch.setattr(module, "refine", lambda *_, **__: pytest.fail("EM was run again"))
-    second, again, same = finalize(auxiliary.classifier, auxiliary.generated, **inputs, settings=settings, store=store)
+    second, again, same = finalize(
+        auxiliary.classifier, auxiliary.prototypes.generated, **inputs, settings=settings, store=store
+    )
     assert torch.equal(first.weight, second.weight) and torch.equal(posterior_probs, again)
-    assert figures == same
+    assert metrics == same
     moved = {**inputs, "probs": inputs["probs"].roll(1, dims=0)}
     with pytest.raises(pytest.fail.Exception, match="run again"):
-        finalize(auxiliary.classifier, auxiliary.generated, **moved, settings=settings, store=store)
+        finalize(auxiliary.classifier, auxiliary.prototypes.generated, **moved, settings=settings, store=store)
 
 
 @pytest.mark.parametrize(("moved", "stable"), [(0, True), (1, True), (2, False), (50, False)])
