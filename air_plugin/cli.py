@@ -44,7 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--out",
         metavar="FILE",
         type=Path,
-        help="of the classifier; default: classifier.safetensors beside the prototypes; needed for real images (AIR.PROTOTYPES)",
+        help="of the classifier; default: classifier.safetensors beside the prototypes",
     )
     add_predict(commands.add_parser("predict", help="classify images by a run's bundle"))
     add_export(commands.add_parser("export", help="write a run's bundle as one ONNX file"))
@@ -101,8 +101,8 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
 def add_predict(parser: argparse.ArgumentParser) -> None:
     """The arguments of `air predict`."""
     parser.description = (
-        "Prints a line an image, with tabs between the fields: path, label, probability, then further classes and their "
-        "probabilities up to --top. A file that cannot be read is left out, with a warning on stderr."
+        "Prints a line an image, with tabs between the fields: path, label, probability, then further classes and "
+        "their probabilities up to --top. A file that cannot be read is left out, with a warning on stderr."
     )
     add_bundle(parser)
     parser.add_argument("images", metavar="IMAGE_OR_DIR", type=Path, help="an image, or a folder of any nesting")
@@ -115,8 +115,8 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 def add_export(parser: argparse.ArgumentParser) -> None:
     """The arguments of `air export`."""
     parser.description = (
-        "Writes image tower and heads to one file: pixels (N, 3, H, W) to the probabilities of every head. Its metadata "
-        "holds the classes and the preparation of images. It is checked with onnxruntime before it is written."
+        "Writes image tower and heads to one file: pixels (N, 3, H, W) to the probabilities of every head. Its "
+        "metadata holds the classes and the preparation of images. It is checked with onnxruntime before it is written."
     )
     add_bundle(parser)
     parser.add_argument("file", metavar="FILE.onnx", type=Path)
@@ -211,10 +211,9 @@ def run_stage(args: argparse.Namespace) -> int:
     built = build(backbone, names, unlabelled, settings=settings, store=store, stages=stages, until=until)
     if built.adapter:
         print(f"adapter: {built.adapter.folder}")
-    if built.images and until != "lora":
-        print(
-            f"images: {built.images.paths[0].parent} ({len(built.images.paths)}, {built.images.generated} generated now)"
-        )
+    images = None if until == "lora" else built.images
+    if images:
+        print(f"images: {images.paths[0].parent} ({len(images.paths)}, {images.generated} generated now)")
     if built.auxiliary and until == "classifier":
         save_classifier(built.auxiliary, store.root / "prototypes", args.out)
     return 0

@@ -162,15 +162,22 @@ def _build_round(
     if until == "images":
         return Built(adapter, images)
     with stages.stage(f"prototypes{suffix}") as stage:
-        origin = {"generator": generator, "adapter": adapter}
         prototypes = make_prototypes(
-            inputs.backbone, classnames, images.paths, settings=settings, store=store, **origin
+            inputs.backbone,
+            classnames,
+            images.paths,
+            settings=settings,
+            store=store,
+            generator=generator,
+            adapter=adapter,
         )
         stage.cached = prototypes.cached
     if until == "prototypes":
         return Built(adapter, images, prototypes)
     with stages.stage(f"refinement{suffix}"):
-        classifier = cosine_classifier(prototypes, inputs.backbone, classnames, settings=settings, **origin)
+        classifier = cosine_classifier(
+            prototypes, inputs.backbone, classnames, settings=settings, generator=generator, adapter=adapter
+        )
         auxiliary = _finish(inputs, classifier, prototypes, captions, rounds)
     return Built(adapter, images, prototypes, auxiliary)
 

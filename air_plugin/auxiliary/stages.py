@@ -182,7 +182,7 @@ def _select(generated: Tensor, entry: Entry, count: int) -> None:
 
 
 def prototypes_of_real_images(unlabelled: UnlabelledImages, *, settings: AirSettings) -> Prototypes:
-    """The control without a generator: unlabelled images, the M most confident of each zero-shot class (AIR.PROTOTYPES)."""
+    """The control without a generator: unlabelled images, the M most confident of each zero-shot class."""
     chosen = real_prototypes(unlabelled.probs, settings.images_per_class)  # (C, M)
     candidates = unlabelled.features[chosen]
     kept = select_prototypes(candidates, min(settings.kept_per_class, chosen.shape[1]))

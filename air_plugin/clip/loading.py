@@ -314,9 +314,9 @@ def convert(name: str) -> Path:
         UserError: as `load_backbone`, or FILE is no pickle, or the new file is there already.
     """
     source = Path(name.partition(":")[2])
-    target = source.with_suffix(".safetensors")
     if source.suffix not in PICKLES:
         raise UserError(f"'{name}' is not ARCHITECTURE:FILE with a file of {', '.join(PICKLES)}")
+    target = source.with_suffix(".safetensors")
     if target.exists():
         raise UserError(f"{target} is there already")
     save_tensors(target, load_backbone(name).model.state_dict())

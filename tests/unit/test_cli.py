@@ -14,11 +14,11 @@ import pytest
 import torch
 from small_models import SIDE, make_backbone, make_generator
 
+from air_plugin.auxiliary import build as build_module
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.cli import main, parse, settings_of
 from air_plugin.clip import loading
 from air_plugin.clip.backbone import Backbone
-from air_plugin.diffusion import pipeline as pipeline_module
 from air_plugin.diffusion.lora import WEIGHTS
 from air_plugin.inference import bundle as bundle_module
 from air_plugin.inference.bundle import save_bundle
@@ -111,7 +111,7 @@ def classes(tmp_path: Path) -> Path:
 def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The small random models instead of the embedded ones, and options that fit them."""
     monkeypatch.setattr(loading, "load_backbone", lambda *_, **__: make_backbone())
-    monkeypatch.setattr(pipeline_module, "load_generator", lambda *_, **__: make_generator())
+    monkeypatch.setattr(build_module, "load_generator", lambda *_, **__: make_generator())
     options = {"SIZE": SIDE, "STEPS": 1, "M": 3, "K": 2, "LORA.STEPS": 2, "LORA.RANK": 2, "LORA.BATCH": 2}
     return [word for key, value in options.items() for word in (f"AIR.{key}", str(value))]
 
@@ -130,9 +130,17 @@ BAD = {
         ["lora", "{pictures}", "--classes", "{classes}", "DATASET.TEMPLATE", "photo"],
         "DATASET.TEMPLATE is 'photo'",
     ),
-    "a source that draws nothing": (
+    "images where none are generated": (
+        ["generate", "{pictures}", "--classes", "{classes}", "AIR.PROTOTYPES", "real"],
+        "AIR.PROTOTYPES is real; it must be synthetic",
+    ),
+    "an adapter where none is trained": (
+        ["lora", "{pictures}", "--classes", "{classes}", "AIR.LORA.ENABLED", "False"],
+        "AIR.LORA.ENABLED is False; it must be True",
+    ),
+    "no place for a classifier of real images": (
         ["prototypes", "{pictures}", "--classes", "{classes}", "AIR.PROTOTYPES", "real"],
-        "AIR.PROTOTYPES is real",
+        "name the classifier's file by --out",
     ),
     "unknown key": (["lora", "{pictures}", "--classes", "{classes}", "AIR.LAMDA", "1"], "did you mean AIR.LAMBDA"),
     "half an option": (["lora", "{pictures}", "--classes", "{classes}", "AIR.M"], "no partner"),
@@ -152,6 +160,8 @@ BAD = {
         "precision 'fp15'",
     ),
     "unknown device": (["lora", "{pictures}", "--classes", "{classes}", "--device", "gpu"], "gpu"),
+    "no file to convert": (["convert", "ViT-B-32:{empty}/none.pt"], "none.pt"),
+    "no architecture to convert": (["convert", "{picture}"], "ARCHITECTURE:FILE"),
     "no bundle": (["predict", "{empty}", "{pictures}"], "no bundle in"),
     "no bundle to export": (["export", "{empty}", "x.onnx"], "no bundle in"),
     "unknown device for a bundle": (["predict", "{empty}", "{pictures}", "--device", "gpu"], "gpu"),
@@ -236,6 +246,43 @@ def test_the_classifier_goes_where_it_is_wanted(
     assert f"classifier: {out}\n" in capsys.readouterr().out
     head = AuxiliaryClassifier.load(out)
     assert (head.fusion_weight, head.card["lora"]) == (0.5, None)
+
+
+def test_rounds_are_those_of_a_whole_build(
+    small: list[str], classes: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
+):
+    monkeypatch.setattr(build_module.Round, "stable", False)
+    monkeypatch.setattr(build_module, "finalize", turned(build_module.finalize))  # other labels after each round
+    common = [str(Path(pictures[0]).parent), "--classes", str(classes), "--store", str(tmp_path / "store"), *small]
+    adapters = {}
+    for command in ("lora", "prototypes"):
+        for rounds in ("1", "2"):
+            assert main([command, *common, "AIR.ROUNDS", rounds]) == 0
+            out = capsys.readouterr().out
+            adapters[command, rounds] = next(line for line in out.splitlines() if line.startswith("adapter: "))
+            assert ("round 1: " in out) == (rounds == "2") and ("images: " in out) == (command == "prototypes")
+    assert adapters["lora", "2"] == adapters["prototypes", "2"] != adapters["lora", "1"] == adapters["prototypes", "1"]
+
+
+def turned(finalize):
+    def other(*args, **options):
+        classifier, posterior_probs, metrics = finalize(*args, **options)
+        return classifier, posterior_probs.roll(1, dims=1), metrics
+
+    return other
+
+
+def test_real_images_need_no_generator(
+    small: list[str], classes: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
+):
+    monkeypatch.setattr(build_module, "load_generator", lambda *_, **__: pytest.fail("a generator was loaded"))
+    line = [str(Path(pictures[0]).parent), "--classes", str(classes), "--store", str(tmp_path / "store")]
+    options = ["AIR.PROTOTYPES", "real", "AIR.AUXILIARY", "gaussian", "AIR.REFINE", "em"]
+    assert main(["prototypes", *line, "--out", str(tmp_path / "x.safetensors"), *small, *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"classifier: {tmp_path / 'x.safetensors'}"
+    assert all(line.startswith(("stage ", "classifier: ")) for line in lines)
+    assert AuxiliaryClassifier.load(tmp_path / "x.safetensors").card["generator"] is None
 
 
 @pytest.mark.parametrize(

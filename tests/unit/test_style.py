@@ -111,7 +111,7 @@ def test_methods_are_thin_and_listed():
 
     methods = {path.stem: path for path in (ROOT / "trainers").glob("*.py")}
     assert methods.pop("__init__").read_text() == ""
-    assert methods.pop("prompt_trainer") and methods.pop("self_training")
+    assert all(methods.pop(shared) for shared in ("prompt_trainer", "self_training", "fused_heads"))
     assert set(train.TRAINERS) == methods.keys()
     assert all(len(path.read_text().splitlines()) <= 120 for path in methods.values())
     sets = {path.stem for path in (ROOT / "datasets").glob("*.py")} - {"__init__", "base", "download"}
