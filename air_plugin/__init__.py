@@ -12,7 +12,7 @@ _HOME = {
     "AuxiliaryClassifier": "auxiliary.classifier",
     "AuxiliaryMixin": "mixin",
     "Backbone": "clip.backbone",
-    "Bundle": "inference.bundle",
+    "Bundle": "inference.predict",
     "FeatureTable": "clip.features",
     "TextEncoder": "clip.text_encoder",
     "PromptLearner": "clip.prompts",

@@ -16,7 +16,7 @@ from air_plugin.utils.logs import show_logs
 
 if TYPE_CHECKING:
     from air_plugin.auxiliary.build import Auxiliary, Until
-    from air_plugin.inference.bundle import Bundle, Prediction
+    from air_plugin.inference.predict import Bundle, Prediction
 
 MINI = Path(__file__).parent / "mini" / "settings.yaml"  # what suits the embedded generator
 STAGES = {

@@ -1,4 +1,4 @@
-"""A bundle as one ONNX file: image tower and heads, checked against torch before anybody sees it."""
+"""A bundle as one ONNX file: image tower and heads, checked against torch before it is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from air_plugin.inference.bundle import Bundle, head_probs, preprocessing_of
+from air_plugin.inference.bundle import preprocessing_of
+from air_plugin.inference.predict import Bundle, head_probs
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.extras import require_extra
 
@@ -25,7 +26,7 @@ BATCHES = (1, 3)  # sizes that the file is tried with
 class WholeClassifier(nn.Module):
     """(N, 3, H, W) prepared pixels to the (N, C) probabilities of every head and the (N, D) unit features, in float32.
 
-    What an exporter is to see: the tower is a copy on the CPU.
+    This is the module that is exported; its tower is a copy on the CPU.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -44,17 +45,17 @@ class WholeClassifier(nn.Module):
 def export_onnx(bundle: Bundle, path: str | Path) -> None:
     """Write a bundle as an ONNX file that needs neither torch nor this package.
 
-    Input `pixels`: (N, 3, H, W), any N, prepared as the metadata's `preprocessing` says. Outputs `text` and, where
-    there is one, `fused`: (N, C) probabilities; `features`: (N, D), unit rows. The metadata holds, as JSON,
+    Input `pixels`: (N, 3, H, W), any N, prepared as `preprocessing` in the metadata describes. Outputs `text` and,
+    where there is one, `fused`: (N, C) probabilities; `features`: (N, D), unit rows. The metadata holds, as JSON,
     `classes`, `primary`, `preprocessing` and `backbone`. A half-precision backbone is exported in float32.
 
     Args:
         bundle: what to export.
-        path: of the file, whole or none.
+        path: of the file; it is written whole or not at all.
 
     Raises:
-        UserError: a package is missing, torch cannot export the tower, or what onnxruntime makes of the file differs
-            from torch by more than 1e-4.
+        UserError: a package is missing, torch cannot export the tower, or onnxruntime's outputs differ from torch's by
+            more than 1e-4.
     """
     require_extra("onnx", purpose="ONNX export")
     import onnx
@@ -67,7 +68,7 @@ def export_onnx(bundle: Bundle, path: str | Path) -> None:
     try:
         _export(model, _pixels(bundle, 2), temporary, names=names)
         made = onnx.load(temporary)
-        onnx.helper.set_model_props(made, {key: json.dumps(value) for key, value in _said(bundle).items()})
+        onnx.helper.set_model_props(made, {key: json.dumps(value) for key, value in _metadata(bundle).items()})
         onnx.save(made, temporary)
         for size in BATCHES:
             _check(model, _pixels(bundle, size), temporary, names=names)
@@ -78,7 +79,7 @@ def export_onnx(bundle: Bundle, path: str | Path) -> None:
 
 def _export(model: nn.Module, pixels: Tensor, path: Path, *, names: list[str]) -> None:
     """Write the file; any number of images may stand where the example's do."""
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells of every step that it leaves out
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it logs every step that it leaves out
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's, about its own code
         try:
@@ -100,14 +101,14 @@ def _export(model: nn.Module, pixels: Tensor, path: Path, *, names: list[str]) -
 
 @torch.no_grad()
 def _check(model: nn.Module, pixels: Tensor, path: Path, *, names: list[str]) -> None:
-    """Raise a UserError where onnxruntime does not make of a file what torch makes of its model."""
+    """Raise a UserError where onnxruntime's outputs of a file differ from torch's of the model."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     outputs = session.run(names, {"pixels": pixels.numpy()})
     for name, theirs, ours in zip(names, outputs, model(pixels), strict=True):
         difference = float((torch.from_numpy(theirs) - ours).abs().max())
-        if not difference <= TOLERANCE:  # not a number is no small difference
+        if not difference <= TOLERANCE:  # also where it is not a number
             raise UserError(
                 f"the ONNX file was not written: its output {name} differs from torch's by "
                 f"{difference:.1e} with {len(pixels)} images, allowed are {TOLERANCE:.0e}; another version "
@@ -120,7 +121,7 @@ def _pixels(bundle: Bundle, count: int) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
 
 
-def _said(bundle: Bundle) -> dict[str, Any]:
+def _metadata(bundle: Bundle) -> dict[str, Any]:
     return {
         "classes": bundle.classnames,
         "primary": bundle.primary,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import nullcontext
 
 
 def show_logs() -> None:
@@ -24,7 +25,9 @@ class _Terminal(logging.Handler):
     """Prints a record. The stream is looked up every time, since Dassl replaces sys.stdout to fill log.txt."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.WARNING:
-            print(self.format(record), flush=True)
-        else:
-            print(f"{record.levelname.lower()}: {self.format(record)}", file=sys.stderr, flush=True)
+        text, stream = self.format(record), sys.stdout
+        if record.levelno >= logging.WARNING:
+            text, stream = f"{record.levelname.lower()}: {text}", sys.stderr
+        progress = getattr(sys.modules.get("tqdm"), "tqdm", None)
+        with progress.external_write_mode(stream) if progress else nullcontext():  # takes progress bars off meanwhile
+            print(text, file=stream, flush=True)

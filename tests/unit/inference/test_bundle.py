@@ -21,16 +21,8 @@ from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.loading import load_backbone
 from air_plugin.clip.prompts import PromptedCLIP, PromptEnsemble, PromptLearner
-from air_plugin.inference.bundle import (
-    HEADS,
-    MARK,
-    Bundle,
-    head_probs,
-    load_bundle,
-    precision_of,
-    preprocessing_of,
-    save_bundle,
-)
+from air_plugin.inference.bundle import HEADS, MARK, load_bundle, precision_of, preprocessing_of, save_bundle
+from air_plugin.inference.predict import Bundle, head_probs
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.images import load_rgb
 
@@ -169,6 +161,16 @@ def test_a_kill_between_the_files_leaves_no_bundle(
     assert "is unfinished" in fault(folder, backbone=tiny_backbone)
 
 
+def test_a_bundle_of_the_previous_version_is_read_with_a_warning(
+    folder: Path, tiny_backbone: Backbone, caplog: pytest.LogCaptureFixture
+):
+    mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    (folder / MARK).write_text(json.dumps({**mark, "headline": mark.pop("primary")}), encoding="utf-8")
+    assert load_bundle(folder, backbone=tiny_backbone).primary == "fused"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and f"bundle {folder} has the former key 'headline'" in record.getMessage()
+
+
 def test_what_is_no_bundle_is_told(tmp_path: Path, folder: Path, tiny_backbone: Backbone):
     assert f"no bundle in {tmp_path / 'nowhere'}" in fault(tmp_path / "nowhere")
     assert f"its bundle is {folder}" in fault(tmp_path)
@@ -182,7 +184,7 @@ DAMAGE = {
     "no JSON": (MARK, lambda data: data[:-3], "cannot be read"),
     "a list": (MARK, lambda data: b"[]", "cannot be read"),
     "another form": (MARK, lambda data: data.replace(b'"format": 1', b'"format": 7'), "is of form 7"),
-    "a lost key": (MARK, lambda data: data.replace(b'"primary"', b'"headlime"'), "does not hold what it should"),
+    "a lost key": (MARK, lambda data: data.replace(b'"primary"', b'"primery"'), "does not hold what it should"),
     "a lost value": (MARK, lambda data: data.replace(b'"fusion_weight"', b'"fusion"'), "does not hold what it should"),
 }
 
@@ -294,7 +296,7 @@ def test_images_of_every_mode_and_place_are_found_and_hidden_ones_are_not(bundle
 
 
 def test_unreadable_files_are_warned_of_once_skipped_and_named(
-    bundle: Bundle, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Bundle, pictures: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     broken = tmp_path / "broken.png"
     broken.write_bytes(Path(pictures[0]).read_bytes()[:60])
@@ -302,10 +304,9 @@ def test_unreadable_files_are_warned_of_once_skipped_and_named(
     made = list(bundle.predict(paths, batch_size=2))
     assert [str(one.path) for one in made] == pictures
     assert list(bundle.skipped) == [broken, tmp_path / "missing.png"]
-    out, err = capsys.readouterr()
-    lines = err.splitlines()
-    assert out == "" and len(lines) == 2 and str(broken) in lines[0] and "missing.png" in lines[1]
-    assert all(line.startswith("warning: ") for line in lines)
+    first, second = caplog.records
+    assert first.levelname == second.levelname == "WARNING"
+    assert str(broken) in first.getMessage() and "missing.png" in second.getMessage()
     assert list(bundle.predict(pictures)) and bundle.skipped == {}  # of the last call
 
 

@@ -18,7 +18,8 @@ from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.loading import load_backbone
 from air_plugin.inference import onnx as export
-from air_plugin.inference.bundle import Bundle, precision_of, preprocessing_of
+from air_plugin.inference.bundle import precision_of, preprocessing_of
+from air_plugin.inference.predict import Bundle
 from air_plugin.utils.errors import UserError
 
 NAMES = ["dog", "sea lion", "Stra\u00dfe"]
