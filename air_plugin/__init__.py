@@ -9,14 +9,19 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "AirSettings": "settings",
+    "Auxiliary": "auxiliary.build",
     "AuxiliaryClassifier": "auxiliary.classifier",
     "AuxiliaryMixin": "mixin",
     "Backbone": "clip.backbone",
     "Bundle": "inference.predict",
     "FeatureTable": "clip.features",
-    "TextEncoder": "clip.text_encoder",
+    "Prediction": "inference.predict",
     "PromptLearner": "clip.prompts",
+    "Stages": "utils.provenance",
     "Store": "utils.store",
+    "TextEncoder": "clip.text_encoder",
+    "UnlabelledImages": "clip.zero_shot",
     "UserError": "utils.errors",
     "add_air_config": "config",
     "augment": "mixin",
@@ -27,9 +32,13 @@ _HOME = {
     "fuse": "functional.fusion",
     "load_backbone": "clip.loading",
     "load_bundle": "inference.bundle",
+    "look_at_unlabelled": "clip.zero_shot",
     "merge_file": "config",
+    "read_class_file": "utils.class_names",
     "save_bundle": "inference.bundle",
     "select_prototypes": "functional.prototypes",
+    "show_logs": "utils.logs",
+    "template_features": "clip.zero_shot",
     "top_k_per_class": "functional.pseudo_labels",
 }
 __all__ = sorted([*_HOME, "__version__"])
