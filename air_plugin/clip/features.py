@@ -22,6 +22,7 @@ from air_plugin.utils.tensors import load_tensors, save_tensors
 if TYPE_CHECKING:
     from air_plugin.clip.backbone import Backbone
 
+Transform = Callable[[Any], Tensor]  # PIL image to (3, H, W)
 CHUNK = 4096  # images between two files of unfinished work
 
 
@@ -99,10 +100,12 @@ class FeatureBatches:
             yield {"img": first, "img2": second, **{name: values[rows] for name, values in self.targets.items()}}
 
 
-class _Views(Dataset):
+class _Views(Dataset[Tensor | str]):
     """Images to (V, 3, H, W) pixels; augmentation depends on the seed, the image's position and the view alone."""
 
-    def __init__(self, paths: Sequence[str], plain: Callable, augment: Callable | None, views: int, seed: int) -> None:
+    def __init__(
+        self, paths: Sequence[str], plain: Transform, augment: Transform | None, views: int, seed: int
+    ) -> None:
         self.paths, self.plain, self.augment, self.views, self.seed = paths, plain, augment, views, seed
 
     def __len__(self) -> int:
@@ -127,7 +130,7 @@ def extract_features(
     *,
     store: Store,
     views: int = 1,
-    augment: Callable[[Any], Tensor] | None = None,
+    augment: Transform | None = None,
     seed: int = 0,
     batch_size: int = 100,
     workers: int = 0,

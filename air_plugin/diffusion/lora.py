@@ -358,7 +358,9 @@ def adapter_loaded(pipeline: Any, folder: Path | None, *, accelerator: Path | No
         pipeline.unet.unload_lora()
 
 
-def _save_checkpoint(path: Path, parameters: dict, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
+def _save_checkpoint(
+    path: Path, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, losses: list[float]
+) -> None:
     tensors: dict[str, Tensor] = {"losses": torch.tensor(losses, dtype=torch.float64)}
     for name, parameter in parameters.items():
         tensors[f"parameter.{name}"] = parameter
