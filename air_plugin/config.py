@@ -9,21 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from air_plugin.former_settings import renamed, upgrade, upgrade_options, upgrade_tree, warn_once
-from air_plugin.settings import (
-    FROM_BACKBONE,
-    SECTIONS,
-    AirSettings,
-    AuxiliaryForm,
-    Captions,
-    Classifier,
-    Head,
-    Labeler,
-    LoraSettings,
-    LossForm,
-    Refinement,
-    Sampler,
-    all_settings,
-)
+from air_plugin.settings import FROM_BACKBONE, SECTIONS, AirSettings, LoraSettings, Sampler, all_settings
 from air_plugin.utils.errors import UserError, unknown
 from air_plugin.utils.sections import AUTO, Section, Setting, settings_of
 
@@ -31,14 +17,7 @@ __all__ = [
     "AUTO",
     "FROM_BACKBONE",
     "AirSettings",
-    "AuxiliaryForm",
-    "Captions",
-    "Classifier",
-    "Head",
-    "Labeler",
     "LoraSettings",
-    "LossForm",
-    "Refinement",
     "Sampler",
     "add_air_config",
     "describe",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -25,7 +25,8 @@ from air_plugin.config import (
     upgrade_options,
     validate,
 )
-from air_plugin.settings import SECTIONS, LoraSettings, all_settings
+from air_plugin.functional.losses import CandidateForm
+from air_plugin.settings import SECTIONS, CandidateLoss, LoraSettings, all_settings
 from air_plugin.utils.checks import require_range
 from air_plugin.utils.errors import UserError
 
@@ -74,6 +75,10 @@ def test_the_node_has_every_setting_once_with_its_default():
     add_air_config(node)  # a second call changes nothing
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in flatten(node).items()}
     assert {"SEED": 0, **{one.key: one.default for one in all_settings()}} == values
+
+
+def test_choices_are_those_of_the_formula():
+    assert get_args(CandidateLoss) == get_args(CandidateForm)  # twice, so that settings are read without torch
 
 
 def test_lists_of_two_configs_are_not_one(cfg: CfgNode):
