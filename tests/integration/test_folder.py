@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ import numpy as np
 import pytest
 from made_up_results import guesses, write_pictures, write_run
 from PIL import Image, ImageDraw
-from runs import ROOT, SHORT
+from runs import ROOT, SHORT, script
 
 import train
 from air_plugin.utils.class_names import match_class, read_class_file
@@ -296,16 +293,6 @@ def test_predictions_that_know_more_than_the_result(mixed: Path, capsys: pytest.
 # Whole runs
 
 
-def script(name: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        ["bash", str(ROOT / f"scripts/{name}.sh"), *args],
-        env={**os.environ, "PATH": path, **environment},
-        capture_output=True,
-        text=True,
-    )
-
-
 def results_of(output: Path) -> dict[str, dict[str, Any]]:
     """By trainer, with the content of its predictions.json."""
     found = {}
@@ -320,7 +307,7 @@ def test_every_stage_runs_to_the_report(tmp_path: Path, test: bool):
     root = make(tmp_path / "my images \u00fc", test=test, lines="template: a picture of {}.")
     before = snapshot(root)
     places = {"DATA": str(root), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1", "JOBS": "1"}
-    done = script("air/main", "folder", "mini", *SHORT, **places)
+    done = script("scripts/air/main.sh", "folder", "mini", *SHORT, **places)
     assert done.returncode == 0, done.stderr
     assert snapshot(root) == before
     results = results_of(tmp_path / "out")
@@ -359,17 +346,18 @@ def test_every_stage_runs_to_the_report(tmp_path: Path, test: bool):
     assert ("Most confident mistakes" in page) == test and "Synthetic images" in page
 
     draw(root / "train/new.png", 1, 5000)
-    again = script("air/main", "folder", "mini", *SHORT, **places)
+    again = script("scripts/air/main.sh", "folder", "mini", *SHORT, **places)
     assert again.returncode == 2 and "DATASET.CONTENTS" in again.stderr and again.stderr.count("\n") == 1
 
 
 def test_an_unreadable_image_is_one_line(tmp_path: Path):
     root = make(tmp_path / "data", test=False)
     (root / "train/3.WebP").write_bytes((root / "train/3.WebP").read_bytes()[:60])
-    done = script("zeroshot/main", "folder", "mini", DATA=str(root), OUTPUT=str(tmp_path / "out"), SEEDS="1")
+    done = script("scripts/zeroshot/main.sh", "folder", "mini", DATA=str(root), OUTPUT=str(tmp_path / "out"), SEEDS="1")
     assert done.returncode == 2 and "3.WebP" in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_no_folder_is_one_line(tmp_path: Path):
-    done = script("zeroshot/main", "folder", "mini", DATA=str(tmp_path), OUTPUT=str(tmp_path / "out"), SEEDS="1")
+    places = {"DATA": str(tmp_path), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1"}
+    done = script("scripts/zeroshot/main.sh", "folder", "mini", **places)
     assert done.returncode == 2 and "classes.txt is missing" in done.stderr and done.stderr.count("\n") == 1

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-from runs import ROOT, SHORT
+from runs import SHORT, bash, python_that_prints_its_arguments, script
+from shared import copy_to_change
 
 
-def bash(script: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # this python, activated or not
-    return subprocess.run(
-        ["bash", str(ROOT / script), *args],
-        env={**os.environ, "PATH": path, **environment},
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_main_script_runs_every_seed_prints_the_table_and_skips_what_is_complete(tmp_path: Path) -> None:
-    places = {"DATA": str(tmp_path), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1 2"}
-    first = bash("scripts/air/main.sh", "digits", *SHORT, **places)
+def test_main_script_runs_every_seed_prints_the_table_and_skips_what_is_complete(data: Path, tmp_path: Path) -> None:
+    places = {"DATA": str(data), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1 2"}
+    first = script("scripts/air/main.sh", "digits", *SHORT, **places)
     assert first.returncode == 0, first.stderr
     for method in ("ZeroshotCLIP", "CPL", "AiR"):
         assert f"| {method} (mini+" in first.stdout
@@ -35,15 +23,15 @@ def test_main_script_runs_every_seed_prints_the_table_and_skips_what_is_complete
     assert len(list((tmp_path / "out" / "cache" / "lora").glob("*/entry.json"))) == 2  # one a seed
 
     written = {path: path.stat().st_mtime_ns for path in results}
-    second = bash("scripts/air/main.sh", "digits", *SHORT, **places)
+    second = script("scripts/air/main.sh", "digits", *SHORT, **places)
     assert second.returncode == 0
     assert {p: p.stat().st_mtime_ns for p in results} == written
     table = first.stdout[first.stdout.index("digits: backbone") :]
     assert second.stdout.endswith(table)
 
 
-def test_the_ablation_is_one_table_of_titled_rows_whatever_the_number_of_jobs(tmp_path: Path) -> None:
-    places = {"DATA": str(tmp_path), "SEEDS": "1"}
+def test_the_ablation_is_one_table_of_titled_rows_whatever_the_number_of_jobs(data: Path, tmp_path: Path) -> None:
+    places = {"DATA": str(data), "SEEDS": "1"}
     fewer = [
         "DATASET.SUBSAMPLE_CLASSES",
         "base",
@@ -59,9 +47,9 @@ def test_the_ablation_is_one_table_of_titled_rows_whatever_the_number_of_jobs(tm
         "2",
     ]
     tables = []
-    for jobs in ("1", "2"):
+    for jobs, run in (("1", script), ("2", bash)):
         output = tmp_path / f"out{jobs}"
-        done = bash("scripts/air/ablation.sh", "digits", *SHORT, *fewer, **places, OUTPUT=str(output), JOBS=jobs)
+        done = run("scripts/air/ablation.sh", "digits", *SHORT, *fewer, **places, OUTPUT=str(output), JOBS=jobs)
         assert done.returncode == 0, done.stderr
         tables.append(done.stdout[done.stdout.index("digits: backbone") :].replace(str(output), ""))
         assert "+ both, LoRA: AiR" in (output / "digits" / "ablation.html").read_text()
@@ -72,49 +60,38 @@ def test_the_ablation_is_one_table_of_titled_rows_whatever_the_number_of_jobs(tm
     assert tables[0].count("| + both, LoRA: AiR") == 4  # table, details, lambda, seconds
 
 
-def test_a_run_that_fails_ends_the_others_with_its_line(tmp_path: Path) -> None:
-    from datasets.digits import write_digits
-
-    write_digits(tmp_path / "digits")
+def test_a_run_that_fails_ends_the_others_with_its_line(data: Path, tmp_path: Path) -> None:
+    copy_to_change(data / "digits", tmp_path / "digits", "images/0007.png")
     (tmp_path / "digits" / "images" / "0007.png").write_bytes(b"no picture")
-    for jobs in ("1", "2"):
+    for jobs, run in (("1", script), ("2", bash)):
         places = {"DATA": str(tmp_path), "OUTPUT": str(tmp_path / jobs), "SEEDS": "1 2", "JOBS": jobs}
-        done = bash("scripts/cpl/main.sh", "digits", *SHORT, **places)
+        done = run("scripts/cpl/main.sh", "digits", *SHORT, **places)
         assert done.returncode == 2 and "0007.png" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_coops_six_arguments(tmp_path: Path) -> None:
-    places = {"DATA": str(tmp_path), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1"}
-    done = bash("scripts/coop/main.sh", "digits", "mini", "middle", "4", "2", "True", "OPTIM.MAX_EPOCH", "2", **places)
+def test_coops_six_arguments(data: Path, tmp_path: Path) -> None:
+    places = {"DATA": str(data), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1"}
+    done = script(
+        "scripts/coop/main.sh", "digits", "mini", "middle", "4", "2", "True", "OPTIM.MAX_EPOCH", "2", **places
+    )
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "out").glob("digits/CoOp/*/seed1/result.json")
     settings = json.loads(path.read_text())["provenance"]["settings"]
     assert settings["TRAINER.PROMPT.CLASS_TOKEN_POSITION"] == "middle" and settings["TRAINER.PROMPT.CSC"] is True
     assert settings["TRAINER.PROMPT.N_CTX"] == 4 and settings["DATASET.NUM_SHOTS"] == 2
-    few = bash("scripts/coop/main.sh", "digits", "mini", "middle", "4", **places)
+    few = script("scripts/coop/main.sh", "digits", "mini", "middle", "4", **places)
     assert few.returncode == 2 and "SHOTS" in few.stderr and few.stderr.count("\n") == 1
 
 
-def test_options_that_change_nothing_are_the_same_run(tmp_path: Path) -> None:
-    places = {"DATA": str(tmp_path), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1"}
+def test_options_that_change_nothing_are_the_same_run(data: Path, tmp_path: Path) -> None:
+    places = {"DATA": str(data), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1"}
     for options in ([], ["TRAINER.CPL.ALPHA", "0.60"], ["TRAINER.CPL.LOSS", "cc"]):
-        assert bash("scripts/cpl/main.sh", "digits", *SHORT, *options, **places).returncode == 0
+        assert script("scripts/cpl/main.sh", "digits", *SHORT, *options, **places).returncode == 0
     assert len(list((tmp_path / "out").glob("digits/CPL/*"))) == 1
 
 
-def python_that_says_its_arguments(folder: Path, *, fails_at: str = "") -> str:
-    """A search path whose python runs nothing; it ends with 2 where one of its arguments is `fails_at`."""
-    folder.mkdir()
-    (folder / "python").write_text(
-        "#!/usr/bin/env bash\nprintf '<%s>' \"${@:2}\"; echo\n"
-        f'for one in "$@"; do [ "$one" != \'{fails_at}\' ] || exit 2; done\n'
-    )
-    (folder / "python").chmod(0o755)
-    return f"{folder}{os.pathsep}{os.environ['PATH']}"
-
-
 def test_targets_are_run_one_after_another_until_one_fails(tmp_path: Path) -> None:
-    places = {"PATH": python_that_says_its_arguments(tmp_path / "calm"), "TARGETS": ""}
+    places = {"PATH": python_that_prints_its_arguments(tmp_path / "calm"), "TARGETS": ""}
     sets = ["digits_inverted", "digits_rotated", "digits_noisy"]
     done = bash("scripts/air/targets.sh", **places)
     assert done.stdout.splitlines() == [f"<--experiment><targets><{name}>" for name in sets] and done.returncode == 0
@@ -122,7 +99,7 @@ def test_targets_are_run_one_after_another_until_one_fails(tmp_path: Path) -> No
     done = bash("scripts/air/targets.sh", *words, **{**places, "TARGETS": "digits dtd"})
     behind = "<vit_b32+plus><DATASET.TEMPLATE><a photo of {}.>"
     assert done.stdout.splitlines() == [f"<--experiment><targets><{name}>{behind}" for name in ("digits", "dtd")]
-    failing = {"PATH": python_that_says_its_arguments(tmp_path / "fails", fails_at=sets[1]), "TARGETS": ""}
+    failing = {"PATH": python_that_prints_its_arguments(tmp_path / "fails", fails_at=sets[1]), "TARGETS": ""}
     done = bash("scripts/air/targets.sh", **failing)
     assert len(done.stdout.splitlines()) == 2 and done.returncode == 2
 
@@ -135,6 +112,6 @@ def test_bad_names_and_places(tmp_path: Path) -> None:
         (("digits",), {"SEEDS": "one"}, "SEEDS"),
         (("digits",), {"JOBS": "0"}, "JOBS"),
     ):
-        done = bash("scripts/air/main.sh", *args, **{"OUTPUT": str(tmp_path), "DATA": str(tmp_path), **environment})
+        done = script("scripts/air/main.sh", *args, **{"OUTPUT": str(tmp_path), "DATA": str(tmp_path), **environment})
         assert done.returncode == 2
         assert done.stderr.startswith("error: ") and named in done.stderr and done.stderr.count("\n") == 1
