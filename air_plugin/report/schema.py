@@ -101,7 +101,7 @@ def read(kind: Any, value: Any, *, name: str = "") -> Any:
 
     Args:
         kind: a dataclass or another annotation, see above.
-        value: what json.loads returned.
+        value: what json.loads returned; tuples count as lists.
         name: what messages call the value.
 
     Raises:
@@ -127,7 +127,7 @@ def read(kind: Any, value: Any, *, name: str = "") -> Any:
         keys = (read(parts[0], key, name=f"key of {name}") for key in value)
         return {key: read(parts[1], value[key], name=_join(name, key)) for key in keys}
     if origin is tuple:
-        _require(isinstance(value, list), name, value, "a list")
+        _require(isinstance(value, (list, tuple)), name, value, "a list")
         kinds = parts[:1] * len(value) if parts[-1] is ... else parts
         _require(len(kinds) == len(value), name, value, f"a list of {len(kinds)} values")
         return tuple(read(kinds[i], part, name=f"{name}[{i}]") for i, part in enumerate(value))
@@ -158,7 +158,7 @@ def _stored(kind: Any) -> list[tuple[Field[Any], Any]]:
 
 
 def _read_array(value: Any, name: str) -> np.ndarray:
-    _require(isinstance(value, list), name, value, "a list")
+    _require(isinstance(value, (list, tuple)), name, value, "a list")
     try:
         array = np.asarray(value)
     except (OverflowError, ValueError):  # lists of several lengths

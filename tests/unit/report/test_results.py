@@ -223,6 +223,11 @@ def test_predictions_that_are_saved_are_loaded_again(tmp_path: Path):
     assert Predictions.load(tmp_path / "predictions.json").labels is None
 
 
+def test_trainers_may_give_tuples():
+    run = RunResult.from_plain(result(by_lambda=[(0.0, 80), (2.5, 81.0)]))
+    assert run.by_lambda == ((0.0, 80.0), (2.5, 81.0))
+
+
 def test_a_wrong_value_is_refused_before_it_is_written():
     with pytest.raises(UserError, match=r"the result of the run is not valid: its beta is nan; it must be a number"):
         RunResult.from_plain(result(beta=float("nan")))
