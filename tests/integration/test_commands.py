@@ -45,8 +45,12 @@ def test_help_works(command: list[str]):
     assert done.returncode == 0 and "usage:" in done.stdout and done.stderr == ""
 
 
-def test_ci_is_one_command():
+def test_ci_is_one_command_of_four_parts():
     ci = ROOT / ".ci" / "run"
     assert run("bash", "-n", str(ci)).returncode == 0
     assert ci.stat().st_mode & 0o100
-    assert all(word in ci.read_text() for word in ("ruff", "mypy", "pytest"))
+    assert all(word in ci.read_text() for word in ("ruff", "mypy", "mkdocs", "pytest"))
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert "[lint, types, docs]" in workflow and ".ci/run tests" in workflow
+    done = run("bash", str(ci), "test")
+    assert done.returncode == 2 and "known: lint, types, docs, tests" in done.stderr

@@ -24,6 +24,7 @@ def begin(args: list[str]) -> None:
     raise SystemExit(train.main(args))
 
 
+@pytest.mark.full
 def test_killed_at_every_stage_and_started_again(
     finished: Callable[..., Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

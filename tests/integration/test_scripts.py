@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from runs import SHORT, bash, python_that_prints_its_arguments, script
 from shared import copy_to_change
 
@@ -30,6 +31,7 @@ def test_main_script_runs_every_seed_prints_the_table_and_skips_what_is_complete
     assert second.stdout.endswith(table)
 
 
+@pytest.mark.full
 def test_the_ablation_is_one_table_of_titled_rows_whatever_the_number_of_jobs(data: Path, tmp_path: Path) -> None:
     places = {"DATA": str(data), "SEEDS": "1"}
     fewer = [
@@ -60,6 +62,7 @@ def test_the_ablation_is_one_table_of_titled_rows_whatever_the_number_of_jobs(da
     assert tables[0].count("| + both, LoRA: AiR") == 4  # table, details, lambda, seconds
 
 
+@pytest.mark.full
 def test_a_run_that_fails_ends_the_others_with_its_line(data: Path, tmp_path: Path) -> None:
     copy_to_change(data / "digits", tmp_path / "digits", "images/0007.png")
     (tmp_path / "digits" / "images" / "0007.png").write_bytes(b"no picture")
