@@ -299,10 +299,10 @@ def type_line(line: str, place: Path, **environment: str) -> str:
 
 
 def type_air(line: str, place: Path) -> None:
-    """Run a line that begins with `air` in this process; its output may go to a file."""
+    """Run a line that begins with `air` in this process, which is in `place`; its output may go to a file."""
     command, _, file = line.partition("#")[0].partition(">")
     output = io.StringIO()
-    with contextlib.chdir(place), contextlib.redirect_stdout(output):
+    with contextlib.redirect_stdout(output):
         assert main(shlex.split(command)[1:]) == 0
     if file:
         (place / file.strip()).write_text(output.getvalue())
@@ -335,7 +335,10 @@ def test_the_quick_start_gives_the_table_and_the_gallery(digits: str, place: Pat
     assert (place / "output" / "digits" / "gallery.png").is_file()
 
 
-def test_a_finished_run_is_reported_and_used_as_documented(digits: str, place: Path) -> None:
+def test_a_finished_run_is_reported_and_used_as_documented(
+    digits: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
     outputs = ROOT / "docs" / "outputs.md"
     for line in lines_of(outputs, "air report output "):
         type_air(line.replace("--baseline CPL", ""), place)  # the short row has another title
@@ -346,7 +349,8 @@ def test_a_finished_run_is_reported_and_used_as_documented(digits: str, place: P
     assert len((place / "labels.csv").read_text().splitlines()) == 4
 
 
-def test_ones_own_images_are_classified_as_in_the_quick_start(place: Path) -> None:
+def test_ones_own_images_are_classified_as_in_the_quick_start(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
     (line,) = lines_of(README, "DATA=/my/images")
     line = line.replace("/my/images", str(place / "mine"))  # mini: the default needs a download
     short_run(f"{line} mini", place, written=Path("output/folder/AiR/vit_b32"))
