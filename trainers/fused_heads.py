@@ -21,7 +21,7 @@ class FusedHeads(AuxiliaryMixin):
     """
 
     primary: str
-    by_lambda: list[tuple[float, float]] | None = None
+    by_lambda: list[list[float]] | None = None
 
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
@@ -50,7 +50,7 @@ class FusedHeads(AuxiliaryMixin):
         classifier = self.auxiliary.classifier
         auxiliary = classifier.probs(features)
         self.by_lambda = [
-            (weight, 100.0 * float((fuse(heads["text"], auxiliary, weight=weight).argmax(1) == labels).float().mean()))
+            [weight, 100.0 * float((fuse(heads["text"], auxiliary, weight=weight).argmax(1) == labels).float().mean())]
             for weight in sorted({*LAMBDAS, classifier.fusion_weight})
         ]
 
