@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *ROOT.glob("CONTRIBUTING.md"), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROGRAMS = ("bash", "python", "air", "pip", "mkdocs", "pytest", "ruff", "mypy", "pre-commit", "git")
 STARTS = re.compile(
     rf"(\w+=(\"[^\"]*\"|\S*) )*(({'|'.join(PROGRAMS)}) |\.ci/run\b|pytest$|mypy$)|export \w+=|for \w+ in "
