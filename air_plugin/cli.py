@@ -52,7 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_report(commands.add_parser("report", help="tables or a page of a folder of results"))
     settings = commands.add_parser("settings", help="default, valid values and meaning of the settings")
     settings.add_argument("pattern", metavar="PATTERN", nargs="?", default="", help="for instance AIR.K, or lora")
-    # A positional "options" would swallow every flag that follows the folder, so the pairs are what is left over.
+    # A positional "options" would swallow every flag that follows the folder, so the pairs are the rest.
     args, options = parser.parse_known_args(argv)
     unknown = [word for word in options if word.startswith("--") or args.command not in STAGES]
     if unknown:
@@ -151,8 +151,8 @@ def settings_of(args: argparse.Namespace) -> Any:
 
     cfg = CfgNode({"DATASET": {}, "TRAINER": {}, "MODEL": {"BACKBONE": {"NAME": "mini"}}, "SEED": args.seed})
     add_air_config(cfg)
-    own = dict(zip(args.options[::2], args.options[1::2], strict=False)).get("AIR.GENERATOR", "mini") == "mini"
-    for path in args.config or ([MINI] if own else []):
+    generator = dict(zip(args.options[::2], args.options[1::2], strict=False)).get("AIR.GENERATOR", "mini")
+    for path in args.config or ([MINI] if generator == "mini" else []):
         merge_file(cfg, path, sections=("MODEL", "TRAINER", "AIR"))
     merge_options(cfg, args.options)
     return cfg

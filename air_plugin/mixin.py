@@ -90,8 +90,8 @@ class AuxiliaryMixin(_Host):
             paths = self.paths
         else:
             raise UserError(
-                f"{self._name} has pseudo_probs, but does not say whose; set self.paths in build_model: "
-                "the image files, in the order of its rows"
+                f"{self._name} has pseudo_probs, but no self.paths; set it in build_model: "
+                "the image files, in the order of the rows"
             )
         store = Store(cfg.AIR.CACHE or Path(cfg.OUTPUT_DIR) / "cache")
         self.classnames = list(dataset.classnames)

@@ -26,14 +26,14 @@ VERSION = 1  # of the file's form
 
 @dataclass(frozen=True)
 class AuxiliaryClassifier:
-    """A linear head over unit image features, and what is to be known of it.
+    """A linear head over unit image features, with its origin.
 
     weight: (C, D). For the paper's cosine form the mean, not re-normalised, of the K kept features: its product with f
         is the mean cosine to the K prototypes, exactly.
     bias: (C,), zero in the cosine form.
     scale: inverse temperature of the softmax that makes p^; None is the raw form, p^ = the score itself.
     fusion_weight: lambda of p* = p + lambda p^ (AiR, PLG), at least 0.
-    card: what it was made of, JSON values only; see `make_card`.
+    card: its origin, JSON values only; see `make_card`.
     """
 
     weight: Tensor
@@ -119,13 +119,13 @@ def make_card(
     generator: str | None = None,
     adapter: str | None = None,
 ) -> dict[str, Any]:
-    """What a classifier of this package says of its origin.
+    """The origin of a classifier, for its file.
 
     Args:
         backbone: whose features it reads.
         classnames: C names.
         settings: that it was made with.
-        generator: fingerprint of the one that drew the images; None where nothing was generated.
+        generator: fingerprint of the generator of the images; None for real images.
         adapter: key of the LoRA in the store; None without one.
     """
     return {
@@ -149,7 +149,7 @@ def make_card(
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A classifier file's tensors and header, once both are known to be whole."""
+    """A classifier file's tensors and header, both checked to be whole."""
     if not path.is_file():
         raise UserError(f"classifier file {path} is missing")
     try:
@@ -157,9 +157,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             text = (file.metadata() or {}).get(HEADER)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError(f"classifier file {path} is damaged or no safetensors: {error}") from error
+        raise UserError(f"classifier file {path} is damaged, or not a safetensors file: {error}") from error
     if text is None:
-        raise UserError(f"{path} is no classifier of air_plugin; `air prototypes` makes one")
+        raise UserError(f"{path} is not a classifier of air_plugin; `air prototypes` makes one")
     try:
         header = json.loads(text)
         version, digest = header["version"], header["digest"]
@@ -173,30 +173,30 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, header
 
 
-def _require_classes(path: str | Path, own: list[str] | None, wanted: list[str]) -> None:
-    if own is None:
-        raise UserError(f"classifier file {path} does not say its classes, so they cannot be compared")
-    if own == wanted:
+def _require_classes(path: str | Path, found: list[str] | None, expected: list[str]) -> None:
+    if found is None:
+        raise UserError(f"classifier file {path} does not name its classes, so they cannot be compared")
+    if found == expected:
         return
-    if sorted(own) == sorted(wanted):
+    if sorted(found) == sorted(expected):
         what = "the same classes in another order"
     else:
-        what = f"{len(own)} other classes than these {len(wanted)}"
-    place = next((i for i, (one, two) in enumerate(zip(own, wanted, strict=False)) if one != two), None)
+        what = f"{len(found)} other classes than these {len(expected)}"
+    place = next((i for i, (one, two) in enumerate(zip(found, expected, strict=False)) if one != two), None)
     if place is None:
-        place = min(len(own), len(wanted))
-    one, two = (f"'{names[place]}'" if place < len(names) else "nothing" for names in (own, wanted))
+        place = min(len(found), len(expected))
+    one, two = (f"'{names[place]}'" if place < len(names) else "nothing" for names in (found, expected))
     raise UserError(f"classifier file {path} is for {what}: class {place + 1} is {one} there and {two} here")
 
 
-def _require_backbone(path: str | Path, card: Mapping[str, Any], wanted: Backbone | str) -> None:
-    own = card.get("backbone_fingerprint")
-    if own is None:
-        raise UserError(f"classifier file {path} does not say its backbone, so it cannot be compared")
-    name = "" if isinstance(wanted, str) else f"{wanted.name} "
-    fingerprint = wanted if isinstance(wanted, str) else wanted.fingerprint
-    if own != fingerprint:
+def _require_backbone(path: str | Path, card: Mapping[str, Any], expected: Backbone | str) -> None:
+    found = card.get("backbone_fingerprint")
+    if found is None:
+        raise UserError(f"classifier file {path} does not name its backbone, so it cannot be compared")
+    name = "" if isinstance(expected, str) else f"{expected.name} "
+    fingerprint = expected if isinstance(expected, str) else expected.fingerprint
+    if found != fingerprint:
         raise UserError(
-            f"classifier file {path} is for the backbone {card.get('backbone')} ({own[:12]}), not for "
-            f"{name}({fingerprint[:12]}); features of one mean nothing to the other"
+            f"classifier file {path} is for the backbone {card.get('backbone')} ({found[:12]}), not for "
+            f"{name}({fingerprint[:12]}); their features cannot be compared"
         )

@@ -41,7 +41,7 @@ class MyVPT(AuxiliaryMixin, VPTShape):
 
 
 class MyMaPLe(AuxiliaryMixin, MaPLeShape):
-    """Its image encoder takes prompts, so it says how images are encoded."""
+    """Its image encoder takes prompts, so it overrides how images are encoded."""
 
     def image_features(self, images: Tensor) -> Tensor:
         _, shared_ctx, _, deep_prompts = self.model.prompt_learner()
@@ -182,7 +182,7 @@ def slow_fusion(trainer: Any, own_logits: Tensor, images: Tensor, *, weight: flo
 
 
 def own_inference(trainer: Any, images: Tensor) -> Tensor:
-    """What the trainer says without us."""
+    """The trainer's logits without the mixin."""
     with torch.no_grad():
         return theirs(type(trainer)).model_inference(trainer, images)
 
@@ -485,7 +485,7 @@ def test_twice_is_an_error():
 
 
 class Labels(CoOpShape):
-    """Says what it thinks of the unlabelled images, in an order of its own."""
+    """Labels the unlabelled images, in an order of its own."""
 
     def build_model(self) -> None:
         super().build_model()
@@ -505,10 +505,10 @@ def test_pseudo_labels_are_fused_in_the_trainers_own_order(config: Callable):
         assert torch.allclose(row.log(), expected, atol=1e-3)
 
 
-# What is wrong is said in one line
+# Errors are one line
 
 
-def said(run: Callable[[], Any]) -> str:
+def message_of(run: Callable[[], Any]) -> str:
     with pytest.raises(UserError) as raised:
         run()
     assert "\n" not in str(raised.value)
@@ -517,7 +517,7 @@ def said(run: Callable[[], Any]) -> str:
 
 @pytest.mark.parametrize("shape", [MaPLeShape, HeadlessShape])
 def test_a_model_without_image_features_is_named_before_anything_is_made(shape: type, config: Callable, tmp_path: Path):
-    message = said(lambda: build(augment(shape), config(AIR__CACHE=str(tmp_path))))
+    message = message_of(lambda: build(augment(shape), config(AIR__CACHE=str(tmp_path))))
     assert f"{shape.__name__}+AiR" in message and "override image_features(images)" in message
     assert "docs/drop-in.md" in message
     assert not list(tmp_path.rglob("*.png")) and not list(tmp_path.rglob("*.safetensors"))
@@ -532,8 +532,8 @@ def test_features_that_are_no_rows_are_named(config: Callable):
         def image_features(self, images: Tensor) -> Any:
             return super().image_features(images), None
 
-    assert "(1, 3, 1024) for 1 images" in said(lambda: build(Tokens, config()))
-    assert "a tuple for 1 images" in said(lambda: build(Pair, config()))
+    assert "(1, 3, 1024) for 1 images" in message_of(lambda: build(Tokens, config()))
+    assert "a tuple for 1 images" in message_of(lambda: build(Pair, config()))
 
 
 def test_an_output_that_is_no_logits_is_named(config: Callable):
@@ -544,8 +544,8 @@ def test_an_output_that_is_no_logits_is_named(config: Callable):
         def model_inference(self, input: Tensor) -> Tensor:
             return super().model_inference(input)[:, :2]
 
-    assert "model_inference returns a tuple, not (4, 3) logits" in said(build(augment(Bare), config()).test)
-    assert "model_inference returns (4, 2), not (4, 3) logits" in said(build(augment(Narrow), config()).test)
+    assert "model_inference returns a tuple, not (4, 3) logits" in message_of(build(augment(Bare), config()).test)
+    assert "model_inference returns (4, 2), not (4, 3) logits" in message_of(build(augment(Narrow), config()).test)
 
 
 def test_pseudo_labels_of_unknown_images_are_named(config: Callable):
@@ -561,14 +561,14 @@ def test_pseudo_labels_of_unknown_images_are_named(config: Callable):
             super().build_model()
             self.pseudo_probs()
 
-    assert "set self.paths" in said(lambda: build(augment(Whose), config()))
-    assert "(5, 3), not 12 images" in said(build(augment(TooFew), config()).pseudo_probs)
-    assert "call it in before_train" in said(lambda: build(augment(TooEarly), config()))
+    assert "no self.paths; set it in build_model" in message_of(lambda: build(augment(Whose), config()))
+    assert "(5, 3), not 12 images" in message_of(build(augment(TooFew), config()).pseudo_probs)
+    assert "call it in before_train" in message_of(lambda: build(augment(TooEarly), config()))
 
 
 def test_a_config_without_our_keys_is_named(data: Path, tmp_path: Path):
-    assert "add_air_config(cfg)" in said(lambda: MyCoOp(tiny_cfg(data, tmp_path)))
+    assert "add_air_config(cfg)" in message_of(lambda: MyCoOp(tiny_cfg(data, tmp_path)))
 
 
 def test_a_data_set_without_one_transform_is_named(config: Callable):
-    assert "transform" in said(lambda: build(MyCoOp, config(INPUT__NO_TRANSFORM=True)))
+    assert "transform" in message_of(lambda: build(MyCoOp, config(INPUT__NO_TRANSFORM=True)))

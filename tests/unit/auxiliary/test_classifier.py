@@ -211,7 +211,7 @@ def damage(path: Path, kind: str) -> None:
         ("cut", "damaged"),
         ("flipped", "not what was saved"),
         ("no safetensors", "damaged"),
-        ("foreign", "is no classifier of air_plugin"),
+        ("foreign", "is not a classifier of air_plugin"),
         ("header", "damaged"),
         ("form", "is of form 9"),
         ("tensors", "damaged"),
