@@ -178,7 +178,7 @@ def test_what_a_file_does_not_say_cannot_be_asked_for(tmp_path: Path):
     classifier().save(path)
     assert AuxiliaryClassifier.load(path).card == {}
     for wanted, said in (({"classnames": NAMES}, "its classes"), ({"backbone": "a"}, "its backbone")):
-        with pytest.raises(UserError, match=f"does not say {said}"):
+        with pytest.raises(UserError, match=f"does not name {said}"):
             AuxiliaryClassifier.load(path, **wanted)
 
 
