@@ -16,6 +16,7 @@ from air_plugin.report.comparison import Comparison
 from air_plugin.report.statistics import accuracies
 from air_plugin.report.tables import label_accuracies, notes, primary, stage_names, tables
 from air_plugin.utils.errors import UserError, unknown
+from air_plugin.utils.extras import require_extra
 from air_plugin.utils.files import write_atomically
 
 LOG = logging.getLogger(__name__)
@@ -48,8 +49,7 @@ def report(
         only: a data set's folder in it; None is all.
         rows, datasets, methods, backbone, split_family: what to show; see `air_plugin.report.collection.collect`.
         baseline: title of a row that the others are compared with; it is shown even where `methods` leaves it out.
-        form: of the table.
-        out: a file to write, whole or not at all.
+        form, out: of the table; a file to write it to, whole or not at all.
         ci95: give half of the 95 % interval over seeds instead of the standard deviation.
         details: every head, the pseudo-labels and every seed, too; the page has them anyway.
         page: a file for the page, beside a table in another form; results are read and statistics computed once.
@@ -60,6 +60,7 @@ def report(
     Raises:
         UserError: nothing to report, results that cannot be compared, an unknown name, a file that cannot be written.
     """
+    require_extra("report", purpose="air report")
     shown = [*methods, *([baseline] if methods and baseline and baseline not in methods else [])]
     folder = output / only if only else output
     collection = collect(
