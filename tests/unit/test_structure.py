@@ -6,6 +6,7 @@ An import counts wherever it stands: at the top, in a function, or under TYPE_CH
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -134,6 +135,14 @@ def test_a_circle_is_found():
 def test_every_room_stands_on_a_floor():
     names = {room(module_name(path)) for path in ALL} - {""}
     assert names == LEVEL.keys()
+
+
+def test_readme_shows_every_room():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (tree,) = re.findall(r"^train\.py .*?(?=^```)", readme, re.MULTILINE | re.DOTALL)
+    shown = {name for line in tree.splitlines() for name in re.findall(r"(\w+)(?:/|\.py)", line[:24])}
+    of_config = {"settings", "former_settings"}  # its list of settings, and former names
+    assert shown - {"air_plugin", "configs", "tests"} == LEVEL.keys() - of_config
 
 
 def test_nothing_imports_upwards():
