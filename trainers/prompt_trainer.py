@@ -21,7 +21,7 @@ from air_plugin.clip.loading import load_backbone
 from air_plugin.clip.prompts import PromptedCLIP, PromptEnsemble, PromptLearner
 from air_plugin.clip.zero_shot import UnlabelledImages, look_at_unlabelled, template_features, unlabelled_paths
 from air_plugin.config import validate
-from air_plugin.functional.metrics import head_metrics, said
+from air_plugin.functional.metrics import head_metrics, head_predictions
 from air_plugin.functional.transclip import transclip
 from air_plugin.inference.bundle import preprocessing_of
 from air_plugin.utils.checks import require
@@ -247,7 +247,7 @@ class PromptTrainer(TrainerX):
             "images": [item.impath for item in data],
             "labels": labels.tolist() if labels is not None else None,
             "classnames": self.classnames,
-            "heads": {name: said(probs) for name, probs in heads.items()},
+            "heads": {name: head_predictions(probs) for name, probs in heads.items()},
         }
         if labels is not None:
             self.diagnose(plain, table.plain, labels)

@@ -1,4 +1,4 @@
-"""From predictions to figures, in percent. Printing is somebody else's job."""
+"""From scores and labels to metrics: names -> numbers, rates in percent."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 def head_metrics(scores: Tensor, labels: Tensor | None, classnames: Sequence[str]) -> dict[str, Any]:
-    """What a head's scores are worth.
+    """Accuracy and macro F1 of one head.
 
     Args:
         scores: (N, C); the largest is the prediction.
-        labels: (N,) true classes, or None where nobody has them.
+        labels: (N,) true classes, or None where there are none.
         classnames: C names.
 
     Returns:
@@ -35,8 +35,8 @@ def head_metrics(scores: Tensor, labels: Tensor | None, classnames: Sequence[str
     }
 
 
-def said(probs: Tensor) -> dict[str, list[Any]]:
-    """(N, C) probabilities to what predictions.json holds: the N predicted classes, and their probabilities."""
+def head_predictions(probs: Tensor) -> dict[str, list[Any]]:
+    """(N, C) probabilities to the N predicted classes and their probabilities, as predictions.json holds them."""
     confidence, predicted = probs.max(dim=1)
     return {"predicted": predicted.tolist(), "confidence": [round(value, 6) for value in confidence.tolist()]}
 
@@ -44,14 +44,14 @@ def said(probs: Tensor) -> dict[str, list[Any]]:
 def pseudo_label_metrics(
     index: Tensor, mask: Tensor, top1: Tensor, *, total: int, labels: Tensor | None
 ) -> dict[str, float | int | None]:
-    """What pseudo-labels are worth; `labels` are the hidden ones, looked at after training for this alone.
+    """Size and quality of a set of pseudo-labels.
 
     Args:
         index: (S,) selected images.
         mask: (S, C) bool candidates.
         top1: (S,) the candidate of the largest probability.
         total: number of images N.
-        labels: (N,) hidden labels, or None where nobody has them.
+        labels: (N,) hidden labels, used after training for these metrics only; None where there are none.
 
     Returns:
         selected (a count), coverage (percent of the images), accuracy (percent of the selected whose top1

@@ -1,4 +1,4 @@
-"""Charts as SVG for the report page, in the page's own CSS colours so that light and dark both read."""
+"""Charts as SVG for the report page, in the page's CSS colours, for light and dark."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from itertools import pairwise
 from math import ceil
 from typing import Any
 
-COLOURS = 6  # --c0 .. --c5 in page.html.j2; 0 is grey, for what the others are compared with
+COLOURS = 6  # --c0 .. --c5 in page.html.j2; 0 is grey, for the baseline
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GLYPHS = ("\u25cf", "\u25a0", "\u25b2", "\u25c6", "\u25bc", "\u271a")  # the same marks, for a legend in HTML
 INK, SERIES = "#010203", tuple(f"#0{number}0a0b" for number in range(COLOURS))  # placeholders for the page's colours
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes with its lines; `whole` where x counts something; `rings` are single points to be marked."""
+    """One pair of axes with its lines; `whole`: x takes whole numbers only; `rings`: points with a ring around them."""
 
     x_label: str
     y_label: str
@@ -49,8 +49,8 @@ def bar_chart(names: Sequence[str], series: Sequence[tuple[int, Sequence[float]]
     Args:
         names: C groups.
         series: (colour, C values in percent); NaN leaves a gap. Bars stand in this order in every group.
-        y_label: what the values are, with the unit.
-        alt: the chart in words.
+        y_label: name of the values, with the unit.
+        alt: the chart as a sentence, for those who cannot see it.
 
     Returns:
         An svg element.
@@ -81,7 +81,7 @@ def line_chart(panels: Sequence[Panel], *, alt: str) -> str:
 
     Args:
         panels: one or two.
-        alt: the chart in words.
+        alt: the chart as a sentence, for those who cannot see it.
 
     Returns:
         An svg element.
@@ -130,10 +130,10 @@ def _axes(figure: Any, place: tuple[int, int, int], *, y_label: str) -> Any:
     return axes
 
 
-def _short(name: str, most: int = 22) -> str:
+def _short(name: str, longest: int = 22) -> str:
     """A name that fits below a bar."""
     name = " ".join(_plain(name).split())
-    return name if len(name) <= most else f"{name[: most - 3]}..."
+    return name if len(name) <= longest else f"{name[: longest - 3]}..."
 
 
 def _plain(text: str) -> str:
@@ -142,17 +142,17 @@ def _plain(text: str) -> str:
 
 
 def _svg(figure: Any, alt: str) -> str:
-    """The figure as an element to stand in HTML: no prologue, no names but those it refers to, the page's colours."""
+    """The figure as an HTML element: without prologue or unused ids, in the colours of the page."""
     from matplotlib import rc_context
 
     buffer, alt = io.StringIO(), _plain(alt)
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": alt}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has fonts of its own
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has other fonts
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r'(<text style="font-size: [\d.]+px;) font-family: [^;]*;', r"\1", text)  # the page's own font
+    text = re.sub(r'(<text style="font-size: [\d.]+px;) font-family: [^;]*;', r"\1", text)  # the page's font
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text, count=2).replace("xlink:href", "href")
     for placeholder, colour in {INK: "currentColor", **{s: f"var(--c{n})" for n, s in enumerate(SERIES)}}.items():
         text = text.replace(placeholder, colour)

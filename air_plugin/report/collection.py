@@ -1,4 +1,4 @@
-"""Which results may stand in one table, and in which order their rows stand."""
+"""Which results may share a table, and the order of its rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from air_plugin.report.results import read_results
 from air_plugin.report.schema import is_line, read_json
 from air_plugin.utils.errors import UserError, unknown
 
-TRAINERS = ("ZeroshotCLIP", "CoOp", "UPL", "CPL", "ZeroshotAiR", "AiR")  # rows that no methods.json names, in order
+TRAINERS = ("ZeroshotCLIP", "CoOp", "UPL", "CPL", "ZeroshotAiR", "AiR")  # order of the rows that no methods.json names
 
 Cell = tuple[str, str]  # trainer, config
 
@@ -169,7 +169,7 @@ def _named_rows(results: Iterable[RunResult]) -> tuple[dict[Cell, str], list[str
             faults.append(f"{' '.join(str(error).split())}; rows have plain names")
             continue
         if not isinstance(entries, list) or not all(map(_is_entry, entries)):
-            faults.append(f"{path} is no list of trainer, config and title; rows have plain names")
+            faults.append(f"{path} is not a list of trainer, config and title; rows have plain names")
             continue
         for entry in entries:
             titles.setdefault((entry["trainer"], entry["config"]), entry["title"].strip())

@@ -91,8 +91,8 @@ def look_at(page: Path, chromium: str, *, width: int) -> dict[str, Any]:
     )
     found = re.search(r'<pre id="verdict">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr[-2000:]
-    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return {**json.loads(unescape(found[1])), "console": said}
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return {**json.loads(unescape(found[1])), "console": console}
 
 
 @pytest.fixture(scope="module")

@@ -104,13 +104,13 @@ def test_filters_choose_and_unknown_names_have_near_matches(tmp_path: Path):
     assert collect(tmp_path, datasets=["letters", "digits"]).datasets == ["letters", "digits"]
     assert collect(tmp_path, datasets=["letters"]).datasets == ["letters"]
     assert titles(tmp_path, methods=["AiR (mini)"]) == ["AiR (mini)"]
-    for options, said in [
+    for options, message in [
         ({"datasets": ["digit"]}, "unknown data set 'digit'; did you mean digits?"),
         ({"methods": ["AiR (min)"]}, "unknown method 'AiR (min)'; did you mean AiR (mini) or CPL (mini)?"),
         ({"backbone": "ViT-B/32"}, "unknown backbone 'ViT-B/32'; known: mini"),
         ({"split_family": "zho"}, "unknown split family 'zho'; did you mean zhou?"),
     ]:
-        with pytest.raises(UserError, match=re.escape(said)):
+        with pytest.raises(UserError, match=re.escape(message)):
             collect(tmp_path, **options)
 
 

@@ -463,7 +463,7 @@ def test_options_choose_rows_columns_and_details(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--baseline", "CPL (mni)"], "unknown baseline 'CPL (mni)'; did you mean CPL (mini)"),
         (["--method", "AiR (mini)", "--baseline", "what"], "unknown method 'what'; known: AiR (mini), CPL (mini)"),
@@ -476,13 +476,13 @@ def test_options_choose_rows_columns_and_details(tmp_path: Path, capsys: pytest.
         (["--format", "html", "--out", "{folder}"], "cannot write {folder}: "),
     ],
 )
-def test_wrong_options_are_one_line(arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_wrong_options_are_one_line(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture):
     file = write(tmp_path, result())
     write(tmp_path, result("CPL"))
     places = {"folder": tmp_path / "digits", "file": file}
     before = sorted(tmp_path.rglob("*"))
     code, out, err = air(capsys, str(tmp_path), *(argument.format(**places) for argument in arguments))
-    assert (code, out) == (2, "") and err.startswith(f"error: {said.format(**places)}") and err.count("\n") == 1
+    assert (code, out) == (2, "") and err.startswith(f"error: {message.format(**places)}") and err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before  # nothing half-written is left
 
 

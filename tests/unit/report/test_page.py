@@ -170,8 +170,8 @@ def test_interval_instead_of_deviation(several: Path):
 def test_the_best_of_each_column_is_marked_and_ties_share_it(tmp_path: Path):
     labels = [0, 1] * 1500
     for config, wrong in (("a", 599), ("b", 600), ("c", 603)):  # 80.03, 80.0 and 79.9 percent
-        said = [1 - label if i < wrong else label for i, label in enumerate(labels)]
-        write_run(tmp_path, ["x", "y"], labels, {"text": said}, config=config)
+        predicted = [1 - label if i < wrong else label for i, label in enumerate(labels)]
+        write_run(tmp_path, ["x", "y"], labels, {"text": predicted}, config=config)
     page = page_of(tmp_path)
     best = [row[0][:8] for row in page.rows if any("(highest)" in value for value in row)]
     assert best == ["AiR (a)", "AiR (b)"]
@@ -180,8 +180,8 @@ def test_the_best_of_each_column_is_marked_and_ties_share_it(tmp_path: Path):
 def test_two_data_sets_have_a_mean_where_a_method_has_both(several: Path):
     write_several(several, ["cat", "dog", "eel"], dataset="pets", images=30)
     collection = collect(several)
-    said = {"text": [0, 1, 2]}
-    write_run(several, ["cat", "dog", "eel"], [0, 1, 2], said, dataset="pets", trainer="CPL", config="only")
+    predicted = {"text": [0, 1, 2]}
+    write_run(several, ["cat", "dog", "eel"], [0, 1, 2], predicted, dataset="pets", trainer="CPL", config="only")
     page = page_of(several, baseline="CPL (mini)")
     assert [page.rows[0][i] for i in (0, 1, 3, 5, 6)] == ["method", "digits", "pets", "mean", "seeds"]
     method = collection.methods[0]
@@ -219,10 +219,10 @@ def test_names_are_text_wherever_they_stand(tmp_path: Path):
     evil = ['<script>alert("1")</script>', "$\\frac{$", "&lt;b&gt;", "a'b\"c", "_hidden", "lone \ud800 half", "\u6f22"]
     output = tmp_path / "output"
     labels = list(range(7)) * 3
-    said = {"text": [(label + 1) % 7 if i < 7 else label for i, label in enumerate(labels)]}
+    predicted = {"text": [(label + 1) % 7 if i < 7 else label for i, label in enumerate(labels)]}
     images = [f"{name.encode('utf-8', 'replace').decode()}.png" for name in evil] * 3
     for config in ("mini", "<b>bold"):
-        write_run(output, evil, labels, said, images=images, config=config, template="<i>{}</i>")
+        write_run(output, evil, labels, predicted, images=images, config=config, template="<i>{}</i>")
     (output / "digits" / "methods.json").write_text(
         json.dumps([{"trainer": "AiR", "config": "<b>bold", "title": '<img src="x" onerror="y">'}])
     )
@@ -254,9 +254,9 @@ def test_many_classes_show_those_that_differ_most(tmp_path: Path):
     names = [f"class {number:03d}" for number in range(100)]
     labels = [number % 100 for number in range(200)]
     different = set(range(40, 60))  # right with one method, wrong with the other
-    said = [(label + 1) % 100 if label in different else label for label in labels]
+    predicted = [(label + 1) % 100 if label in different else label for label in labels]
     write_run(tmp_path, names, labels, {"text": labels}, trainer="CPL", images=names * 2)
-    write_run(tmp_path, names, labels, {"text": said}, images=names * 2)
+    write_run(tmp_path, names, labels, {"text": predicted}, images=names * 2)
     page = page_of(tmp_path)
     chart = (tmp_path / "report.html").read_text().split("<svg", 1)[1].split("</svg>", 1)[0]
     assert {f"class {number:03d}" for number in different} == set(re.findall(r"class \d{3}", chart))
@@ -327,8 +327,8 @@ def test_most_confused_pairs_against_a_loop():
 def test_confusion_is_of_the_primary_classifier_and_the_mean_over_seeds(tmp_path: Path):
     labels, names = [0, 0, 1, 1], ["x", "y"]
     for seed, fused in ((1, [0, 0, 1, 1]), (2, [0, 1, 1, 1])):
-        said = {"text": [1, 1, 0, 0], "fused": fused}
-        write_run(tmp_path, names, labels, said, images=list("abcd"), seed=seed, primary="fused")
+        predicted = {"text": [1, 1, 0, 0], "fused": fused}
+        write_run(tmp_path, names, labels, predicted, images=list("abcd"), seed=seed, primary="fused")
     page = page_of(tmp_path)
     begin = page.rows.index(["true class", "x", "y"])
     assert page.rows[begin + 1 : begin + 3] == [["x", "75", "25"], ["y", "", "100"]]
@@ -383,13 +383,13 @@ def with_curves(output: Path, chosen: dict[int, float], settings: dict[str, Any]
     """Runs whose fused head is right on 5, 6, ... of ten images with lambda as chosen, by seed."""
     labels = [0, 1] * 5
     for number, (seed, weight) in enumerate(chosen.items(), start=5):
-        said = [label if i < number else 1 - label for i, label in enumerate(labels)]
+        predicted = [label if i < number else 1 - label for i, label in enumerate(labels)]
         curve = {0.0: 40.0, 1.0: 50.0 + seed, 2.0: 60.0, weight: 10.0 * number}
         write_run(
             output,
             ["x", "y"],
             labels,
-            {"text": labels, "fused": said},
+            {"text": labels, "fused": predicted},
             seed=seed,
             settings=settings,
             by_lambda=sorted(map(list, curve.items())),
@@ -469,10 +469,10 @@ def test_lines_are_means_with_spreads_by_rising_x():
 def test_rounds_are_plotted_and_the_last_one_is_in_the_table(several: Path):
     parts = sections(View("digits", collect(several).methods, None, summary, []))["labels"]
     assert [title for *_, title in parts["legend"]] == ["AiR (mini+TRAINER.PROMPT.ROUNDS=3)"]
-    rows = {title: (rounds, figures) for title, rounds, figures in parts["rows"]}
+    rows = {title: (rounds, metrics) for title, rounds, metrics in parts["rows"]}
     assert "ZeroshotCLIP (mini)" not in rows and len(rows) == 6
-    rounds, figures = rows["AiR (mini+TRAINER.PROMPT.ROUNDS=3)"]
-    assert rounds == 3 and figures[0] == (40.0, 0.0) and figures[2] == (89.5, stdev([89.0, 90.0]))
+    rounds, metrics = rows["AiR (mini+TRAINER.PROMPT.ROUNDS=3)"]
+    assert rounds == 3 and metrics[0] == (40.0, 0.0) and metrics[2] == (89.5, stdev([89.0, 90.0]))
     assert parts["chart"].count("images selected") == 1
     assert parts["chart"].count(">3</text>") == 2  # the last round, below either pair of axes
 
@@ -484,18 +484,18 @@ def test_mistakes_are_the_most_confident_wrong_ones(tmp_path: Path):
     output, rng = tmp_path / "output", np.random.default_rng(1)
     names = write_pictures(tmp_path / "data", "digits", 40)
     labels = [number % 10 for number in range(40)]
-    said = guesses(labels, 10, right=0.4, seed=2)
+    predicted = guesses(labels, 10, right=0.4, seed=2)
     confidence = rng.permutation(40) / 40
-    write_run(output, DIGITS, labels, {"text": said}, images=names, confidence=confidence.tolist())
+    write_run(output, DIGITS, labels, {"text": predicted}, images=names, confidence=confidence.tolist())
     write_run(output, DIGITS, labels, {"text": labels}, images=names, seed=2)
-    slow = sorted((i for i in range(40) if said[i] != labels[i]), key=lambda i: -confidence[i])[:MISTAKES]
+    slow = sorted((i for i in range(40) if predicted[i] != labels[i]), key=lambda i: -confidence[i])[:MISTAKES]
     assert len(slow) == MISTAKES
     page = page_of(output)
     assert [image["alt"] for image in page.named("img")] == [f"test image {names[i]}" for i in slow]
     words = " ".join(page.words.replace("\u00a0", " ").split())
     for i in slow:
-        assert f"predicted {said[i]} ({100 * confidence[i]:.0f} %), true class {labels[i]}" in words
-    assert f"seed 1, text head: {sum(a != b for a, b in zip(said, labels, strict=True))} of 40 wrong" in words
+        assert f"predicted {predicted[i]} ({100 * confidence[i]:.0f} %), true class {labels[i]}" in words
+    assert f"seed 1, text head: {sum(a != b for a, b in zip(predicted, labels, strict=True))} of 40 wrong" in words
 
 
 def test_missing_and_damaged_pictures_are_named(tmp_path: Path):

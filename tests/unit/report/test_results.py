@@ -32,8 +32,8 @@ def test_damaged_and_foreign_files_are_named_and_the_rest_is_kept(tmp_path: Path
 
 
 def test_what_only_newer_results_have_is_accepted(tmp_path: Path):
-    figures = {"selected": 8, "coverage": 50, "accuracy": None, "candidates": 1.5, "candidate_recall": None}
-    write(tmp_path, result(rounds=[figures, figures], by_lambda=[[0, 80.5], [2.0, 81]], stages=[], provenance={}))
+    metrics = {"selected": 8, "coverage": 50, "accuracy": None, "candidates": 1.5, "candidate_recall": None}
+    write(tmp_path, result(rounds=[metrics, metrics], by_lambda=[[0, 80.5], [2.0, 81]], stages=[], provenance={}))
     write(tmp_path, result(seed=2, rounds=None, by_lambda=None, provenance={"settings": {"AIR.M": 3}}))
     round_ = {"changed": 0, "accuracy": None, "lambda": 0.0, "scale": None}  # the paper's form, not a label known
     em = {"prior_strength": 0.0, "iterations": 9, "converged": False, "soft_counts": [98.0, 0]}

@@ -52,7 +52,7 @@ def pair(output: Path, images: int, seeds: tuple[int, ...] = (1, 2, 3)) -> tuple
     return method_of(output, "AiR"), method_of(output, "CPL")
 
 
-def test_accuracies_of_a_head_or_the_headline(tmp_path: Path):
+def test_accuracies_of_a_head_or_the_primary_classifier(tmp_path: Path):
     for seed in (2, 1):
         write(tmp_path, result(seed=seed, accuracy=80.0 + seed, primary="fused"))
     write(tmp_path, result(seed=3, heads={"text": {"accuracy": 70.0}}))
@@ -152,17 +152,17 @@ def test_bootstrap_memory_is_bounded(tmp_path: Path):
 def test_no_difference_has_a_reason(tmp_path: Path, kind: str):
     path = write_run(tmp_path, [True, False, True], seed=2 if kind == "no common seed" else 1)
     other = write_run(tmp_path, [True, True, False], trainer="CPL")
-    said = predictions_of(path)
+    content = predictions_of(path)
     if kind == "no predictions":
         os.remove(path.with_name("predictions.json"))
     elif kind == "damaged":
         write_predictions(path, "{")
     elif kind == "other images":
-        write_predictions(path, {**said, "images": said["images"][::-1]})
+        write_predictions(path, {**content, "images": content["images"][::-1]})
     elif kind == "other labels":
         labels, predicted = [0, 1, 0], [0, 0, 0]
         write_predictions(
-            path, {**said, "labels": labels, "heads": {"text": {"predicted": predicted, "confidence": [1, 1, 1]}}}
+            path, {**content, "labels": labels, "heads": {"text": {"predicted": predicted, "confidence": [1, 1, 1]}}}
         )
     method, baseline = method_of(tmp_path, "AiR"), method_of(tmp_path, "CPL")
     reasons: list[str] = []
@@ -170,14 +170,14 @@ def test_no_difference_has_a_reason(tmp_path: Path, kind: str):
     assert paired_difference(baseline, method, "digits") is None
     (reason,) = reasons
     assert reason.startswith("digits: no difference of AiR (mini) to CPL (mini): ") and "\n" not in reason
-    said_of = {
+    expected = {
         "no predictions": f"{path.parent} has no predictions.json",
         "damaged": str(path.with_name("predictions.json")),
         "other images": f"{path.parent} and {other.parent} were not tested on the same",
         "other labels": f"{path.parent} and {other.parent} were not tested on the same",
         "no common seed": "no seed in common",
     }
-    assert said_of[kind] in reason
+    assert expected[kind] in reason
 
 
 # All of it, for tables and pages
@@ -282,7 +282,7 @@ def test_another_fused_head_has_an_accuracy_but_no_regret(tmp_path: Path):
     assert found is not None and found.accuracy == [81.0] and found.oracle == found.regret == []
 
 
-def test_em_without_drawn_images_has_no_anchor(tmp_path: Path):
+def test_em_without_synthetic_images_has_no_prior_strength(tmp_path: Path):
     rounds = [{**entry, "prior_strength": 0.0} for entry in auxiliary_rounds(2.5)]
     write(tmp_path, result(auxiliary=rounds))
     found = fusion_of(method_of(tmp_path, "AiR"), "digits")
