@@ -3,46 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
-import re
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parent
-sys.path.append(str(ROOT / "compat"))  # last: an installed Dassl wins, the stand-in serves where there is none
-
-from air_plugin.config import FROM_BACKBONE, upgrade, upgrade_options  # noqa: E402
-from air_plugin.utils.errors import UserError, exit_code, unknown  # noqa: E402
-from air_plugin.utils.logs import show_logs  # noqa: E402
+from air_plugin.utils.errors import UserError, exit_code, unknown
+from air_plugin.utils.logs import show_logs
+from scripts.compose import ROOT, defaults, register_all, resolve, settings_of
 
 if TYPE_CHECKING:
     from air_plugin.report.predictions import Predictions
     from air_plugin.report.record import RunResult
-
-TRAINERS = ("zsclip", "coop", "upl", "cpl", "air")
-DATASETS = (
-    "digits",
-    "eurosat",
-    "resisc45",
-    "oxford_flowers",
-    "dtd",
-    "cub",
-    "fgvc_aircraft",
-    "caltech101",
-    "oxford_pets",
-    "stanford_cars",
-    "food101",
-    "sun397",
-    "ucf101",
-    "imagenet",
-    "folder",
-)
-# What may differ between two runs of the same settings.
-WHERE = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT", "AIR.CACHE", *FROM_BACKBONE)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -77,92 +52,77 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings; `air settings` explains ours"
     )
     args = parser.parse_args(argv)
-    args.opts = upgrade_options(args.opts[1:] if args.opts[:1] == ["--"] else args.opts)
+    args.opts = args.opts[1:] if args.opts[:1] == ["--"] else args.opts
     return args
 
 
-def setup_config(args: argparse.Namespace) -> Any:
-    """Defaults, then the data set's file, the trainer's files, the flags and the options, as Dassl's clients do."""
-    from dassl.config import get_cfg_default
+# Set up
 
-    from air_plugin.config import add_air_config, merge_file, merge_options
 
-    cfg = get_cfg_default()
-    add_air_config(cfg)
-    for path in (args.dataset_config_file, *args.config_file):
-        if path:
-            merge_file(cfg, path)
+def set_up(args: argparse.Namespace) -> tuple[Any, str]:
+    """The config that a command line asks for, and its label."""
     flags = {
-        ("DATASET", "ROOT"): args.root,
-        ("DATASET", "SOURCE_DOMAINS"): args.source_domains,
-        ("DATASET", "TARGET_DOMAINS"): args.target_domains,
-        ("INPUT", "TRANSFORMS"): args.transforms,
-        ("TRAINER", "NAME"): args.trainer,
-        ("MODEL", "BACKBONE", "NAME"): args.backbone,
-        ("MODEL", "HEAD", "NAME"): args.head,
-        ("OUTPUT_DIR",): args.output_dir,
-        ("RESUME",): args.resume,
+        "DATASET.ROOT": args.root,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "TRAINER.NAME": args.trainer,
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "MODEL.HEAD.NAME": args.head,
+        "OUTPUT_DIR": args.output_dir,
+        "RESUME": args.resume,
+        "SEED": args.seed if args.seed >= 0 else None,
     }
-    for key, value in flags.items():
-        if value:
-            node = cfg
-            for part in key[:-1]:
-                node = node[part]
-            node[key[-1]] = value
-    if args.seed >= 0:
-        cfg.SEED = args.seed
-    merge_options(cfg, args.opts)
-    if cfg.DATASET.NAME == "Folder" and cfg.DATASET.ROOT and "DATASET.TEMPLATE" not in args.opts[::2]:
-        from datasets.folder import template_of
-
-        cfg.DATASET.TEMPLATE = template_of(cfg.DATASET.ROOT) or cfg.DATASET.TEMPLATE
-    return cfg
+    return resolve(args.config_file, dataset_file=args.dataset_config_file, options=args.opts, flags=flags)
 
 
-def resolved(cfg: Any) -> dict[str, Any]:
-    """A config as plain values by full key, without where things lie; of a person's folder, a mark of its contents."""
-    from air_plugin.config import flatten
-
-    settings = {key: value for key, value in flatten(cfg).items() if key not in WHERE}
-    if cfg.DATASET.NAME == "Folder" and cfg.DATASET.ROOT:  # everybody's has the same name
-        from datasets.folder import contents
-
-        settings["DATASET.CONTENTS"] = contents(cfg.DATASET.ROOT)
-    return settings
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON keeps them: tuples are lists."""
+    return json.loads(json.dumps(settings))
 
 
-def claim(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Take a run's folder; its result where it is complete.
+def claim(folder: Path, settings: dict[str, Any]) -> bool:
+    """Take a run's folder; returns whether the run is complete.
 
     Raises:
         UserError: the folder holds a run of other settings.
     """
+    from air_plugin.config import flatten, upgrade
     from air_plugin.utils.files import write_atomically
 
     mark = folder / "settings.json"
-    plain = json.loads(json.dumps(settings))
+    wanted = plain(settings)
     try:
-        known = upgrade(json.loads(mark.read_text()))
+        found = upgrade(json.loads(mark.read_text()))
+        if new := wanted.keys() - found.keys():  # settings that did not exist yet when the run was made
+            found |= {key: value for key, value in plain(flatten(defaults())).items() if key in new}
     except (FileNotFoundError, ValueError):
-        known = plain
-        write_atomically(mark, json.dumps(plain, indent=1, sort_keys=True).encode(), durable=True)
-    differing = sorted(key for key in plain.keys() | known.keys() if plain.get(key) != known.get(key))
+        found = wanted
+        write_atomically(mark, json.dumps(wanted, indent=1, sort_keys=True).encode(), durable=True)
+    differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
     if differing:
-        change = ", ".join(f"{key} {known.get(key)!r} -> {plain.get(key)!r}" for key in differing[:3])
+        change = ", ".join(f"{key} {found.get(key)!r} -> {wanted.get(key)!r}" for key in differing[:3])
         raise UserError(
             f"{folder} holds a run of other settings ({change}); remove it or choose another --output-dir "
             "(scripts: OUTPUT)"
         )
     try:
-        return json.loads((folder / "result.json").read_text())
+        return bool(json.loads((folder / "result.json").read_text()))
     except (FileNotFoundError, ValueError):
-        return None
+        return False
+
+
+# Build
 
 
 def build(cfg: Any) -> Any:
     """The trainer; registers ours first."""
-    from importlib import import_module
+    from air_plugin.utils.extras import require_extra
+    from air_plugin.utils.offline import go_offline, is_offline
 
+    require_extra("train", purpose="train.py")
+    if is_offline():
+        go_offline()  # before any library asks the hub
     import torch
     from dassl.data.datasets import DATASET_REGISTRY
     from dassl.engine import TRAINER_REGISTRY, build_trainer
@@ -170,12 +130,11 @@ def build(cfg: Any) -> Any:
 
     from air_plugin.mixin import augment
 
-    for package, names in (("trainers", TRAINERS), ("datasets", DATASETS)):
-        for name in names:
-            import_module(f"{package}.{name}")
+    register_all("datasets")
+    register_all("trainers")
     base = cfg.TRAINER.NAME.removesuffix("+AiR")
-    known = TRAINER_REGISTRY.registered_names()
-    if base in known and cfg.TRAINER.NAME not in known:
+    trainers = TRAINER_REGISTRY.registered_names()
+    if base in trainers and cfg.TRAINER.NAME not in trainers:
         TRAINER_REGISTRY.register(augment(TRAINER_REGISTRY.get(base)))
     for kind, name, registry in (
         ("trainer", cfg.TRAINER.NAME, TRAINER_REGISTRY),
@@ -194,24 +153,7 @@ def build(cfg: Any) -> Any:
     return build_trainer(cfg)
 
 
-def label(config_files: list[str], dataset_config_file: str, options: list[str]) -> str:
-    """A config's name: its files' and what the command line changes in them (but not where things lie).
-
-    A trainer's default.yaml is not named where another file is: vit_b32, vit_b32+sdxl.
-    """
-    from air_plugin.config import flatten, merge_options
-
-    files = [part for file in config_files for part in ("--config-file", file)]
-    cfg = setup_config(parse([*files, "--dataset-config-file", dataset_config_file]))
-    before = flatten(cfg)
-    merge_options(cfg, options)
-    changed = {key: value for key, value in flatten(cfg).items() if value != before[key] and key not in WHERE}
-    texts = dict(zip(options[::2], options[1::2], strict=True))
-    parts = [Path(file).stem for file in config_files]
-    parts = [part for part in parts if part != "default"] or parts
-    name = "+".join([*parts, *(f"{key}={text}" for key, text in texts.items() if key in changed)])
-    name = re.sub(r"[^\w.=,+-]+", "_", name)
-    return name if len(name) <= 100 else f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+# Run
 
 
 def predictions(trainer: Any) -> Predictions:
@@ -250,7 +192,7 @@ def make_result(cfg: Any, trainer: Any, config: str) -> RunResult:
             **metrics,
             "other_metrics": {name: metrics[name] for name in sorted(other)},
             "stages": [asdict(stage) for stage in trainer.stages.done],
-            "provenance": {**collect(ROOT), "settings": resolved(cfg)},
+            "provenance": {**collect(ROOT), "settings": settings_of(cfg)},
         }
     )
 
@@ -286,39 +228,9 @@ def put_log_aside(folder: Path) -> None:
         log.rename(log.with_name(time.strftime("log.txt-%Y-%m-%d-%H-%M-%S", time.localtime(log.stat().st_mtime))))
 
 
-def run(args: argparse.Namespace) -> int:
-    """One run, from the config to result.json; returns the exit code."""
-    from air_plugin.utils.extras import require_extra
-    from air_plugin.utils.offline import go_offline, is_offline
-
-    require_extra("train", purpose="train.py")
-    if args.offline or is_offline():
-        go_offline()  # before any library asks the hub
-    cfg = setup_config(args)
-    folder = Path(cfg.OUTPUT_DIR)
-    begun = (folder / "settings.json").exists()
-    if not args.eval_only and claim(folder, resolved(cfg)):
-        print(f"{folder}: complete, nothing to do")
-        return 0
-    from dassl.utils import setup_logger
-
-    cfg.freeze()
-    if not args.eval_only:
-        put_log_aside(folder)
-    setup_logger(cfg.OUTPUT_DIR)
-    try:
-        trainer = build(cfg)
-    except UserError:
-        if not (begun or args.eval_only):  # nothing was done: no unfinished run for the tables to name
-            (folder / "settings.json").unlink(missing_ok=True)
-        raise
-    if args.eval_only:
-        trainer.load_model(args.model_dir or cfg.OUTPUT_DIR, epoch=args.load_epoch)
-        trainer.test()
-        return 0
-    if args.no_train:
-        return 0
-    trainer.train()
+def write_outputs(trainer: Any, folder: Path, label: str) -> None:
+    """What a finished run leaves in its folder; result.json, the mark of completion, comes last."""
+    cfg = trainer.cfg
     if hasattr(trainer, "auxiliary"):
         from air_plugin.auxiliary.gallery import plot_gallery
 
@@ -327,19 +239,77 @@ def run(args: argparse.Namespace) -> int:
         plot_gallery(prototypes, names, trainer.unlabelled, folder / "gallery.png", source=source)
     write_bundle(trainer, folder / "bundle")
     predictions(trainer).save(folder / "predictions.json")
-    result = make_result(cfg, trainer, label(args.config_file, args.dataset_config_file, args.opts))
-    result.save(folder / "result.json")  # last: it marks the run as complete
+    make_result(cfg, trainer, label).save(folder / "result.json")
+
+
+def run(cfg: Any, label: str, *, train: bool = True) -> int:
+    """One run, from its config to result.json, unless it is complete; returns the exit code.
+
+    Args:
+        cfg: every setting; cfg.OUTPUT_DIR is the run's folder.
+        label: the config's name, for result.json.
+        train: False builds the trainer, and nothing more.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    begun = (folder / "settings.json").exists()
+    if claim(folder, settings_of(cfg)):
+        print(f"{folder}: complete, nothing to do")
+        return 0
+    from dassl.utils import setup_logger
+
+    cfg.freeze()
+    put_log_aside(folder)
+    setup_logger(cfg.OUTPUT_DIR)
+    try:
+        trainer = build(cfg)
+    except UserError:
+        if not begun:  # nothing was done: no unfinished run for the tables to name
+            (folder / "settings.json").unlink(missing_ok=True)
+        raise
+    if train:
+        trainer.train()
+        write_outputs(trainer, folder, label)
     return 0
+
+
+def evaluate(cfg: Any, model_dir: str, *, epoch: int | None) -> int:
+    """Test the weights of a run, the last epoch's or those of `epoch`; returns the exit code."""
+    from dassl.utils import setup_logger
+
+    cfg.freeze()
+    setup_logger(cfg.OUTPUT_DIR)
+    trainer = build(cfg)
+    trainer.load_model(model_dir or cfg.OUTPUT_DIR, epoch=epoch)
+    trainer.test()
+    return 0
+
+
+def contained(work: Callable[[], int]) -> int:
+    """Do some work with our logs shown; its exit code, 2 for bad input. Dassl's logger does not outlive it."""
+    console = sys.stdout
+    show_logs()
+    try:
+        return exit_code(work)
+    finally:
+        log = getattr(sys.stdout, "file", None) if sys.stdout is not console else None
+        sys.stdout = console
+        if log is not None:
+            log.close()
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """What a command line asks for; returns the exit code."""
+    if args.offline:
+        os.environ["AIR_OFFLINE"] = "1"
+    cfg, label = set_up(args)
+    if args.eval_only:
+        return evaluate(cfg, args.model_dir, epoch=args.load_epoch)
+    return run(cfg, label, train=not args.no_train)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run; returns the exit code, 2 for bad input."""
-    console = sys.stdout
-    show_logs()
-    try:
-        return exit_code(lambda: run(parse(argv)))
-    finally:
-        sys.stdout = console
+    return contained(lambda: run_command(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from datasets.base import PublishedDataset, Split
+from datasets.published import PublishedDataset
+from datasets.sources import File, Source, split_by_zhou
+from datasets.splits import Split
 
 IGNORED = ("BACKGROUND_Google", "Faces_easy")
 NAMES = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
@@ -15,10 +17,22 @@ class Caltech101(PublishedDataset):
     """Has no train and test lists of its own."""
 
     dataset_dir = "caltech-101"
+    template = "a photo of a {}."  # CoOp's
     image_dir = "101_ObjectCategories"
     classes = 100
     split_file = "split_zhou_Caltech101.json"
     sizes = {"zhou": (4_128, 1_649, 2_465)}
+    source = Source(
+        files=[
+            File(
+                "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
+                {"101_ObjectCategories": "101_ObjectCategories"},
+                "md5:3138e1922a9193bfa496528edbbc45d0",
+                inner="101_ObjectCategories.tar.gz",
+            )
+        ],
+        optional=[split_by_zhou("Caltech101", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN")],
+    )
 
     def zhou_split(self) -> Split:
         return self.divided(self.by_folder(NAMES, ignored=IGNORED))

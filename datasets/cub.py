@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from datasets.base import PublishedDataset, Split
+from datasets.published import PublishedDataset
+from datasets.sources import File, Source
+from datasets.splits import Split
 
 LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt")  # each: the image's number, and a value
 
@@ -14,11 +16,21 @@ class CUB(PublishedDataset):
     """Class names as in GRIP and CPL, in small letters. CoOp has no split of it."""
 
     dataset_dir = "cub"
+    template = "a photo of a {}"  # GRIP's and CPL's; CoOp has none
     image_dir = "CUB_200_2011/images"
     classes = 200
     sizes = {"elevater": (5_994, 0, 5_794)}
     covered = True
     grip = {}
+    source = Source(
+        files=[
+            File(
+                "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+                {"CUB_200_2011": "CUB_200_2011"},
+                "md5:97eceeb196236b17998738112f37df78",
+            )
+        ]
+    )
 
     def zhou_split(self) -> Split:
         return self.held_out()

@@ -20,6 +20,7 @@ from air_plugin.utils.checks import require_range
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import write_atomically
 from datasets.base import SplitDataset
+from datasets.sources import Source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,6 +36,8 @@ class Digits(SplitDataset):
     """1,000 training images (unlabelled as train_u) and 797 test images, stratified, always the same."""
 
     dataset_dir = "digits"
+    template = "a photo of the digit {}."
+    source = Source(generated=True)
 
     def __init__(self, cfg: Any) -> None:
         root = Path(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)))
@@ -42,9 +45,9 @@ class Digits(SplitDataset):
             raise UserError(f"data root {root} is missing; make it, or name another with --root (scripts: DATA=...)")
         folder = root / self.dataset_dir
         if not (folder / SPLIT).exists():
-            from air_plugin.utils.seeding import randomness_kept  # imports torch, which a script may not need
+            from air_plugin.utils.seeding import randomness_kept  # it imports torch, which no script needs
 
-            with randomness_kept():  # else the first run of all draws other shots
+            with randomness_kept():  # otherwise the very first run samples other shots
                 write_digits(folder, self.change)
         try:
             split = json.loads((folder / SPLIT).read_text())
@@ -52,13 +55,13 @@ class Digits(SplitDataset):
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
             raise UserError(f"{folder} is damaged ({error}); remove it and it is written again") from error
         train = incomplete(
-            train, missing=cfg.DATASET.NUM_MISSING_CLASSES, rarer=cfg.DATASET.IMBALANCE_RATIO, seed=max(cfg.SEED, 0)
+            train, missing=cfg.DATASET.NUM_MISSING_CLASSES, ratio=cfg.DATASET.IMBALANCE_RATIO, seed=max(cfg.SEED, 0)
         )
         super().__init__(cfg, CLASSES, train=train, val=val, test=test)
 
     @staticmethod
     def change(image: Image, number: int) -> Image:
-        """What is done to an image of 32x32 before it is written; the same for the same number, always."""
+        """The change of an image of 32x32 before it is written; always the same for the same number."""
         return image
 
     @staticmethod
@@ -81,7 +84,7 @@ class DigitsInverted(Digits):
 
 @DATASET_REGISTRY.register()
 class DigitsRotated(Digits):
-    """Turned by ANGLE; what comes in from outside is black, as the ground is."""
+    """Rotated by ANGLE; corners that come in from outside are black, as the background is."""
 
     dataset_dir = "digits_rotated"
 
@@ -94,7 +97,7 @@ class DigitsRotated(Digits):
 
 @DATASET_REGISTRY.register()
 class DigitsNoisy(Digits):
-    """In Gaussian noise, which depends on the image's number alone."""
+    """With Gaussian noise, which depends on the image's number alone."""
 
     dataset_dir = "digits_noisy"
 
@@ -107,37 +110,37 @@ class DigitsNoisy(Digits):
         return fromarray(np.round(np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
 
 
-def incomplete(items: list[Datum], *, missing: int, rarer: float, seed: int) -> list[Datum]:
-    """Training images as they might come: an experiment's construction, which uses labels that no method sees.
+def incomplete(items: list[Datum], *, missing: int, ratio: float, seed: int) -> list[Datum]:
+    """Training images that lack classes or are unbalanced: an experiment, which uses labels that no method sees.
 
     Args:
         items: of all classes.
-        missing: how many classes are left out, which ones depends on the seed.
-        rarer: of every other class (the even or the odd ones, by the seed) one image in so many is kept, at least one.
+        missing: number of classes that are left out; the seed decides which ones.
+        ratio: one image in so many is kept of every other class (the even or the odd ones, by the seed), at least one.
         seed: of the choice.
 
     Raises:
-        UserError: not even two classes are left, or `rarer` is below 1.
+        UserError: fewer than two classes are left, or `ratio` is below 1.
     """
     require_range("DATASET.NUM_MISSING_CLASSES", missing, 0, len(CLASSES) - 2)
-    require_range("DATASET.IMBALANCE_RATIO", rarer, 1, math.inf)
+    require_range("DATASET.IMBALANCE_RATIO", ratio, 1, math.inf)
     rng = random.Random(f"incomplete {seed}")
     absent = set(rng.sample(range(len(CLASSES)), missing))
     kept = []
     for label in sorted(set(range(len(CLASSES))) - absent):
-        own = sorted((item for item in items if item.label == label), key=lambda item: item.impath)
-        if rarer > 1 and label % 2 == seed % 2 and own:
-            own = rng.sample(own, max(1, round(len(own) / rarer)))
-        kept += own
+        images = sorted((item for item in items if item.label == label), key=lambda item: item.impath)
+        if ratio > 1 and label % 2 == seed % 2 and images:
+            images = rng.sample(images, max(1, round(len(images) / ratio)))
+        kept += images
     return sorted(kept, key=lambda item: item.impath)
 
 
 def write_digits(folder: Path, change: Callable[[Image, int], Image] = Digits.change) -> None:
-    """Write images and split below a folder; the split comes last, so that an interrupted writing is begun again.
+    """Write images and split below a folder; the split comes last, so an interrupted writing begins again.
 
     Args:
         folder: of the data set.
-        change: what is done to every image, given with its number.
+        change: of every image, called with the image and its number.
     """
     import numpy as np
     from PIL.Image import Resampling, fromarray

@@ -1,4 +1,4 @@
-"""Files from the network and archives from strangers: whole, verified, resumable, never outside of their folder."""
+"""Files from the network: whole, verified, resumable, and laid out in the folder of their data set."""
 
 from __future__ import annotations
 
@@ -7,25 +7,22 @@ import os
 import re
 import shutil
 import ssl
-import stat
-import tarfile
 import time
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
 from dataclasses import dataclass
 from http.client import HTTPException
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from air_plugin.utils.errors import UserError
+from air_plugin.utils.errors import UserError, is_disk_full
+from datasets.archives import inside, unpack
+from datasets.sources import ByHand, File, Source
 
 BLOCK = 1 << 20
-MOST_MEMBERS = 2_000_000  # of an archive
+DOWNLOADS = ".downloads"  # below the data root; an archive that was fetched by hand may be put there, too
 
 
 def download(
@@ -213,136 +210,65 @@ def _verify(path: Path, checksum: str, size: int | None, *, origin: str) -> None
     raise UserError(f"what came{origin} {fault}, and was removed; run again, and if it stays so, fetch it by hand")
 
 
-# Archives
-
-
-@dataclass(frozen=True)
-class _Member:
-    """A file or folder of an archive. fault: why it may not be unpacked, or empty."""
-
-    name: str
-    is_folder: bool
-    fault: str
-    opened: Any  # () -> binary file
-
-
-def unpack(archive: Path, folder: Path, *, limit: int | None = None) -> Path:
-    """Unpack a zip or tar archive (of any compression) into a new folder, whole or not at all; returns `folder`.
-
-    Files and folders are all that is ever made, by our own hand: nothing is linked, no owner, mode or time is taken
-    over, so nothing can point out of the folder, and `tarfile`'s filters are not needed (nor their faults,
-    CVE-2025-4517). A path that leaves the folder, a link or a device is refused with the whole archive.
+def fetch(name: str, source: Source, folder: Path) -> list[ByHand]:
+    """Fetch and lay out what is not there yet; returns what must still be fetched by hand.
 
     Args:
-        archive: the file.
-        folder: must not exist.
-        limit: largest sum of the unpacked files in bytes; None: 1 GiB and ten times the archive's own size, which is
-            plenty for images.
+        name: of the data set, for messages.
+        source: where it comes from.
+        folder: of the data set; downloads lie beside it, in DOWNLOADS/<name>.
 
     Raises:
-        UserError: it is no archive, damaged, hostile, or larger than the limit.
+        UserError: an address fails, an archive is not what it should be, or the folder cannot be written to.
         OSError: the disk is full.
     """
-    limit = (1 << 30) + 10 * archive.stat().st_size if limit is None else limit
-    folder.mkdir(parents=True)
+    from filelock import FileLock
+
+    downloads = folder.parent / DOWNLOADS / name
+
+    def is_there(file: File) -> bool:
+        return all((folder / target).exists() for target in file.takes.values())
+
     try:
-        _unpack_members(archive, folder, limit)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return folder
-
-
-def _unpack_members(archive: Path, folder: Path, limit: int) -> None:
-    from tqdm import tqdm
-
-    left, number = limit, 0
-    with _damage_of(archive), _members(archive) as members, tqdm(desc=archive.name, unit=" files", disable=None) as bar:
-        for number, member in enumerate(members, start=1):
-            if number > MOST_MEMBERS:
-                raise UserError(f"{archive} holds more than {MOST_MEMBERS} files; it was not unpacked")
-            fault = member.fault or _leaves(member.name)
-            if fault:
-                raise UserError(
-                    f"{archive} holds {member.name!r}, {fault}; nothing of it was unpacked. It is not the published "
-                    "archive: remove it"
-                )
-            path = folder.joinpath(*PurePosixPath(member.name).parts)
-            if member.is_folder:
-                path.mkdir(parents=True, exist_ok=True)
+        for file in source.files:
+            if is_there(file):
                 continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with member.opened() as source, open(path, "wb") as file:
-                left -= _copy(source, file, most=left)
-            if left < 0:
-                raise UserError(f"{archive} unpacks to more than {limit} bytes; nothing of it was unpacked")
-            bar.update()
-        if not number:
-            raise UserError(f"{archive} is empty")
-
-
-def _copy(source: IO[bytes], file: IO[bytes], *, most: int) -> int:
-    """Copy until more than `most` bytes were written; returns how many were."""
-    written = 0
-    while written <= most and (block := source.read(BLOCK)):
-        written += file.write(block)
-    return written
-
-
-def _leaves(name: str) -> str:
-    """Why a path may lead out of the folder that it is unpacked in, on any system; empty where it cannot."""
-    for path in (PurePosixPath(name), PureWindowsPath(name)):
-        if path.is_absolute() or path.root or path.drive:
-            return "an absolute path"
-        if ".." in path.parts:
-            return "a path out of its folder"
-    return "" if name and "\0" not in name else "no path"
-
-
-@contextmanager
-def _damage_of(archive: Path) -> Iterator[None]:
-    """What goes wrong while an archive is read becomes one line."""
-    damage = (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        ValueError,
-        NotImplementedError,
-        RuntimeError,
-        FileExistsError,
-        NotADirectoryError,
-        IsADirectoryError,
-    )
-    try:
-        yield
-    except damage as error:
-        raise UserError(f"{archive} is damaged ({error}); remove it, and it is fetched again") from error
+            downloads.mkdir(parents=True, exist_ok=True)
+            with FileLock(downloads / "lock"):  # the same command may run twice
+                if is_there(file):
+                    continue
+                print(f"{name}: {file.address}")
+                lay_out(download(file.address, downloads / file.name, checksum=file.checksum), file, folder)
+                print(f"{name}: {downloads / file.name} may be removed")
     except OSError as error:
-        if error.errno is not None:  # of the disk
+        if is_disk_full(error):
             raise
-        raise UserError(f"{archive} is damaged ({error}); remove it, and it is fetched again") from error
+        raise UserError(f"cannot write to {error.filename or folder.parent}: {error.strerror}") from error
+    return [item for item in source.needed if not (folder / item.puts).exists()]
 
 
-@contextmanager
-def _members(archive: Path) -> Iterator[Iterator[_Member]]:
-    """The members of an archive of either kind, in their order."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as opened:
-            yield (_of_zip(opened, info) for info in opened.infolist())
-    elif tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as opened_tar:
-            yield (_of_tar(opened_tar, info) for info in opened_tar)
-    else:
-        raise UserError(f"{archive} is no zip or tar archive; remove it, and it is fetched again")
+def lay_out(archive: Path, file: File, folder: Path) -> None:
+    """Put what an archive holds where it belongs; what is there already is left as it is.
 
+    A path appears only when it is whole: archives are unpacked beside it and moved.
 
-def _of_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
-    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was not made on Unix
-    fault = "" if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "a link" if kind == stat.S_IFLNK else "no file"
-    return _Member(info.filename, info.is_dir(), fault, lambda: archive.open(info))
-
-
-def _of_tar(archive: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
-    fault = "" if info.isreg() or info.isdir() else "a link" if info.issym() or info.islnk() else "no file"
-    return _Member(info.name, info.isdir(), fault, lambda: archive.extractfile(info))
+    Raises:
+        UserError: the archive does not hold what it should.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        if "" in file.takes:
+            beside.mkdir()
+            found = {file.takes[""]: Path(shutil.copyfile(archive, beside / archive.name))}
+        else:
+            opened = unpack(archive, beside / "outer")
+            if file.inner:
+                opened = unpack(inside(opened, file.inner, archive), beside / "inner")
+            found = {target: inside(opened, path, archive) for path, target in file.takes.items()}
+        for target, path in found.items():
+            if not (folder / target).exists():
+                (folder / target).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, folder / target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from datasets.base import PARTS, Item, PublishedDataset, Split
+from datasets.published import PublishedDataset
+from datasets.sources import File, Source, split_by_zhou, split_of_elevater
+from datasets.splits import PARTS, Item, Split
 
 # Folder: CoOp's wording, GRIP's and CPL's.
 CLASSES = {
@@ -28,11 +30,26 @@ class EuroSAT(PublishedDataset):
     """Has no lists of its own, so "elevater" needs ELEVATER's: 5,000 images each, drawn by CLIP's authors."""
 
     dataset_dir = "eurosat"
+    template = "a centered satellite photo of {}."  # CoOp's
     image_dir = "2750"
     classes = 10
     split_file = "split_zhou_EuroSAT.json"
     sizes = {"zhou": (13_500, 5_400, 8_100), "elevater": (10_000, 0, 5_000)}
     grip = dict(enumerate(grip for _, grip in CLASSES.values()))
+    source = Source(
+        files=[
+            File(
+                "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/"
+                "EuroSAT.zip",
+                {"2750": "2750"},
+                "md5:c8fa014336c82ac7804f0398fcb19387",
+            )
+        ],
+        optional=[
+            split_by_zhou("EuroSAT", "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"),
+            split_of_elevater("eurosat_clip", "txt"),
+        ],
+    )
 
     def zhou_split(self) -> Split:
         return self.divided(self.by_folder(COOP))

@@ -22,17 +22,41 @@ class Folder(SplitDataset):
     """DATASET.ROOT itself is the data set; nothing is ever written there.
 
     Training images have no labels. Without test/ the predictions are made for the training images, whose labels are -1
-    for "nobody knows". Names that begin with a dot are left out, as `ls` does.
+    for "unknown". Names that begin with a dot are left out, as `ls` does.
     """
 
     dataset_dir = "folder"
     split_family = "own"
+    has_training_labels = False
+
+    @classmethod
+    def template_at(cls, root: str) -> str:
+        """The template line of classes.txt, if there is one.
+
+        Raises:
+            UserError: see `read_class_file`.
+        """
+        return (read_class_file(class_file(folder_of(root)))[1] if root else "") or cls.template
+
+    @classmethod
+    def contents_at(cls, root: str) -> str:
+        """A hash of the names and sizes of everything that a run would read."""
+        if not root:
+            return ""
+        folder = folder_of(root)
+        names, _ = read_class_file(class_file(folder))
+        paths = visible_images(folder / TRAIN) + [path for path, _ in labelled_images(folder / TEST, names)]
+        lines = [*names, *(f"{path.relative_to(folder)} {path.stat().st_size}" for path in paths)]
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def __init__(self, cfg: Any) -> None:
         root = folder_of(cfg.DATASET.ROOT)
         names, _ = read_class_file(class_file(root))
-        if cfg.TRAINER.NAME == "CoOp" or cfg.DATASET.NUM_SHOTS >= 1:
-            raise UserError(f"{root / TRAIN} has no labels, and CoOp learns from labels; use UPL, CPL or AiR")
+        if cfg.DATASET.NUM_SHOTS >= 1:
+            raise UserError(
+                f"DATASET.NUM_SHOTS is {cfg.DATASET.NUM_SHOTS}, but {root / TRAIN} has no labels, and CoOp learns from "
+                "labels; use UPL, CPL or AiR"
+            )
         if cfg.DATASET.SUBSAMPLE_CLASSES != "all":
             raise UserError(f"DATASET.SUBSAMPLE_CLASSES must be all: {root / TRAIN} has no labels to choose by")
         train = [Datum(impath=str(path), label=-1) for path in visible_images(root / TRAIN)]
@@ -100,21 +124,3 @@ def labelled_images(folder: Path, classnames: list[str]) -> list[tuple[Path, int
     if not found:
         raise UserError(f"no images below {folder}; it must hold a folder a class. Remove it if you have no labels")
     return found
-
-
-def template_of(root: str) -> str:
-    """The template line of the person's class names; "" where there is none.
-
-    Raises:
-        UserError: see `read_class_file`.
-    """
-    return read_class_file(class_file(folder_of(root)))[1]
-
-
-def contents(root: str) -> str:
-    """A mark of the names and sizes of everything that a run would read: another one, another data set."""
-    folder = folder_of(root)
-    names, _ = read_class_file(class_file(folder))
-    paths = visible_images(folder / TRAIN) + [path for path, _ in labelled_images(folder / TEST, names)]
-    lines = [*names, *(f"{path.relative_to(folder)} {path.stat().st_size}" for path in paths)]
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from datasets.base import Item, PublishedDataset, Split
+from datasets.published import PublishedDataset
+from datasets.sources import File, Source, split_by_zhou
+from datasets.splits import Item, Split
 
 
 @DATASET_REGISTRY.register()
@@ -12,10 +14,21 @@ class Food101(PublishedDataset):
     """Lists in meta/."""
 
     dataset_dir = "food-101"
+    template = "a photo of {}, a type of food."  # CoOp's
     classes = 101
     split_file = "split_zhou_Food101.json"
     sizes = {"zhou": (50_500, 20_200, 30_300), "elevater": (75_750, 0, 25_250)}
     covered = True
+    source = Source(
+        files=[
+            File(
+                "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+                {"images": "images", "meta": "meta"},
+                "md5:85eeb15f3717b99a5da872d97d918f87",
+            )
+        ],
+        optional=[split_by_zhou("Food101", "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl")],
+    )
 
     def own_lists(self) -> Split:
         return {"train": self._items("train.txt"), "val": [], "test": self._items("test.txt")}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from datasets.base import Item, PublishedDataset, Split, images_in
+from datasets.published import PublishedDataset, images_in
+from datasets.sources import DRIVE, ByHand, Source
+from datasets.splits import Item, Split
 
 
 @DATASET_REGISTRY.register()
@@ -12,9 +14,28 @@ class ImageNet(PublishedDataset):
     """The official val folder is the test part. CoOp uses it as val, too; here there is none to choose models by."""
 
     dataset_dir = "imagenet"
+    template = "a photo of a {}."  # CoOp's
     classes = 1000
     sizes = {"zhou": (1_281_167, 0, 50_000), "elevater": (1_281_167, 0, 50_000)}
     own_is_zhou = True
+    source = Source(
+        needed=[
+            *(
+                ByHand(
+                    f"ILSVRC 2012, a folder of images for each of 1,000 classes (n01440764 ...): {file}",
+                    "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php (an account is needed)",
+                    path,
+                )
+                for file, path in (
+                    ("ILSVRC2012_img_train.tar", "images/train"),
+                    ("ILSVRC2012_img_val.tar", "images/val"),
+                )
+            ),
+            ByHand(
+                "the class names: classnames.txt", DRIVE.format("1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"), "classnames.txt"
+            ),
+        ]
+    )
 
     def own_lists(self) -> Split:
         return {"train": self._items("train"), "val": [], "test": self._items("val")}

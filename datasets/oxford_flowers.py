@@ -6,7 +6,9 @@ import json
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from datasets.base import Item, PublishedDataset, Split
+from datasets.published import PublishedDataset
+from datasets.sources import DRIVE, OXFORD, ByHand, File, Source, split_by_zhou
+from datasets.splits import Item, Split
 
 
 @DATASET_REGISTRY.register()
@@ -14,12 +16,30 @@ class OxfordFlowers(PublishedDataset):
     """Class names are in cat_to_name.json; where that is missing, torchvision's list of them serves."""
 
     dataset_dir = "oxford_flowers"
+    template = "a photo of a {}, a type of flower."  # CoOp's
     image_dir = "jpg"
     classes = 102
     split_file = "split_zhou_OxfordFlowers.json"
     sizes = {"zhou": (4_093, 1_633, 2_463), "elevater": (2_040, 0, 6_149)}
     covered = True
     grip = {15: "globe flower", 59: "pink and yellow dahlia", 92: "air plant"}
+    source = Source(
+        files=[
+            File(f"{OXFORD}/flowers/102/102flowers.tgz", {"jpg": "jpg"}, "md5:52808999861908f626f3c1f4e79d11fa"),
+            File(
+                f"{OXFORD}/flowers/102/imagelabels.mat", {"": "imagelabels.mat"}, "md5:e0620be6f572b9609742df49c70aed4d"
+            ),
+            File(f"{OXFORD}/flowers/102/setid.mat", {"": "setid.mat"}, "md5:a5357ecc9cb78c4bef273ce3793fc85c"),
+        ],
+        optional=[
+            ByHand(
+                "CoOp's class names (without them torchvision's serve): cat_to_name.json",
+                DRIVE.format("1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0"),
+                "cat_to_name.json",
+            ),
+            split_by_zhou("OxfordFlowers", "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),
+        ],
+    )
 
     def zhou_split(self) -> Split:
         return self.divided(self._items())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from datasets.base import Item, PublishedDataset, Split
+from datasets.published import PublishedDataset
+from datasets.sources import OXFORD, File, Source, split_by_zhou
+from datasets.splits import Item, Split
 
 
 @DATASET_REGISTRY.register()
@@ -12,9 +14,21 @@ class OxfordPets(PublishedDataset):
     """Lists in annotations/, of which list.txt names what the two others must have between them."""
 
     dataset_dir = "oxford_pets"
+    template = "a photo of a {}, a type of pet."  # CoOp's
     classes = 37
     split_file = "split_zhou_OxfordPets.json"
     sizes = {"zhou": (2_944, 736, 3_669), "elevater": (3_680, 0, 3_669)}
+    source = Source(
+        files=[
+            File(f"{OXFORD}/pets/data/images.tar.gz", {"images": "images"}, "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c"),
+            File(
+                f"{OXFORD}/pets/data/annotations.tar.gz",
+                {"annotations": "annotations"},
+                "md5:95a8c909bbe2e81eed6a22bccdf3f68f",
+            ),
+        ],
+        optional=[split_by_zhou("OxfordPets", "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs")],
+    )
 
     def zhou_split(self) -> Split:
         return self.held_out()

@@ -6,7 +6,9 @@ import json
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from datasets.base import PARTS, Item, PublishedDataset, Split
+from datasets.published import PublishedDataset
+from datasets.sources import File, Source, split_of_elevater
+from datasets.splits import PARTS, Item, Split
 
 NEEDS = " (the split family elevater needs ELEVATER's lists of resisc45_clip: train.json, val.json, test.json)"
 
@@ -16,10 +18,22 @@ class RESISC45(PublishedDataset):
     """Has no lists of its own, so "elevater" needs ELEVATER's, drawn by CLIP's authors. CoOp has no split of it."""
 
     dataset_dir = "resisc45"
+    template = "a photo of a {}"  # GRIP's and CPL's; CoOp has none
     image_dir = "NWPU-RESISC45"
     classes = 45
     sizes = {"elevater": (6_300, 0, 25_200)}
     grip = {}
+    source = Source(
+        files=[
+            File(
+                "https://hf.co/datasets/torchgeo/resisc45/resolve/a826b44d938a883185f11ebe3d512d38b464312f/"
+                "NWPU-RESISC45.zip",
+                {"NWPU-RESISC45": "NWPU-RESISC45"},
+                "md5:75206b2e16446591afa88e2628744886",
+            )
+        ],
+        optional=[split_of_elevater("resisc45_clip", "json")],
+    )
 
     def zhou_split(self) -> Split:
         return self.divided(self.by_folder({folder: folder.replace("_", " ") for folder in self.class_folders()}))

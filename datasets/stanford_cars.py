@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from datasets.base import Item, PublishedDataset, Split
+from datasets.published import PublishedDataset
+from datasets.sources import ByHand, Source, split_by_zhou
+from datasets.splits import Item, Split
 
 
 @DATASET_REGISTRY.register()
@@ -14,11 +16,30 @@ class StanfordCars(PublishedDataset):
     """Class names begin with the year, as in CoOp."""
 
     dataset_dir = "stanford_cars"
+    template = "a photo of a {}."  # CoOp's
     image_dir = ""
     classes = 196
     split_file = "split_zhou_StanfordCars.json"
     sizes = {"zhou": (6_509, 1_635, 8_041), "elevater": (8_144, 0, 8_041)}
     covered = True
+    source = Source(
+        needed=[
+            ByHand(
+                f"the images: {name}.tgz (the authors' address is gone; this is a mirror)",
+                "https://www.kaggle.com/datasets/jessicali9530/stanford-cars-dataset",
+                name,
+            )
+            for name in ("cars_train", "cars_test")
+        ]
+        + [
+            ByHand(f"the labels: {name}", "https://github.com/pytorch/vision/issues/7545", path)
+            for name, path in (
+                ("car_devkit.tgz", "devkit"),
+                ("those of the test images", "cars_test_annos_withlabels.mat"),
+            )
+        ],
+        optional=[split_by_zhou("StanfordCars", "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT")],
+    )
 
     def zhou_split(self) -> Split:
         return self.held_out()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from datasets.base import Item, PublishedDataset, Split
+from datasets.published import PublishedDataset
+from datasets.sources import File, Source, split_by_zhou
+from datasets.splits import Item, Split
 
 
 @DATASET_REGISTRY.register()
@@ -12,11 +14,26 @@ class SUN397(PublishedDataset):
     """Its own lists are the first of its ten published partitions: 50 training and 50 test images a class."""
 
     dataset_dir = "sun397"
+    template = "a photo of a {}."  # CoOp's
     image_dir = "SUN397"
     classes = 397
     split_file = "split_zhou_SUN397.json"
     sizes = {"zhou": (15_880, 3_970, 19_850), "elevater": (19_850, 0, 19_850)}
     balanced = True
+    source = Source(
+        files=[
+            File(
+                "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",
+                {"SUN397": "SUN397"},
+                "md5:8ca2778205c41d23104230ba66911c7a",
+            ),
+            File(
+                "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip",
+                {name: name for name in ("ClassName.txt", "Training_01.txt", "Testing_01.txt")},
+            ),
+        ],
+        optional=[split_by_zhou("SUN397", "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq")],
+    )
 
     def zhou_split(self) -> Split:
         return self.held_out()

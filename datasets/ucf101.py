@@ -6,7 +6,9 @@ import re
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from datasets.base import Item, PublishedDataset, Split
+from datasets.published import PublishedDataset
+from datasets.sources import DRIVE, ByHand, File, Source, split_by_zhou
+from datasets.splits import Item, Split
 
 
 @DATASET_REGISTRY.register()
@@ -14,11 +16,28 @@ class UCF101(PublishedDataset):
     """Its own lists are the first of its three published splits, in ucfTrainTestlist/."""
 
     dataset_dir = "ucf101"
+    template = "a photo of a person doing {}."  # CoOp's
     image_dir = "UCF-101-midframes"
     classes = 101
     split_file = "split_zhou_UCF101.json"
     sizes = {"zhou": (7_639, 1_898, 3_783), "elevater": (9_537, 0, 3_783)}
     covered = True
+    source = Source(
+        files=[
+            File(
+                "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip",
+                {"ucfTrainTestlist": "ucfTrainTestlist"},
+            )
+        ],
+        needed=[
+            ByHand(
+                "the middle frames, by CoOp's authors: UCF-101-midframes.zip",
+                DRIVE.format("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),
+                "UCF-101-midframes",
+            )
+        ],
+        optional=[split_by_zhou("UCF101", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y")],
+    )
 
     def zhou_split(self) -> Split:
         return self.held_out()

@@ -1,12 +1,14 @@
-"""Runs of one or more trainers on a data set, one a seed, then the table. All scripts call it.
+"""Runs of one or more trainers on a data set, one for each seed, then the table. All scripts call it.
 
-CONFIG is the name of a file in configs/trainers/<trainer>, or a backbone of configs/backbones, by itself or with a
+Completed runs are skipped; interrupted runs resume.
+
+CONFIG is the name of a file in configs/trainers/<trainer>, or a backbone of configs/backbones, alone or with a
 generator of configs/generators (vit_b32, vit_b32+sdxl); these go on top of the trainer's default.yaml. A preset of
-configs/presets may stand behind (mini+plus); trainers without a generator omit it. A row of an experiment
-may name a preset, too: it then stands behind CONFIG for this row.
+configs/presets may follow (mini+plus); trainers without a generator ignore it. A row of an experiment
+may name a preset, too, which then follows CONFIG in this row.
 
-Environment: DATA (default ./data), OUTPUT (default ./output), SEEDS (default "1 2 3"), JOBS (runs at once; default: 1,
-or as many as there are cores where the config gives every run its number of threads), AIR_OFFLINE (1: no network).
+Environment: DATA (default ./data), OUTPUT (default ./output), SEEDS (default "1 2 3"), JOBS (number of parallel runs;
+default: 1, or cores / AIR.THREADS where the config sets AIR.THREADS), AIR_OFFLINE (1: no network).
 """
 
 from __future__ import annotations
@@ -25,14 +27,16 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from air_plugin.config import upgrade_options, warn_once  # noqa: E402
-from air_plugin.utils.errors import UserError, exit_code, unknown  # noqa: E402
+from air_plugin.config import upgrade_options  # noqa: E402
+from air_plugin.utils.errors import UserError, exit_code  # noqa: E402
 from air_plugin.utils.logs import show_logs  # noqa: E402
+from scripts.compose import compose, config_file, facts_of, resolve, uses_generator  # noqa: E402
 
 # What CoOp's own script takes after DATASET and CONFIG: CTP NCTX SHOTS CSC.
 COOP = ("TRAINER.PROMPT.CLASS_TOKEN_POSITION", "TRAINER.PROMPT.N_CTX", "DATASET.NUM_SHOTS", "TRAINER.PROMPT.CSC")
@@ -40,9 +44,9 @@ COOP = ("TRAINER.PROMPT.CLASS_TOKEN_POSITION", "TRAINER.PROMPT.N_CTX", "DATASET.
 
 @dataclass(frozen=True)
 class Row:
-    """What is run for every seed: a trainer with its options. An untitled row is called by its trainer and config.
+    """A row of the table: a trainer with its options, run for every seed. Without a title it has the trainer's name.
 
-    A preset stands behind CONFIG; the options come after it.
+    The preset follows CONFIG, and the options come after it.
     """
 
     trainer: str
@@ -54,6 +58,19 @@ class Row:
         """CONFIG with the row's preset, unless it names that one already: their runs are then the same."""
         named = self.preset in ("", *config.split("+")[1:]) or config.endswith(f"_{self.preset}")
         return config if named else f"{config}+{self.preset}"
+
+    @property
+    def name(self) -> str:
+        return self.title or self.trainer
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its name for people, its config, and the config's label."""
+
+    name: str
+    cfg: Any
+    label: str
 
 
 def parse() -> argparse.Namespace:
@@ -77,55 +94,6 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def config_file(folder: str, name: str, kind: str) -> Path:
-    path = ROOT / "configs" / folder / f"{name}.yaml"
-    if not path.is_file():
-        raise unknown(kind, name, [file.stem for file in path.parent.glob("*.yaml")])
-    return path
-
-
-def draws(trainer: str) -> bool:
-    """Whether a trainer has to do with a generator."""
-    return trainer.endswith("AiR")
-
-
-def compose(trainer: str, config: str) -> list[Path]:
-    """The files that a CONFIG stands for, in the order in which they are merged.
-
-    Raises:
-        UserError: a part of it is unknown, or it names no backbone, or two.
-    """
-    presets = {path.stem: path for path in (ROOT / "configs" / "presets").glob("*.yaml")}
-    own_kind = f"trainers/{trainer.removesuffix('+AiR')}"
-    folders = {kind: ROOT / "configs" / kind for kind in (own_kind, "backbones", "generators")}
-    files = {kind: {path.stem: path for path in folder.glob("*.yaml")} for kind, folder in folders.items()}
-    own = files.pop(own_kind)
-    default = own.pop("default")
-    if config in own:
-        return [own[config]]
-    if (today := re.sub(rf"_({'|'.join(presets)})$", r"+\1", config)) != config:
-        warn_once(f"CONFIG {config} is now {today}")
-        config = today
-    chosen = [presets[name] for name in config.split("+")[1:] if name in presets]
-    if chosen:
-        plain = "+".join(name for name in config.split("+") if name not in presets)
-        return [*compose(trainer, plain), *(chosen if draws(trainer) else [])]
-    parts: dict[str, list[Path]] = {"backbones": [], "generators": []}
-    for name in config.split("+"):
-        kind = next((kind for kind in files if name in files[kind]), None)
-        if kind is None:
-            where = ", ".join(f"configs/{kind}" for kind in folders)
-            known = {*own, *files["backbones"], *files["generators"], *presets}
-            raise unknown(f"config in {where}:", name, known)
-        parts[kind].append(files[kind][name])
-    if len(parts["backbones"]) != 1 or len(parts["generators"]) > 1:
-        raise UserError(
-            f"CONFIG '{config}' must name one backbone and one generator at the most; for instance "
-            "vit_b32 or vit_b32+sdxl"
-        )
-    return [default, *parts["backbones"], *(parts["generators"] if draws(trainer) else [])]
-
-
 def default_config(dataset_file: Path) -> str:
     import yaml
 
@@ -133,7 +101,7 @@ def default_config(dataset_file: Path) -> str:
 
 
 def without_air(options: list[str]) -> list[str]:
-    """Options less those that only AiR reads, so that a control is not run again for each of their values."""
+    """The options without those that only AiR reads, so that a control is not run again for each of their values."""
     pairs = zip(options[::2], options[1::2], strict=False)
     return [part for key, value in pairs if not key.startswith("AIR.") for part in (key, value)]
 
@@ -155,7 +123,7 @@ def experiment_of(name: str, options: list[str]) -> tuple[list[Row], str | None]
     experiment = yaml.safe_load(config_file("experiments", name, "experiment").read_text())
     rows = []
     for row in experiment["rows"]:
-        given = options if draws(row["trainer"]) else without_air(options)
+        given = options if uses_generator(row["trainer"]) else without_air(options)
         own = [str(part) for pair in row.get("options", {}).items() for part in pair]
         preset = config_file("presets", row["preset"], "preset").stem if "preset" in row else ""
         rows.append(Row(row["trainer"], [*given, *own], row["title"], preset))
@@ -169,6 +137,19 @@ def data_root() -> Path:
     if not root.is_dir():
         raise UserError(f"data root {root} is missing; make it, or name another with DATA=...")
     return root
+
+
+def output_root() -> Path:
+    return Path(os.environ.get("OUTPUT", ROOT / "output")).absolute()
+
+
+def check_options(options: list[str]) -> None:
+    """Raise a UserError for an option without its value, and for what the scripts set themselves."""
+    if len(options) % 2:
+        raise UserError(f"options are pairs of KEY VALUE; '{options[-1]}' has no partner")
+    for key, name in (("SEED", "SEEDS"), ("OUTPUT_DIR", "OUTPUT")):
+        if key in options[::2]:
+            raise UserError(f"{key} is no option of the scripts; set the environment's {name}")
 
 
 def seeds() -> list[str]:
@@ -189,17 +170,17 @@ def jobs(threads: int) -> int:
     return min(4, max(1, cores // threads)) if threads > 0 else 1
 
 
-def work(line: list[str], *, quiet: bool) -> tuple[int, str]:
-    """One run in this process; returns its exit code and, where it is quiet, what it said on stderr."""
+def work(run: Run, *, quiet: bool) -> tuple[int, str]:
+    """Do one run in this process; returns its exit code and, where it is quiet, its messages on stderr."""
     if not quiet:
-        return train.main(line), ""
+        return train.contained(lambda: train.run(run.cfg, run.label)), ""
     errors = io.StringIO()
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(errors):
-        return train.main(line), errors.getvalue()
+        return train.contained(lambda: train.run(run.cfg, run.label)), errors.getvalue()
 
 
 def end_with_parent() -> None:
-    """Let a worker end at once when the script is killed, lest it writes to what the next script takes up."""
+    """End a worker at once when the script is killed: the next script may resume the same run."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -210,26 +191,26 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_all(lines: dict[str, list[str]], *, at_once: int) -> int:
-    """Runs by name, with train.py's command line; returns the exit code of the first one that failed, else 0."""
+def run_all(runs: list[Run], *, at_once: int) -> int:
+    """Do the runs; returns the exit code of the first one that failed, else 0."""
     if at_once == 1:
-        for name, line in lines.items():
-            print(f"== {name}", flush=True)
-            code, _ = work(line, quiet=False)
+        for run in runs:
+            print(f"== {run.name}", flush=True)
+            code, _ = work(run, quiet=False)
             if code:
                 return code
         return 0
-    print(f"{len(lines)} runs, {at_once} at a time; each writes its log.txt", flush=True)
+    print(f"{len(runs)} runs, {at_once} at a time; each writes its log.txt", flush=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(at_once, mp_context=context, initializer=end_with_parent) as pool:
-        waiting = {pool.submit(work, line, quiet=True): name for name, line in lines.items()}
+        waiting = {pool.submit(work, run, quiet=True): run.name for run in runs}
         try:
             for number, future in enumerate(as_completed(waiting), start=1):
-                print(f"== {waiting[future]} ({number} of {len(lines)})", flush=True)
-                code, said = future.result()
-                if said:
-                    print(said, end="", file=sys.stderr)
-                if code:  # the others may say the same; one line is enough
+                print(f"== {waiting[future]} ({number} of {len(runs)})", flush=True)
+                code, messages = future.result()
+                if messages:
+                    print(messages, end="", file=sys.stderr)
+                if code:  # the others may fail with the same message; one line is enough
                     return code
         except BrokenProcessPool:
             raise UserError("a run was killed, perhaps for want of memory; run again with JOBS=1") from None
@@ -238,68 +219,86 @@ def run_all(lines: dict[str, list[str]], *, at_once: int) -> int:
     return 0
 
 
+def resolve_row(row: Row, dataset: str, config: str, *, root: Path, output: Path) -> tuple[Any, str] | None:
+    """The config and label of a row; None, with a line that says why, where the row cannot be run.
+
+    Raises:
+        UserError: an option is wrong, or the data set is.
+    """
+    try:
+        files = compose(row.trainer, row.config(config))
+    except UserError:  # CONFIG is a file of the main trainer's alone
+        print(f"left out: {row.name}, which has no configs/trainers/{row.trainer}/{config}.yaml")
+        return None
+    cfg, label = resolve(
+        files,
+        dataset_file=config_file("datasets", dataset, "data set"),
+        options=row.options,
+        flags={"DATASET.ROOT": str(root), "TRAINER.NAME": row.trainer, "AIR.CACHE": str(output / "cache")},
+    )
+    if cfg.DATASET.NUM_SHOTS >= 1 and not facts_of(cfg).has_training_labels:
+        print(f"left out: {row.name}, which needs training labels")
+        return None
+    return cfg, label
+
+
+def list_runs(rows: list[Row], dataset: str, config: str) -> tuple[list[Run], dict[tuple[str, str], str]]:
+    """Every run, and the titles of the rows by trainer and label; of rows that mean the same runs, the first counts.
+
+    Raises:
+        UserError: nothing can be run.
+    """
+    root, output = data_root(), output_root()
+    runs: list[Run] = []
+    titles: dict[tuple[str, str], str] = {}
+    for row in rows:
+        found = resolve_row(row, dataset, config, root=root, output=output)
+        if found is None or (row.trainer, found[1]) in titles:
+            continue
+        cfg, label = found
+        titles[row.trainer, label] = row.title
+        for seed in seeds():
+            own = cfg.clone()
+            own.SEED = int(seed)
+            own.OUTPUT_DIR = str(output / dataset / row.trainer / label / f"seed{seed}")
+            runs.append(Run(f"{dataset} / {row.name} / {label} / seed {seed}", own, label))
+    if not runs:
+        raise UserError(f"nothing can be run on {dataset}: every row was left out")
+    return runs, titles
+
+
 def run(args: argparse.Namespace) -> int:
-    if len(args.options) % 2:
-        raise UserError(f"options are pairs of KEY VALUE; '{args.options[-1]}' has no partner")
-    dataset_file = config_file("datasets", args.dataset, "data set")
-    config = args.config or default_config(dataset_file)
+    """All runs of a command, then the table; returns the exit code."""
+    check_options(args.options)
+    config = args.config or default_config(config_file("datasets", args.dataset, "data set"))
     rows, baseline = (
         experiment_of(args.experiment, args.options)
         if args.experiment
         else (rows_of(args.trainers, args.options), None)
     )
-    compose(rows[-1].trainer, rows[-1].config(config))
-    root, output = data_root(), Path(os.environ.get("OUTPUT", ROOT / "output")).absolute()
-    titles: dict[tuple[str, str], str] = {}
-    lines: dict[str, list[str]] = {}
-    for row in rows:
-        try:
-            paths = [str(path) for path in compose(row.trainer, row.config(config))]
-        except UserError:  # a file of the main trainer's alone
-            print(f"left out: {row.title or row.trainer}, which has no configs/trainers/{row.trainer}/{config}.yaml")
-            continue
-        if args.experiment and args.dataset == "folder" and row.trainer.removesuffix("+AiR") == "CoOp":
-            print(f"left out: {row.title}, which needs training labels")
-            continue
-        options = ["AIR.CACHE", str(output / "cache"), *row.options]
-        files = [part for path in paths for part in ("--config-file", path)]
-        files += ["--dataset-config-file", str(dataset_file)]
-        label = train.label(paths, str(dataset_file), row.options)
-        if (row.trainer, label) in titles:
-            continue
-        titles[row.trainer, label] = row.title
-        threads = train.setup_config(train.parse([*files, *options])).AIR.THREADS
-        for seed in seeds():
-            folder = output / args.dataset / row.trainer / label / f"seed{seed}"
-            lines[f"{args.dataset} / {row.title or row.trainer} / {label} / seed {seed}"] = [
-                "--root",
-                str(root),
-                "--seed",
-                seed,
-                "--trainer",
-                row.trainer,
-                *files,
-                "--output-dir",
-                str(folder),
-                *options,
-            ]
-    code = run_all(lines, at_once=min(jobs(threads), len(lines)))
-    if code:
-        return code
+    compose(rows[-1].trainer, rows[-1].config(config))  # an unknown CONFIG is an error, not a row that is left out
+    runs, titles = list_runs(rows, args.dataset, config)
+    code = run_all(runs, at_once=min(jobs(max(one.cfg.AIR.THREADS for one in runs)), len(runs)))
+    if not code:
+        print(table(args, titles, baseline), end="")
+    return code
+
+
+def table(args: argparse.Namespace, titles: dict[tuple[str, str], str], baseline: str | None) -> str:
+    """The table; of an experiment, its page is written, too."""
     from air_plugin.report.formats import report
 
+    output = output_root()
     if not args.experiment:
         try:
-            print(report(output, only=args.dataset), end="")
+            return report(output, only=args.dataset)
         except UserError as error:  # earlier runs there have another backbone, split or template
             print(f"warning: {error}", file=sys.stderr)
-            print(report(output, only=args.dataset, rows=titles), end="")
-        return 0
+            return report(output, only=args.dataset, rows=titles)
     remember_titles(output / args.dataset / "methods.json", titles)
     baseline = baseline if baseline in titles.values() else None
     page = output / args.dataset / f"{args.experiment}.html"
-    print(report(output, only=args.dataset, baseline=baseline, rows=titles, page=page), end="")
-    return 0
+    return report(output, only=args.dataset, baseline=baseline, rows=titles, page=page)
 
 
 def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
+from air_plugin.utils.errors import UserError
 from trainers.prompt_trainer import PromptTrainer
 
 
@@ -16,6 +17,8 @@ class CoOp(PromptTrainer):
 
     def prepare(self) -> None:
         items = sorted(self.dm.dataset.train_x, key=lambda item: item.impath)
+        if any(item.label < 0 for item in items):
+            raise UserError(f"{items[0].impath} has no label, and CoOp learns from labels; use UPL, CPL or AiR")
         self.labels = torch.tensor([item.label for item in items], device=self.device)
         self.table = self.features(
             [item.impath for item in items], name="features of train", views=self.cfg.TRAINER.PROMPT.VIEWS

@@ -13,10 +13,12 @@ import yaml
 from dassl.data.datasets import DATASET_REGISTRY
 from PIL import Image
 
+import scripts.compose
 from air_plugin.config import FROM_BACKBONE, AirSettings, add_air_config, flatten, merge_file, merge_options, validate
 from air_plugin.settings import SECTIONS
 from air_plugin.utils.errors import UserError
 from scripts import run
+from scripts.compose import register_all, resolve, settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -153,10 +155,7 @@ def test_parts_keep_to_what_is_theirs():
 
 @pytest.mark.parametrize("path", DATASETS, ids=label)
 def test_a_data_set_names_itself_and_a_config_of_every_trainer(path: Path):
-    import train
-
-    for name in train.DATASETS:
-        __import__(f"datasets.{name}")
+    register_all("datasets")
     alone = merged(path)
     assert alone.DATASET.NAME in DATASET_REGISTRY.registered_names()
     for trainer in {path.parent.name for path in TRAINERS}:
@@ -171,10 +170,7 @@ def test_a_data_set_names_itself_and_a_config_of_every_trainer(path: Path):
 def test_a_trainer_goes_with_every_backbone_and_generator(trainer: str):
     from dassl.engine import TRAINER_REGISTRY
 
-    import train
-
-    for name in train.TRAINERS:
-        __import__(f"trainers.{name}")
+    register_all("trainers")
     assert trainer in TRAINER_REGISTRY.registered_names()
     dataset, some = DATASETS[0], "vit_b32"
     for config in ["mini", *(path.stem for path in BACKBONES), *(f"{some}+{path.stem}" for path in GENERATORS)]:
@@ -296,19 +292,17 @@ def test_bad_compositions_are_errors_for_people(config: str, said: str):
 
 
 def test_a_runs_label_is_its_parts():
-    import train
-
-    digits = str(CONFIGS / "datasets" / "digits.yaml")
+    digits = CONFIGS / "datasets" / "digits.yaml"
 
     def named(config: str, *options: str) -> str:
-        return train.label([str(path) for path in run.compose("AiR", config)], digits, list(options))
+        return resolve(run.compose("AiR", config), dataset_file=digits, options=options)[1]
 
     assert named("vit_b32") == "vit_b32"
     assert named("vit_b32+sd21") == "vit_b32+sd21"
     assert named("mini") == "mini"
     assert named("mini+plus", "AIR.PRIOR", "none") == "mini+plus+AIR.PRIOR=none"
     assert named("vit_b32+sd21", "AIR.M", "60") == "vit_b32+sd21+AIR.M=60"
-    assert train.label([str(CONFIGS / "trainers" / "AiR" / "default.yaml")], digits, []) == "default"
+    assert resolve([CONFIGS / "trainers" / "AiR" / "default.yaml"], dataset_file=digits)[1] == "default"
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=label)
@@ -364,7 +358,7 @@ def test_an_unknown_preset_in_an_experiment_is_an_error_for_people(tmp_path: Pat
     (tmp_path / "configs" / "presets").symlink_to(CONFIGS / "presets")
     (tmp_path / "configs" / "experiments").mkdir()
     (tmp_path / "configs" / "experiments" / "mine.yaml").write_text("rows: [{title: a, trainer: AiR, preset: pluss}]")
-    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(scripts.compose, "ROOT", tmp_path)
     with pytest.raises(UserError, match=r"unknown preset 'pluss'; did you mean plus\?") as raised:
         run.experiment_of("mine", [])
     assert "\n" not in str(raised.value)
@@ -382,18 +376,15 @@ def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cell
     monkeypatch.setattr("air_plugin.report.formats.report", lambda *args, **options: "")
 
     def of(*command: str) -> Cells:
-        import train
-
-        lines: dict[str, list[str]] = {}
-        monkeypatch.setattr(run, "run_all", lambda given, at_once: lines.update(given) or 0)
+        runs: list[run.Run] = []
+        monkeypatch.setattr(run, "run_all", lambda given, at_once: runs.extend(given) or 0)
         monkeypatch.setattr("sys.argv", ["run.py", *command])
         assert run.run(run.parse()) == 0
         found: Cells = {}
-        for name, line in lines.items():
-            cfg = train.setup_config(train.parse(line))
-            folder = Path(cfg.OUTPUT_DIR).relative_to(tmp_path).as_posix()
+        for one in runs:
+            folder = Path(one.cfg.OUTPUT_DIR).relative_to(tmp_path).as_posix()
             assert folder not in found, "two rows are the same cell"
-            found[folder] = name.split(" / ")[1], train.resolved(cfg)
+            found[folder] = one.name.split(" / ")[1], settings_of(one.cfg)
         return found
 
     return of

@@ -16,7 +16,7 @@ from runs import ROOT, SHORT, script
 import train
 from air_plugin.utils.class_names import match_class, read_class_file
 from air_plugin.utils.errors import UserError
-from datasets.folder import Folder, contents
+from datasets.folder import Folder
 
 NAMES = ["left half", "Stra\u00dfe", "top_half"]  # a space, a letter that is none of ASCII, an underscore
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Caf\u00e9") for form in ("NFC", "NFD"))
@@ -52,7 +52,7 @@ def snapshot(root: Path) -> dict[str, tuple[int, bytes]]:
 
 def config(root: Path, *options: str) -> Any:
     line = ["--root", str(root), "--dataset-config-file", str(ROOT / "configs/datasets/folder.yaml"), *options]
-    return train.setup_config(train.parse(line))
+    return train.set_up(train.parse(line))[0]
 
 
 def fault(root: Path, *options: str) -> str:
@@ -132,14 +132,14 @@ def test_an_exact_name_wins_and_a_loose_one_must_be_unambiguous():
 
 
 def test_other_contents_are_another_data_set(tmp_path: Path):
-    marks = {contents(str(make(tmp_path, test=False)))}
-    assert contents(str(tmp_path)) in marks
+    marks = {Folder.contents_at(str(make(tmp_path, test=False)))}
+    assert Folder.contents_at(str(tmp_path)) in marks
     make(tmp_path, test=True)
-    marks.add(contents(str(tmp_path)))
+    marks.add(Folder.contents_at(str(tmp_path)))
     (tmp_path / "train/0.jpg").unlink()
-    marks.add(contents(str(tmp_path)))
+    marks.add(Folder.contents_at(str(tmp_path)))
     (tmp_path / "classes.txt").write_text("\n".join(reversed(NAMES)), encoding="utf-8")
-    marks.add(contents(str(tmp_path)))
+    marks.add(Folder.contents_at(str(tmp_path)))
     assert len(marks) == 4
 
 
@@ -198,7 +198,6 @@ def test_a_test_folder_without_anything(tmp_path: Path):
 
 def test_methods_that_need_labels_are_refused(tmp_path: Path):
     make(tmp_path, test=False)
-    assert "CoOp learns from labels" in fault(tmp_path, "--trainer", "CoOp")
     assert "CoOp learns from labels" in fault(tmp_path, "DATASET.NUM_SHOTS", "4")
     assert "must be all" in fault(tmp_path, "DATASET.SUBSAMPLE_CLASSES", "base")
 

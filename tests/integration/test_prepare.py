@@ -14,24 +14,22 @@ from pathlib import Path
 
 import pytest
 import yaml
+from layouts import EUROSAT
 from PIL import Image
 
 import prepare
 from air_plugin.utils.errors import UserError
-from prepare import ByHand, File, Source
+from datasets.download import lay_out
+from datasets.sources import ByHand, File, Source
+from scripts.compose import ROOT, dataset_class
 
-EUROSAT = [
-    "AnnualCrop",
-    "Forest",
-    "HerbaceousVegetation",
-    "Highway",
-    "Industrial",
-    "Pasture",
-    "PermanentCrop",
-    "Residential",
-    "River",
-    "SeaLake",
-]
+# Name on the command line -> class.
+SETS = {
+    path.stem: dataset_class(yaml.safe_load(path.read_text())["DATASET"]["NAME"])
+    for path in sorted((ROOT / "configs" / "datasets").glob("*.yaml"))
+}
+GENERATED = [name for name, kind in SETS.items() if kind.source.generated]
+FETCHED = [name for name in SETS if name not in (*GENERATED, "folder")]
 Served = Callable[[str, bytes], File]
 
 
@@ -99,7 +97,7 @@ def small_eurosat() -> list[tuple[str, bytes]]:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, name: str, source: Source) -> None:
-    monkeypatch.setitem(prepare.SOURCES, name, source)
+    monkeypatch.setattr(SETS[name], "source", source)
 
 
 def prepared(capsys: pytest.CaptureFixture[str], *line: str) -> tuple[int, str, str]:
@@ -113,7 +111,7 @@ def test_eurosat_from_address_to_counts(
 ):
     served = serve("EuroSAT.zip", zipped(small_eurosat()))
     file = File(served.address, {"2750": "2750"}, served.checksum)
-    use(monkeypatch, "eurosat", Source("eurosat", [file], optional=prepare.SOURCES["eurosat"].optional))
+    use(monkeypatch, "eurosat", Source([file], optional=SETS["eurosat"].source.optional))
 
     code, out, err = prepared(capsys, "eurosat", "--root", str(root), "--check")
     assert code == 2 and str(root / "eurosat") in err and f"python prepare.py eurosat --root {root}" in err
@@ -141,7 +139,7 @@ def test_a_wrong_checksum_lays_out_nothing(
     serve: Served, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     served = serve("EuroSAT.zip", zipped(small_eurosat()))
-    use(monkeypatch, "eurosat", Source("eurosat", [File(served.address, {"2750": "2750"}, "md5:" + "0" * 32)]))
+    use(monkeypatch, "eurosat", Source([File(served.address, {"2750": "2750"}, "md5:" + "0" * 32)]))
     code, _, err = prepared(capsys, "eurosat", "--root", str(root))
     assert code == 2 and served.checksum[4:] in err
     assert not (root / "eurosat").exists()
@@ -149,7 +147,7 @@ def test_a_wrong_checksum_lays_out_nothing(
 
 def test_a_file_that_is_gone(root: Path, serve: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     address = serve("other.zip", b"").address.replace("other", "gone")
-    use(monkeypatch, "eurosat", Source("eurosat", [File(address, {"2750": "2750"})]))
+    use(monkeypatch, "eurosat", Source([File(address, {"2750": "2750"})]))
     code, _, err = prepared(capsys, "eurosat", "--root", str(root))
     assert code == 2 and f"{address} answers 404" in err and str(root / ".downloads/eurosat/gone.zip") in err
 
@@ -163,7 +161,7 @@ def test_a_root_that_cannot_be_written_to(root: Path, capsys: pytest.CaptureFixt
 def test_an_archive_that_was_fetched_by_hand_is_taken(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    use(monkeypatch, "eurosat", Source("eurosat", [File("https://nowhere.invalid/E.zip", {"2750": "2750"})]))
+    use(monkeypatch, "eurosat", Source([File("https://nowhere.invalid/E.zip", {"2750": "2750"})]))
     (root / ".downloads/eurosat").mkdir(parents=True)
     (root / ".downloads/eurosat/E.zip").write_bytes(zipped(small_eurosat()))
     assert prepared(capsys, "eurosat", "--root", str(root))[0] == 0
@@ -174,15 +172,15 @@ def test_other_shapes_of_archives(tmp_path: Path):
     inner = zipped([("photos/a/1.jpg", b"1"), ("photos/lists/b.txt", b"2")])
     archive.write_bytes(zipped([("wrapped/inner.zip", inner), ("wrapped/readme.txt", b"3")]))
     file = File("http://x/outer.zip", {"photos/a": "images", "lists/b.txt": "b.txt"}, inner="inner.zip")
-    prepare.lay_out(archive, file, tmp_path / "set")
+    lay_out(archive, file, tmp_path / "set")
     assert (tmp_path / "set/images/1.jpg").read_bytes() == b"1" and (tmp_path / "set/b.txt").read_bytes() == b"2"
-    prepare.lay_out(archive, File("http://x/outer.zip", {"": "sub/plain.mat"}), tmp_path / "set")
+    lay_out(archive, File("http://x/outer.zip", {"": "sub/plain.mat"}), tmp_path / "set")
     assert (tmp_path / "set/sub/plain.mat").read_bytes() == archive.read_bytes()
     (tmp_path / "set/b.txt").write_bytes(b"mine")
-    prepare.lay_out(archive, file, tmp_path / "set")
+    lay_out(archive, file, tmp_path / "set")
     assert (tmp_path / "set/b.txt").read_bytes() == b"mine"  # what is there is left as it is
     with pytest.raises(UserError, match="holds no missing"):
-        prepare.lay_out(archive, File("http://x/outer.zip", {"missing": "missing"}), tmp_path / "set")
+        lay_out(archive, File("http://x/outer.zip", {"missing": "missing"}), tmp_path / "set")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outer.zip", "set"]
 
 
@@ -190,15 +188,14 @@ def test_other_shapes_of_archives(tmp_path: Path):
 def test_what_has_no_address_is_told_and_where_it_goes(root: Path, name: str, capsys: pytest.CaptureFixture[str]):
     code, out, err = prepared(capsys, name, "--root", str(root))
     assert code == 2 and not err
-    source = prepare.SOURCES[name]
-    for item in source.needed:
-        assert item.where in out and str(root / source.folder / item.puts) in out
+    for item in SETS[name].source.needed:
+        assert item.where in out and str(root / SETS[name].dataset_dir / item.puts) in out
     assert not list(root.iterdir())
 
 
 def test_only_what_is_missing_is_told(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     items = [ByHand(f"part {name}", f"https://x/{name}", name) for name in ("one", "two")]
-    use(monkeypatch, "ucf101", Source("ucf101", needed=items))
+    use(monkeypatch, "ucf101", Source(needed=items))
     (root / "ucf101/one").mkdir(parents=True)
     code, out, _ = prepared(capsys, "ucf101", "--root", str(root))
     assert code == 2 and "part two" in out and "part one" not in out
@@ -220,7 +217,7 @@ def test_commands_can_be_pasted_whatever_the_root_is_called(root: Path, capsys: 
         assert command.format(name) in prepared(capsys, name, "--root", str(spaced), "--check")[2]
 
 
-@pytest.mark.parametrize("name", prepare.WRITTEN)
+@pytest.mark.parametrize("name", GENERATED)
 def test_digits(name: str, root: Path, capsys: pytest.CaptureFixture[str]):
     code, _, err = prepared(capsys, name, "--root", str(root), "--check")
     assert code == 2 and f"python prepare.py {name} " in err and not list(root.iterdir())
@@ -228,11 +225,6 @@ def test_digits(name: str, root: Path, capsys: pytest.CaptureFixture[str]):
     assert code == 0 and re.search(r"all +1000 +0 +797\n", out)
     assert [path.name for path in root.iterdir()] == [name]
     assert prepared(capsys, name, "--root", str(root), "--check")[0] == 0
-
-
-def test_every_data_set_can_be_prepared():
-    configs = (prepare.ROOT / "configs" / "datasets").glob("*.yaml")
-    assert sorted([*prepare.SOURCES, *prepare.OWN]) == sorted(path.stem for path in configs)
 
 
 def test_folder(root: Path, capsys: pytest.CaptureFixture[str]):
@@ -249,17 +241,17 @@ def test_folder(root: Path, capsys: pytest.CaptureFixture[str]):
     assert code == 0 and re.search(r"dog +0 +0 +1\n", out)
 
 
-# The table itself
+# What the data sets say of their sources
 
 
-def test_every_data_set_with_a_config_has_a_source():
-    names = {path.stem for path in (prepare.ROOT / "configs/datasets").glob("*.yaml")}
-    assert names == {*prepare.SOURCES, *prepare.OWN}
+def test_the_names_of_generated_data_sets_are_their_folders():
+    assert {name: SETS[name].dataset_dir for name in GENERATED} == {name: name for name in GENERATED}
+    assert len(GENERATED) == 4 and len(FETCHED) == 13
 
 
-@pytest.mark.parametrize("name", prepare.SOURCES)
+@pytest.mark.parametrize("name", FETCHED)
 def test_sources_are_whole(name: str):
-    source = prepare.SOURCES[name]
+    source = SETS[name].source
     assert source.files or source.needed
     for file in source.files:
         assert file.address.startswith(("https://", "http://")) and file.takes and "?" not in file.name
@@ -271,15 +263,6 @@ def test_sources_are_whole(name: str):
     targets = [target for file in source.files for target in file.takes.values()]
     targets += [item.puts for item in (*source.needed, *source.optional) if item.puts]
     assert len(set(targets)) == len(targets)
-
-
-@pytest.mark.parametrize("name", prepare.SOURCES)
-def test_a_source_fills_the_folder_that_the_data_set_reads(name: str):
-    from importlib import import_module
-
-    module = import_module(f"datasets.{name}")
-    names = yaml.safe_load((prepare.ROOT / f"configs/datasets/{name}.yaml").read_text())["DATASET"]["NAME"]
-    assert getattr(module, names).dataset_dir == prepare.SOURCES[name].folder
 
 
 def test_checksums_and_addresses_are_torchvisions():
@@ -296,5 +279,5 @@ def test_checksums_and_addresses_are_torchvisions():
         ],
     }
     for name, files in known.items():
-        ours = [(file.address, file.checksum.removeprefix("md5:")) for file in prepare.SOURCES[name].files]
+        ours = [(file.address, file.checksum.removeprefix("md5:")) for file in SETS[name].source.files]
         assert set(files) <= set(ours), name

@@ -118,3 +118,23 @@ def test_bad_names_and_places(tmp_path: Path) -> None:
         done = script("scripts/air/main.sh", *args, **{"OUTPUT": str(tmp_path), "DATA": str(tmp_path), **environment})
         assert done.returncode == 2
         assert done.stderr.startswith("error: ") and named in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_experiment_without_a_row_that_can_be_run_ends_with_one_line(tmp_path: Path) -> None:
+    """All rows of drop_in learn from labels, which a person's folder lacks."""
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "train").mkdir()
+    places = {"DATA": str(tmp_path), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1"}
+    done = script("scripts/air/drop_in.sh", "folder", "mini", **places)
+    assert done.returncode == 2
+    assert done.stdout.count("left out: CoOp") == 6 and done.stdout.count("needs training labels") == 6
+    assert done.stderr == "error: nothing can be run on folder: every row was left out\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("key", "name"), [("SEED", "SEEDS"), ("OUTPUT_DIR", "OUTPUT")])
+def test_what_the_scripts_set_themselves_is_no_option(tmp_path: Path, key: str, name: str) -> None:
+    places = {"DATA": str(tmp_path), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1"}
+    done = script("scripts/zeroshot/main.sh", "digits", "mini", key, "5", **places)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"{key} is no option of the scripts; set the environment's {name}" in done.stderr

@@ -16,6 +16,7 @@ from shared import copy_to_change
 import train
 from air_plugin.clip import backbone as backbone_module
 from air_plugin.inference.bundle import load_bundle
+from scripts.compose import settings_of
 
 
 @pytest.fixture
@@ -228,7 +229,7 @@ def test_a_run_without_data_leaves_no_unfinished_run(tmp_path: Path):
     options = arguments("ZeroshotCLIP", tmp_path / "nowhere", tmp_path / "run")
     assert train.main(options) == 2
     assert not (tmp_path / "run" / "settings.json").exists()
-    train.claim(tmp_path / "run", train.resolved(train.setup_config(train.parse(options))))  # by a run that had begun
+    train.claim(tmp_path / "run", settings_of(train.set_up(train.parse(options))[0]))  # by a run that had begun
     assert train.main(options) == 2 and (tmp_path / "run" / "settings.json").exists()
 
 

@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 
 from air_plugin.utils.errors import UserError, explain
+from datasets import archives
 from datasets import download as fetching
-from datasets.download import download, unpack
+from datasets.archives import unpack
+from datasets.download import download
 
 DATA = random.Random(0).randbytes(300_000)
 MD5 = f"md5:{hashlib.md5(DATA, usedforsecurity=False).hexdigest()}"
@@ -360,7 +362,7 @@ def test_a_full_disk_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = write_zip(tmp_path / "some.zip", FILES)
-    monkeypatch.setattr(fetching, "_copy", full)
+    monkeypatch.setattr(archives, "_copy", full)
     with pytest.raises(OSError) as caught:
         unpack(path, tmp_path / "out")
     assert "the disk is full" in str(explain(caught.value))

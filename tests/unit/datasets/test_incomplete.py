@@ -15,7 +15,7 @@ from air_plugin.utils.errors import UserError
 def digits_of(tmp_path: Path, *, seed: int = 1, kind: str = "Digits", **options: float) -> Any:
     from datasets import digits
 
-    cfg = train.setup_config(train.parse(["--root", str(tmp_path)]))
+    cfg = train.set_up(train.parse(["--root", str(tmp_path)]))[0]
     cfg.SEED = seed
     for key, value in options.items():
         cfg.DATASET[key] = value

@@ -20,8 +20,9 @@ from layouts import BUILDERS, Layout
 import train
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.images import load_rgb
-from datasets import base
-from datasets.base import MADE, PublishedDataset
+from datasets import splits
+from datasets.published import FAMILIES, PublishedDataset
+from datasets.splits import MADE, PARTS
 
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = list(BUILDERS)
@@ -184,7 +185,7 @@ def test_a_folder_that_may_not_be_written_still_loads(tmp_path: Path, monkeypatc
     def refuse(*args: Any, **options: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(base, "write_atomically", refuse)
+    monkeypatch.setattr(splits, "write_atomically", refuse)
     found = load(layout)
     assert plain(layout, found.train_x) == plain(layout, want.train_x)
     assert "cannot be written" in capsys.readouterr().out
@@ -192,7 +193,7 @@ def test_a_folder_that_may_not_be_written_still_loads(tmp_path: Path, monkeypatc
     def full(*args: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(base, "write_atomically", full)
+    monkeypatch.setattr(splits, "write_atomically", full)
     with pytest.raises(OSError, match="No space"):
         load(layout)
 
@@ -270,7 +271,7 @@ def test_other_wordings_change_what_differs_only(without_made):
 
 @pytest.mark.parametrize(("name", "wording"), [("food101", "grip"), ("eurosat", "gripp"), ("sun397", "")])
 def test_an_unknown_wording_is_refused(name: str, wording: str, without_made):
-    with pytest.raises(UserError, match=rf"unknown wording \(DATASET.CLASS_NAMES\) of {name} '{wording}'; "):
+    with pytest.raises(UserError, match=rf"unknown class names \(DATASET.CLASS_NAMES\) of {name} '{wording}'; "):
         load(without_made(name), CLASS_NAMES=wording)
 
 
@@ -352,7 +353,7 @@ def test_a_missing_folder(name: str, tmp_path: Path):
     kind = class_of(name)
     folder = tmp_path / "data" / kind.dataset_dir
     layout = Layout(name, folder, folder / kind.image_dir)
-    for family in base.FAMILIES:
+    for family in FAMILIES:
         said = message(layout, SPLIT_FAMILY=family)
         assert said == f"{name}: {tmp_path / 'data'} is missing; fetch it: {command(layout)}"
     folder.parent.mkdir()
@@ -587,7 +588,7 @@ EVERY_LIST = {
     "oxford_flowers": ["imagelabels.mat", "setid.mat"],
     "dtd": ["labels/train1.txt", "labels/val1.txt", "labels/test1.txt"],
     "cub": [f"CUB_200_2011/{file}.txt" for file in ("images", "image_class_labels", "train_test_split")],
-    "fgvc_aircraft": ["variants.txt", *(f"images_variant_{part}.txt" for part in base.PARTS)],
+    "fgvc_aircraft": ["variants.txt", *(f"images_variant_{part}.txt" for part in PARTS)],
     "oxford_pets": ["annotations/trainval.txt", "annotations/test.txt"],
     "stanford_cars": ["devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"],
     "food101": ["meta/train.txt", "meta/test.txt"],
@@ -721,7 +722,7 @@ def test_flowers_names_that_are_broken(text: str, without_made):
     whole = file.read_text()
     file.write_text(text, encoding="utf-16" if text == "\ufffe" else "utf-8")
     try:
-        for family in base.FAMILIES:
+        for family in FAMILIES:
             said = message(layout, SPLIT_FAMILY=family)
             assert "is damaged or of another data set" in said and said.endswith(command(layout))
     finally:
@@ -809,7 +810,7 @@ BROKEN = [b"{", b"[]", b'{"train": []}', b'{"train": [[1]], "val": [], "test": [
 def test_digits_with_a_split_that_is_broken(text: bytes, tmp_path: Path):
     from datasets.digits import Digits
 
-    cfg = train.setup_config(train.parse(["--root", str(tmp_path)]))
+    cfg = train.set_up(train.parse(["--root", str(tmp_path)]))[0]
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "split.json").write_bytes(text)
     with pytest.raises(UserError) as caught:
@@ -830,7 +831,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     import datasets.digits
 
     root = tmp_path_factory.mktemp("digits")
-    cfg = train.setup_config(train.parse(["--root", str(root)]))
+    cfg = train.set_up(train.parse(["--root", str(root)]))[0]
     return {kind: getattr(datasets.digits, kind)(cfg) for kind in KINDS}
 
 
@@ -935,7 +936,7 @@ def test_noise_is_gaussian_and_another_one_for_every_image(digits: dict[str, Any
 def test_result_records_the_family_that_was_used(monkeypatch, without_made):
     from types import SimpleNamespace
 
-    cfg = train.setup_config(train.parse(["--dataset-config-file", str(ROOT / "configs/datasets/eurosat.yaml")]))
+    cfg = train.set_up(train.parse(["--dataset-config-file", str(ROOT / "configs/datasets/eurosat.yaml")]))[0]
     monkeypatch.setattr("air_plugin.utils.provenance.collect", lambda root: {})
 
     def result(dataset: Any) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""Where a data set is fetched from: what prepare.py fetches, and what a person must fetch by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+DRIVE = "https://drive.google.com/file/d/{}/view"
+OXFORD = "https://www.robots.ox.ac.uk/~vgg/data"
+
+
+@dataclass(frozen=True)
+class File:
+    """A file at a public address.
+
+    takes: path in the archive -> path in the data set's folder; a file that is no archive has the one path "".
+    inner: an archive in the archive that holds these.
+    checksum: as published (torchvision, torchgeo or the data set's own site); empty: none is.
+    """
+
+    address: str
+    takes: Mapping[str, str]
+    checksum: str = ""
+    inner: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.address.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """What has no public address that a program may use.
+
+    what: in words. where: the address for people. puts: path in the data set's folder.
+    """
+
+    what: str
+    where: str
+    puts: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that belongs to a data set; paths are below its folder.
+
+    files: fetched by prepare.py. needed: by hand, the data set cannot be used without it. optional: by hand, `what`
+    says what for. generated: the data set's class writes the images itself, on first use.
+    """
+
+    files: Sequence[File] = ()
+    needed: Sequence[ByHand] = ()
+    optional: Sequence[ByHand] = ()
+    generated: bool = False
+
+
+def split_by_zhou(name: str, drive: str) -> ByHand:
+    """CoOp's split of a data set, which lies on Google Drive."""
+    file = f"split_zhou_{name}.json"
+    what = f"CoOp's own split (without it one of the same kind is made, seed 0): {file}"
+    return ByHand(what, DRIVE.format(drive), file)
+
+
+def split_of_elevater(name: str, ending: str) -> ByHand:
+    """ELEVATER's lists, for DATASET.SPLIT_FAMILY elevater."""
+    files = f"train.{ending}, val.{ending}, test.{ending}"
+    where = "https://github.com/Computer-Vision-in-the-Wild/DataDownload"
+    return ByHand(f"ELEVATER's lists of {name} (for DATASET.SPLIT_FAMILY elevater only): {files}", where, "")

@@ -1,0 +1,121 @@
+"""From names to a config: facts of data sets, modules that are found, and settings of earlier versions."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+
+import scripts.compose
+import train
+from air_plugin.utils.errors import UserError
+from scripts.compose import ROOT, dataset_class, facts_of, register_all, resolve, settings_of
+
+DIGITS = ROOT / "configs" / "datasets" / "digits.yaml"
+MINI = ROOT / "configs" / "trainers" / "CPL" / "mini.yaml"
+
+
+def test_published_templates():
+    """CoOp's; those of RESISC45 and CUB, which CoOp has not, are GRIP's and CPL's."""
+    expected = {
+        "caltech101": "a photo of a {}.",
+        "cub": "a photo of a {}",
+        "digits": "a photo of the digit {}.",
+        "digits_inverted": "a photo of the digit {}.",
+        "digits_noisy": "a photo of the digit {}.",
+        "digits_rotated": "a photo of the digit {}.",
+        "dtd": "{} texture.",
+        "eurosat": "a centered satellite photo of {}.",
+        "fgvc_aircraft": "a photo of a {}, a type of aircraft.",
+        "folder": "a photo of a {}.",
+        "food101": "a photo of {}, a type of food.",
+        "imagenet": "a photo of a {}.",
+        "oxford_flowers": "a photo of a {}, a type of flower.",
+        "oxford_pets": "a photo of a {}, a type of pet.",
+        "resisc45": "a photo of a {}",
+        "stanford_cars": "a photo of a {}.",
+        "sun397": "a photo of a {}.",
+        "ucf101": "a photo of a person doing {}.",
+    }
+    files = sorted((ROOT / "configs" / "datasets").glob("*.yaml"))
+    assert {path.stem: resolve([], dataset_file=path)[0].DATASET.TEMPLATE for path in files} == expected
+
+
+def test_a_file_or_an_option_sets_another_template(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("DATASET: {NAME: EuroSAT, TEMPLATE: 'my {}.'}")
+    assert resolve([], dataset_file=tmp_path / "mine.yaml")[0].DATASET.TEMPLATE == "my {}."
+    cfg, label = resolve([MINI], dataset_file=tmp_path / "mine.yaml", options=["DATASET.TEMPLATE", "a {}"])
+    assert (cfg.DATASET.TEMPLATE, label) == ("a {}", "mini+DATASET.TEMPLATE=a_")
+    cfg, label = resolve([MINI], dataset_file=DIGITS, options=["DATASET.TEMPLATE", "a photo of the digit {}."])
+    assert label == "mini"  # it is the data set's own anyway
+
+
+def test_a_class_of_somebody_elses_has_the_default_facts(monkeypatch: pytest.MonkeyPatch):
+    from dassl.data.datasets import DATASET_REGISTRY
+
+    foreign = type("Foreign", (), {})
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "Foreign", foreign)
+    cfg, _ = resolve([MINI], options=["DATASET.NAME", "Foreign"])
+    assert dataset_class("Foreign") is foreign
+    assert cfg.DATASET.TEMPLATE == "a photo of a {}." and facts_of(cfg).has_training_labels
+    assert "DATASET.CONTENTS" not in settings_of(cfg)
+
+
+def test_an_unknown_data_set_is_an_error_with_near_matches():
+    with pytest.raises(UserError, match="unknown data set 'Digit'; did you mean Digits"):
+        resolve([], options=["DATASET.NAME", "Digit"])
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import no_such_module_anywhere", r"mine\.py, line 1 cannot be imported \(ModuleNotFoundError: "),
+        ("x = 1\n\ny = x.z", r"mine\.py, line 3 cannot be imported \(AttributeError: "),
+        ("def f(:", r"mine\.py cannot be imported \(SyntaxError: "),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named(
+    code: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    package = tmp_path / f"found_{len(code)}"  # none of them is imported already
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "mine.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(scripts.compose, "ROOT", tmp_path)
+    with pytest.raises(UserError, match=says) as raised:
+        register_all(package.name)
+    assert "\n" not in str(raised.value)
+    (package / "mine.py").write_text("READ = True")
+    register_all(package.name)
+    assert sys.modules[f"{package.name}.mine"].READ
+
+
+def test_a_config_goes_to_another_process_and_comes_back():
+    cfg, _ = resolve([MINI], dataset_file=DIGITS, options=["AIR.LAMBDA", "auto"])
+    again = pickle.loads(pickle.dumps(cfg))
+    assert again == cfg and again.AIR.LAMBDA == "auto" and settings_of(again) == settings_of(cfg)
+
+
+def old_settings(settings: dict[str, object]) -> dict[str, object]:
+    """As the version before saved them: former names, and nothing of a setting that is new."""
+    old = json.loads(json.dumps(settings))
+    old["AIR.HEADLINE"] = old.pop("AIR.PRIMARY")
+    old["DATASET.MISSING"] = old.pop("DATASET.NUM_MISSING_CLASSES")
+    del old["TRAINER.CPL.LEVERAGE"]
+    return old
+
+
+def test_a_complete_run_of_the_version_before_is_complete(tmp_path: Path):
+    settings = settings_of(resolve([MINI], dataset_file=DIGITS)[0])
+    (tmp_path / "settings.json").write_text(json.dumps(old_settings(settings)))
+    assert not train.claim(tmp_path, settings)
+    (tmp_path / "result.json").write_text('{"a": 1}')
+    assert train.claim(tmp_path, settings)
+    with pytest.raises(UserError, match=r"other settings \(TRAINER.CPL.LEVERAGE 1.0 -> 2.0\)"):
+        train.claim(tmp_path, {**settings, "TRAINER.CPL.LEVERAGE": 2.0})
+    with pytest.raises(UserError, match=r"other settings \(AIR.PRIMARY "):
+        train.claim(tmp_path, {**settings, "AIR.PRIMARY": "another"})
