@@ -16,7 +16,7 @@ def left_out(what: str) -> str:
 
 
 class _MissingModules(MetaPathFinder):
-    """Last of the finders: whatever below `package` gets here was found by nobody.
+    """The last of the finders: a module below `package` that reaches it was not found by the others.
 
     Python also asks for a module where `from package import name` finds no attribute of that name, so that
     this covers missing functions and classes of packages, too. The error carries no `name`: Python would
@@ -32,7 +32,7 @@ class _MissingModules(MetaPathFinder):
 
 
 def refuse_missing_modules(package: str) -> None:
-    """Make the import of whatever `package` does not have say what is missing and where to get it."""
+    """Let an import of what `package` does not have fail with a message: what is missing, and where to get it."""
     sys.meta_path.append(_MissingModules(package))
 
 

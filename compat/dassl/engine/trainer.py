@@ -177,7 +177,7 @@ class TrainerBase:
         self.max_epoch = max_epoch
         self.before_train()
         if self._resumed_rng_state is not None:
-            # Not before this: before_train may draw random numbers, as it did in the first run.
+            # Not before this: before_train may use random numbers, as it did in the first run.
             set_rng_state(self._resumed_rng_state)
         if self._is_trainable():
             for epoch in range(self.start_epoch, self.max_epoch):
@@ -478,7 +478,7 @@ class TrainerXU(SimpleTrainer):
 
 
 def _endless(loader: Iterable[Any]) -> Iterator[Any]:
-    """The loader's batches, over and over; the first pass begins at once, to keep the order of draws."""
+    """The loader's batches, over and over; the first pass begins at once, to keep the order of random numbers."""
     first_pass = iter(loader)
 
     def batches() -> Iterator[Any]:

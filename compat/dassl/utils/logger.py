@@ -31,7 +31,7 @@ class Logger:
         self.close()
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else is asked of a standard output (isatty, encoding, ...), the console answers."""
+        """All other attributes of a standard output (isatty, encoding, ...) are those of the console."""
         if name in ("console", "file"):  # not set yet: the constructor failed
             raise AttributeError(name)
         return getattr(self.console, name)

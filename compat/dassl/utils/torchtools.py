@@ -89,7 +89,7 @@ def load_checkpoint(fpath: str) -> dict[str, Any]:
     except OSError:
         raise
     except pickle.UnpicklingError as error:
-        reason = "it is no checkpoint, or holds more than tensors and plain Python values"
+        reason = "it is not a checkpoint, or holds more than tensors and plain Python values"
         raise RuntimeError(f'Cannot load "{fpath}": {reason}') from error
     except Exception as error:  # torch.load raises many kinds, none of which names the file
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -454,42 +454,40 @@ def refused(folder: Path, code: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "needed"),
-    [
-        ("ViT-B/32", ["timm/vit_base_patch32_clip_224.openai open_clip_model.safetensors"]),
-        (
-            "ViT-B-16-SigLIP:webli",
-            ["timm/ViT-B-16-SigLIP open_clip_model.safetensors", "timm/ViT-B-16-SigLIP --include '*token*' '*.model'"],
-        ),
-    ],
-)
-def test_without_a_network_one_line_says_what_to_fetch(tmp_path: Path, name: str, needed: list[str]):
-    done = refused(tmp_path, f"sys.exit(exit_code(lambda: load_backbone('{name}')))")
-    assert done.returncode == 2, done.stderr
-    lines = done.stderr.splitlines()
-    (error,) = [line for line in lines if "rror" in line and "thrown while requesting" not in line]
-    assert error == lines[-1] and error.startswith(f"error: backbone '{name}': hub files of ")
-    assert "the network does not answer" in error
-    assert error.endswith("with a network: " + " && ".join(f"hf download {one}" for one in needed))
-    # What the hub's library says of its attempts stays, but is not said twice.
-    attempts = [line for line in lines if "thrown while requesting" in line]
-    assert attempts and not [line for line in lines if line.startswith("WARNING:huggingface_hub")]
-
-
-def test_without_a_network_a_file_with_an_address_of_its_own(tmp_path: Path):
-    code = """
+def test_without_a_network_one_line_says_what_to_fetch(tmp_path: Path):
+    """From the hub, with a tokenizer of its own, and a file with an address of its own; in one process."""
+    needed = {
+        "ViT-B/32": ["timm/vit_base_patch32_clip_224.openai open_clip_model.safetensors"],
+        "ViT-B-16-SigLIP:webli": [
+            "timm/ViT-B-16-SigLIP open_clip_model.safetensors",
+            "timm/ViT-B-16-SigLIP --include '*token*' '*.model'",
+        ],
+    }
+    code = f"""
 import open_clip.pretrained, open_clip.factory
 open_clip.factory._MODEL_CONFIGS["NEW"] = open_clip.factory._MODEL_CONFIGS["ViT-B-32"]
-open_clip.pretrained._PRETRAINED["NEW"] = {"tag": {"url": "https://example.invalid/weights.pt"}}
-sys.exit(exit_code(lambda: load_backbone("NEW:tag")))
+open_clip.pretrained._PRETRAINED["NEW"] = {{"tag": {{"url": "https://example.invalid/weights.pt"}}}}
+for name in {[*needed, "NEW:tag"]}:
+    print(exit_code(lambda: load_backbone(name)))
+    print("end of", name, file=sys.stderr)
 """
     done = refused(tmp_path, code)
+    assert (done.returncode, done.stdout) == (0, "2\n2\n2\n"), done.stderr
+    text = done.stderr
+    for name, files in needed.items():
+        said, text = text.split(f"end of {name}\n")
+        lines = said.splitlines()
+        (error,) = [line for line in lines if "rror" in line and "thrown while requesting" not in line]
+        assert error == lines[-1] and error.startswith(f"error: backbone '{name}': hub files of ")
+        assert "the network does not answer" in error
+        assert error.endswith("with a network: " + " && ".join(f"hf download {one}" for one in files))
+        # What the hub's library says of its attempts stays, but is not said twice.
+        attempts = [line for line in lines if "thrown while requesting" in line]
+        assert attempts and not [line for line in lines if line.startswith("WARNING:huggingface_hub")]
     place = tmp_path / ".cache" / "clip" / "weights.pt"
-    assert done.returncode == 2, done.stderr
-    assert done.stderr == (
+    assert text == (
         "error: backbone 'NEW:tag' is not on this machine, and the network does not answer; get "
-        f"https://example.invalid/weights.pt elsewhere and put it at {place}\n"
+        f"https://example.invalid/weights.pt elsewhere and put it at {place}\nend of NEW:tag\n"
     )
 
 

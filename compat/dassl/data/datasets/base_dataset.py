@@ -136,15 +136,15 @@ class DatasetBase:
         raise NotImplementedError(left_out("DatasetBase.download_data"))
 
     def generate_fewshot_dataset(self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False) -> Any:
-        """Draw num_shots items of each class, with the global generator of `random`.
+        """Sample num_shots items of each class, with the global generator of `random`.
 
-        The order of the draws is part of the contract (the same seed gives the same shots as upstream):
+        The order of the samples is part of the contract (the same seed gives the same shots as upstream):
         source by source, classes in the order in which they first occur, one `random.sample` each.
 
         Args:
             data_sources: lists of Datum.
             num_shots: items a class; the sources come back as they are where it is below 1.
-            repeat: draw with repetition from a class that has too few; otherwise it gives all it has.
+            repeat: sample with repetition from a class that has too few; otherwise it gives all it has.
 
         Returns:
             A list of Datum for each source; the list itself where there is one source.
@@ -156,7 +156,7 @@ class DatasetBase:
         for source in data_sources:
             shots: list[Datum] = []
             for items in self.split_dataset_by_label(source).values():
-                shots.extend(_draw(items, num_shots, repeat))
+                shots.extend(_sample(items, num_shots, repeat))
             output.append(shots)
         return output[0] if len(output) == 1 else output
 
@@ -175,7 +175,7 @@ class DatasetBase:
         return groups
 
 
-def _draw(items: list[Datum], num_shots: int, repeat: bool) -> list[Datum]:
+def _sample(items: list[Datum], num_shots: int, repeat: bool) -> list[Datum]:
     if len(items) >= num_shots:
         return random.sample(items, num_shots)
     return random.choices(items, k=num_shots) if repeat else items
