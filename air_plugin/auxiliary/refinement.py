@@ -124,6 +124,8 @@ def refine_cached(prior: Gaussians | None, features: Tensor, probs: Tensor, *, s
             save_tensors(entry.path / FILE, {**tensors, "soft_counts": found.soft_counts, "numbers": numbers})
             entry.finish([FILE])
         saved = {name: tensor.to(features.device) for name, tensor in entry.tensors(FILE).items()}
+        if "mass" in saved:  # the former name of the soft counts
+            saved["soft_counts"] = saved.pop("mass")
     prior_strength, iterations, converged = saved["numbers"].tolist()
     model = Gaussians(saved["mean"], saved["covariance"], saved["counts"])
     return Refined(model, saved["soft_counts"], prior_strength, int(iterations), bool(converged))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -354,6 +355,17 @@ def test_training_changes_something(mine: type, trained: Callable, config: Calla
 def test_the_best_epoch_on_validation_data_is_that_of_the_fused_output(config: Callable):
     trainer = train(MyCoOp, config(TEST__FINAL_MODEL="best_val"))
     assert trainer.test(split="val") == pytest.approx(trainer.best_result)
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_the_stages_are_shown_unless_the_host_has_its_own_logging(
+    configured: bool, config: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    logger = logging.getLogger("air_plugin")
+    monkeypatch.setattr(logger, "propagate", False)  # pytest's handlers are those of the root
+    monkeypatch.setattr(logger, "handlers", [logging.NullHandler()] if configured else [])
+    build(MyCoOp, config())
+    assert ("stage prototypes: " in capsys.readouterr().out) is not configured
 
 
 # The tower's changes

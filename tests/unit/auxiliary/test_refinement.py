@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,9 @@ from air_plugin.auxiliary.stages import Prototypes
 from air_plugin.functional.calibration import mean_confidence
 from air_plugin.functional.fusion import fuse, fusion_weight
 from air_plugin.functional.gaussian import fit_gaussians, posterior, refine
+from air_plugin.utils.files import digest
 from air_plugin.utils.store import Store
+from air_plugin.utils.tensors import load_tensors, save_tensors
 
 C, M, K, D = 3, 20, 4, 8
 
@@ -122,6 +125,23 @@ def test_em_is_not_run_again_for_the_same_images(auxiliary, inputs, store: Store
     moved = {**inputs, "probs": inputs["probs"].roll(1, dims=0)}
     with pytest.raises(pytest.fail.Exception, match="run again"):
         finalize(auxiliary.classifier, auxiliary.prototypes.generated, **moved, settings=settings, store=store)
+
+
+def test_the_result_of_em_in_a_store_of_the_previous_version_is_read(auxiliary, inputs, store: Store):
+    arguments = auxiliary.classifier, auxiliary.prototypes.generated
+    options = {**inputs, "settings": gaussian(REFINE="em"), "store": store}
+    _, _, metrics = finalize(*arguments, **options)
+    (folder,) = (mark.parent for mark in store.root.glob("refined/*/entry.json"))
+    tensors = load_tensors(folder / module.FILE)
+    assert tensors is not None
+    former = {"soft_counts": "mass"}
+    save_tensors(folder / module.FILE, {former.get(name, name): tensor for name, tensor in tensors.items()})
+    mark = json.loads((folder / "entry.json").read_text())
+    mark["files"] = {module.FILE: digest((folder / module.FILE).read_bytes())}
+    (folder / "entry.json").write_text(json.dumps(mark))
+    modified = (folder / module.FILE).stat().st_mtime_ns
+    assert finalize(*arguments, **options)[2] == metrics
+    assert (folder / module.FILE).stat().st_mtime_ns == modified  # it was not made again
 
 
 @pytest.mark.parametrize(("moved", "stable"), [(0, True), (1, True), (2, False), (50, False)])
