@@ -14,8 +14,9 @@ from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.features import extract_features
 from air_plugin.clip.zero_shot import UnlabelledImages
 from air_plugin.config import AirSettings
+from air_plugin.diffusion.captions import choose_captions
 from air_plugin.diffusion.generate import GenerationReport, generate, plan_jobs
-from air_plugin.diffusion.lora import adapter_loaded, choose_captions, train_lora
+from air_plugin.diffusion.lora import adapter_loaded, train_lora
 from air_plugin.diffusion.pipeline import Generator, require_size
 from air_plugin.functional.prototypes import gather_prototypes, real_prototypes, select_prototypes
 from air_plugin.utils.files import digest_files, write_atomically

@@ -1,4 +1,4 @@
-"""Vision-language backbones: one name in the config picks one, and trainers see nothing of where it came from."""
+"""Vision-language backbones: trainers use every CLIP through one class, whatever library or file it comes from."""
 
 from __future__ import annotations
 
@@ -17,12 +17,20 @@ from air_plugin.utils.tensors import tensor_digest
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen CLIP with what is needed to use it.
+    """A frozen CLIP with its image preparation and tokenizer. Made by `load_backbone`.
 
     name: as in the config.
     model: an open_clip model, in evaluation mode.
     preprocess: PIL image to a (3, H, W) tensor.
-    tokenizer: texts to (T, L) token ids, each an end-of-text token and then padding after the text.
+    tokenizer: texts to (T, L) token ids: each text, an end-of-text token, then padding.
+    image_size: side of the images in pixels.
+    context_length: L, the largest number of tokens of a text.
+
+    Example:
+        >>> backbone = load_backbone("ViT-B/32")
+        >>> text = backbone.encode_texts(["a photo of a dog.", "a photo of a cat."])  # (2, D)
+        >>> image = backbone.encode_images(backbone.preprocess(load_rgb("dog.jpg"))[None])  # (1, D)
+        >>> backbone.text_probs(image, text)  # (1, 2)
     """
 
     name: str
@@ -38,16 +46,17 @@ class Backbone:
 
     @property
     def logit_scale(self) -> float:
-        """s, the factor of the cosine in the logits."""
+        """s, the factor of the cosine in the logits: softmax(s f t)."""
         return float(self.model.logit_scale.exp())
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights: the same model under two names has the same one."""
+        """SHA-256 of the weights; it does not depend on the name."""
         return tensor_digest(dict(self.model.state_dict()))
 
     @functools.cached_property
     def text_encoder(self) -> TextEncoder:
+        """The text tower, from token embeddings to text features."""
         return TextEncoder(self.model)
 
     @torch.no_grad()
@@ -63,7 +72,7 @@ class Backbone:
         """Texts to (T, L) token ids.
 
         Raises:
-            UserError: a text is longer than the context; it is never cut in silence.
+            UserError: a text is longer than the context; texts are never truncated.
         """
         tokens = self.tokenizer(list(texts), context_length=self.context_length)
         ends = self.ends(self.tokenizer(list(texts), context_length=2 * self.context_length))
@@ -74,14 +83,14 @@ class Backbone:
 
     @functools.cached_property
     def end_token(self) -> int | None:
-        """The id that follows every text; None where nobody says, then it is the largest one of each."""
+        """The id that ends every text; None where the tokenizer does not name it: then the largest id of a text."""
         hub = getattr(self.tokenizer, "tokenizer", None)  # transformers', inside open_clip's
-        known = (
+        candidates = (
             getattr(self.tokenizer, "eot_token_id", None),
             getattr(hub, "eos_token_id", None),
             getattr(hub, "pad_token_id", None),  # a tokenizer without an end: its padding follows the text
         )
-        return next((token for token in known if token is not None), None)
+        return next((token for token in candidates if token is not None), None)
 
     def ends(self, tokens: Tensor) -> Tensor:
         """(T, L) token ids to the (T,) positions of their end-of-text tokens; L where there is none.
@@ -100,5 +109,5 @@ class Backbone:
         return nn.functional.normalize(self.text_encoder.encode_tokens(tokens).float(), dim=1)
 
     def text_probs(self, features: Tensor, text_features: Tensor) -> Tensor:
-        """(N, D) image and (C, D) text features to (N, C) softmax(s f t): zero-shot CLIP."""
+        """Zero-shot CLIP: (N, D) image and (C, D) text features to (N, C) probabilities softmax(s f t)."""
         return (self.logit_scale * features @ text_features.T).softmax(dim=1)

@@ -1,4 +1,4 @@
-"""Image features, extracted once: no image encoder runs inside a training epoch."""
+"""Image features. They are extracted once, so that no image encoder runs in training."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class FeatureTable:
         return self.features[:, 0]
 
     def sample(self, index: Tensor, *, generator: torch.Generator, count: int = 1) -> Tensor:
-        """Random augmented views of some images; view 0 where there are no others.
+        """Sample augmented views of some images; view 0 where there are no others.
 
         Args:
             index: (B,) image indices.
-            generator: of the draw.
-            count: how many, different ones where there are enough.
+            generator: of the random choice.
+            count: views of each image; different ones where there are enough.
 
         Returns:
             (count, B, D).
@@ -63,10 +63,22 @@ class FeatureTable:
 
 
 class FeatureBatches:
-    """Batches of drawn views with their targets; those of an epoch depend on the seed and the epoch alone.
+    """Batches of two sampled views with their targets; those of an epoch depend only on the seed and the epoch.
 
-    Like Dassl's loader it leaves out the last, smaller batch, unless it is the only one. For an ensemble of prompts a
-    batch is one batch a member, in an order of its own, behind each other.
+    Like Dassl's loader it drops the last, smaller batch, unless it is the only one. For an ensemble of prompts, a batch
+    concatenates one batch of each member, and each member has its own order of the images.
+
+    Args:
+        table: of N images.
+        index: (S,) the images to use.
+        targets: tensors of S rows, which every batch contains under the same name.
+        batch_size: images of each member in a batch.
+        seed: of the order and the views.
+        epoch: returns the current epoch.
+        members: E, number of members of the ensemble.
+
+    Yields:
+        img and img2, (E * B, D) two views, and the targets of these images.
     """
 
     def __init__(
@@ -101,7 +113,7 @@ class FeatureBatches:
 
 
 class _Views(Dataset[Tensor | str]):
-    """Images to (V, 3, H, W) pixels; augmentation depends on the seed, the image's position and the view alone."""
+    """Images to (V, 3, H, W) pixels; augmentation depends only on the seed, the index of the image and the view."""
 
     def __init__(
         self, paths: Sequence[str], plain: Transform, augment: Transform | None, views: int, seed: int
@@ -136,12 +148,13 @@ def extract_features(
     workers: int = 0,
     title: str = "features",
 ) -> tuple[FeatureTable, bool]:
-    """Features of images, from the store where they are.
+    """Extract the features of images, or read them from the store.
 
     Args:
         backbone: its image encoder and preprocessing make view 0.
         paths: N image files.
-        store: where the table is kept, by the images' content, the backbone's weights and the transforms.
+        store: keeps the table; the key consists of the images' content, the backbone's weights and what the transforms
+            do (see `describe`).
         views: V >= 1, view 0 included.
         augment: PIL image to (3, H, W), random through torch's global generator; needed where views > 1.
         seed: of the augmentation.
@@ -177,15 +190,17 @@ def extract_features(
 
 
 def _extract(backbone: Backbone, dataset: _Views, entry: Entry, *, batch_size: int, workers: int, title: str) -> None:
-    """Fill an artifact with features, a file a chunk of images, so that a kill costs one chunk at the most."""
+    """Fill an artifact with features, a file for each chunk of images: a killed run loses at most one chunk."""
     from tqdm import tqdm
 
-    size = max(batch_size, CHUNK // batch_size * batch_size)  # whole batches: a resumed run has the same ones
+    size = max(batch_size, CHUNK // batch_size * batch_size)  # whole batches, the same ones in a resumed run
     chunks, unreadable = [], []
     with tqdm(total=len(dataset), desc=title, unit="image", disable=None) as bar:
         for start in range(0, len(dataset), size):
             indices = range(start, min(start + size, len(dataset)))
-            path = entry.path / f"chunk-{indices.start:09d}-{indices.stop:09d}.safetensors"  # sizes follow batch_size
+            path = (
+                entry.path / f"chunk-{indices.start:09d}-{indices.stop:09d}.safetensors"
+            )  # sizes depend on batch_size
             part = load_tensors(path)
             if part is None:
                 features, errors = _encode(backbone, dataset, indices, batch_size=batch_size, workers=workers)
@@ -209,7 +224,7 @@ def _encode(
     parts: list[Tensor] = []
     errors: list[str] = []
     subset = torch.utils.data.Subset(dataset, indices)
-    generator = torch.Generator()  # else the loader draws from the global one, and a cached run would not
+    generator = torch.Generator()  # else the loader would use the global generator, which a cached run does not
     loader = DataLoader(subset, batch_size=batch_size, num_workers=workers, collate_fn=list, generator=generator)
     for batch in loader:
         errors += [item for item in batch if isinstance(item, str)]

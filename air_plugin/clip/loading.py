@@ -25,21 +25,25 @@ PICKLES = (".pt", ".pth", ".bin")
 
 
 def load_backbone(name: str, *, precision: str = "fp32", device: str | torch.device = "cpu") -> Backbone:
-    """Load a backbone. With `is_offline()` nothing is fetched: what is not on this machine is an error.
+    """Load a backbone. Where `is_offline()`, nothing is downloaded, and files that are missing are an error.
 
     Args:
         name: `mini` (the embedded default); an OpenAI name ("ViT-B/32"); an open_clip architecture with its pretrained
             tag ("ViT-B-16:laion2b_s34b_b88k", "ViT-B-16-SigLIP:webli") or with a local weight file
             ("ViT-B-32-quickgelu:weights.safetensors"); or a folder that open_clip or the hub saved
             (open_clip_config.json, open_clip_model.safetensors, and the tokenizer's files where it has its own).
-            A file's architecture is as its authors built it: with a slash ("ViT-B/32:FILE") it is OpenAI's, whose
-            activation is QuickGELU (GeoRSCLIP's base), with a hyphen ("ViT-B-32:FILE") it is open_clip's, whose
-            activation is GELU (as RemoteCLIP's authors load it). The wrong one loads without a word.
+            The architecture of a file must be the one that its authors used: with a slash ("ViT-B/32:FILE") it is
+            OpenAI's, with QuickGELU (GeoRSCLIP's base), with a hyphen ("ViT-B-32:FILE") it is open_clip's, with GELU
+            (as RemoteCLIP's authors load it). The wrong one loads without an error.
         precision: fp32, fp16 or bf16.
-        device: where the model lies.
+        device: of the model.
 
     Raises:
         UserError: the name is not known, a file is missing, or a file holds anything but tensors.
+
+    Example:
+        >>> load_backbone("mini").encode_texts(["a photo of the digit seven."]).shape
+        torch.Size([1, 128])
     """
     if precision not in DTYPES:
         raise unknown("precision", precision, DTYPES)
@@ -70,7 +74,7 @@ def _load_open_clip(name: str, precision: str) -> Backbone:
     else:
         architecture, source, options = _resolve(name)
     try:
-        with _said_once():
+        with _without_repetition():
             tokenizer = _tokenizer(name, architecture)
             model, preprocess = open_clip.create_model_from_pretrained(
                 architecture, pretrained=source, precision=precision, **options
@@ -87,11 +91,11 @@ def _load_open_clip(name: str, precision: str) -> Backbone:
 
 
 @contextmanager
-def _said_once() -> Iterator[None]:
-    """Keep a failed download to one line of ours, and each line of the hub's library to one.
+def _without_repetition() -> Iterator[None]:
+    """Report a failed download by our one line, and show each line of the hub's library once.
 
-    open_clip logs on the root logger what it then raises. Its first word there also gives that logger a handler, which
-    would repeat what other libraries say through handlers of their own.
+    open_clip logs an error on the root logger before it raises it. Its first record there also gives that logger a
+    handler, which would repeat the records that other libraries show through handlers of their own.
     """
 
     def is_new(record: logging.LogRecord) -> bool:
@@ -100,7 +104,7 @@ def _said_once() -> Iterator[None]:
     root, hub = logging.getLogger(), logging.getLogger("huggingface_hub")
     handlers, propagated = list(root.handlers), hub.propagate
     root.addFilter(is_new)
-    hub.propagate = propagated and bool(handlers)  # a handler from before is somebody's wish
+    hub.propagate = propagated and bool(handlers)  # an earlier handler was set on purpose
     try:
         yield
     finally:
@@ -124,7 +128,7 @@ def _is_unreachable(error: BaseException) -> bool:
 
 
 def _unfetched(name: str, architecture: str, source: str | None) -> UserError:
-    """The line where something had to be fetched and the network does not answer; it names all that is needed."""
+    """The error for a download that fails because the network does not answer; it names every file that is needed."""
     import open_clip
 
     settings = open_clip.get_pretrained_cfg(architecture, source or "")  # empty for a file
@@ -137,7 +141,7 @@ def _unfetched(name: str, architecture: str, source: str | None) -> UserError:
 
 
 def _explained(name: str, source: str | None, error: Exception) -> UserError | None:
-    """What open_clip's error means for the one who named the backbone; None where it is a defect of ours."""
+    """open_clip's error as an error for the user; None where it is a defect of this package."""
     if type(error).__name__ == "UnpicklingError":  # torch reads tensors only (weights_only), and this has more
         return UserError(
             f"{source} is damaged or holds more than tensors, and then it could run any program; nothing "
@@ -148,10 +152,10 @@ def _explained(name: str, source: str | None, error: Exception) -> UserError | N
             f"{source} is a TorchScript archive, which holds a program; it is not loaded; the same "
             "weights as safetensors come with a tag, for instance ViT-B/32 alone"
         )
-    known = (RuntimeError, ValueError, OSError, AssertionError, KeyError, EOFError, SafetensorError)
-    if isinstance(error, known):
-        said = " ".join(str(error).split()) or type(error).__name__
-        return UserError(f"backbone '{name}' cannot be loaded: {said[:300]}")
+    expected = (RuntimeError, ValueError, OSError, AssertionError, KeyError, EOFError, SafetensorError)
+    if isinstance(error, expected):
+        message = " ".join(str(error).split()) or type(error).__name__
+        return UserError(f"backbone '{name}' cannot be loaded: {message[:300]}")
     return None
 
 
@@ -189,7 +193,7 @@ def _resolve(name: str) -> tuple[str, str, dict[str, Any]]:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if source in tags:
         settings = open_clip.get_pretrained_cfg(architecture, source)
-        # OpenAI's weights want QuickGELU; the plain architecture would load them without a word and be wrong.
+        # OpenAI's weights need QuickGELU; the plain architecture would load them without an error and be wrong.
         options = {"force_quick_gelu": bool(settings.get("quick_gelu"))}
         if is_offline():
             source, options = _on_disk(name, settings), {**options, **_preprocessing([settings])}
@@ -203,7 +207,7 @@ def _resolve(name: str) -> tuple[str, str, dict[str, Any]]:
 
 
 def _preprocessing(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How the images of pretrained weights are prepared, as far as all agree: a file does not say it itself."""
+    """How images are prepared, where all pretrained weights of an architecture agree; a file does not tell."""
     options = {}
     for option in ("mean", "std", "interpolation", "resize_mode"):
         values = {one[option] for one in settings if option in one}
@@ -216,7 +220,7 @@ def _on_disk(name: str, settings: Mapping[str, Any]) -> str:
     """The file of a pretrained tag, without a network.
 
     Raises:
-        UserError: it is not on this machine; the message says how to get it.
+        UserError: it is not on this machine; the message tells how to get it.
     """
     from open_clip.pretrained import download_pretrained
 
@@ -234,13 +238,13 @@ def _on_disk(name: str, settings: Mapping[str, Any]) -> str:
 
 
 def _weights_of(settings: Mapping[str, Any]) -> str:
-    """What `hf download` takes for a pretrained tag: "owner/repository/" and "owner/repository/file" occur."""
+    """The arguments of `hf download` for a pretrained tag, from "owner/repository/" or "owner/repository/file"."""
     repository, file = os.path.split(settings["hf_hub"])
     return f"{repository} {file or 'open_clip_model.safetensors'}"
 
 
 def _tokenizer_of(repository: str) -> str:
-    """What `hf download` takes for a tokenizer alone."""
+    """The arguments of `hf download` for a tokenizer alone."""
     return f"{repository} --include '*token*' '*.model'"
 
 
@@ -254,7 +258,7 @@ def _by_hand(settings: Mapping[str, Any]) -> str:
 
 
 def _tokenizer(name: str, architecture: str) -> Callable[..., Tensor]:
-    """An architecture's tokenizer; offline, one of the hub's is read from where the hub's library put it."""
+    """An architecture's tokenizer; offline, a tokenizer of the hub is read from the hub's cache."""
     import open_clip
     from huggingface_hub import try_to_load_from_cache
 
@@ -275,7 +279,7 @@ def _tokenizer(name: str, architecture: str) -> Callable[..., Tensor]:
 
 
 def _missing(name: str, *needed: str, why: str = "offline nothing is fetched") -> UserError:
-    """Files of the hub that are needed, each as `hf download` takes it."""
+    """The error for missing files of the hub; `needed` are arguments of `hf download`."""
     repositories = " and ".join(dict.fromkeys(one.split()[0] for one in needed))
     commands = " && ".join(f"hf download {one}" for one in needed)
     return UserError(
@@ -308,10 +312,10 @@ def _require_weights(name: str, path: Path) -> None:
 
 
 def convert(name: str) -> Path:
-    """Write ARCHITECTURE:FILE's weights as safetensors beside FILE; returns the new file, which takes FILE's place.
+    """Write the weights of ARCHITECTURE:FILE as safetensors beside FILE, and return the path of the new file.
 
     Raises:
-        UserError: as `load_backbone`, or FILE is no pickle, or the new file is there already.
+        UserError: as `load_backbone`, or FILE is no pickle, or the new file exists already.
     """
     source = Path(name.partition(":")[2])
     if source.suffix not in PICKLES:

@@ -1,4 +1,4 @@
-"""Learned prompts: context tokens in front of, around or after class names, and the text tower that reads them."""
+"""Learned prompts: context tokens before, around or after class names (CoOp, UPL)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Position = Literal["end", "middle", "front"]
 
 
 class PromptLearner(nn.Module):
-    """Context vectors that are learned, beside class names that are not (CoOp, section 3.1).
+    """Learned context vectors v and fixed class names: prompt_c = [v_1 .. v_n, name_c] (CoOp, section 3.1, eq. 2).
 
     ctx: (n, W), or (C, n, W) with class-specific contexts (CSC); the only parameter.
     """
@@ -42,11 +42,11 @@ class PromptLearner(nn.Module):
 
         Args:
             backbone: whose tokens, embeddings and context length are used.
-            classnames: C names, each put where `position` says.
-            n_ctx: number of context tokens, drawn from N(0, 0.02^2), where `ctx_init` is empty.
-            ctx_init: words whose embeddings the context begins as, for instance "a photo of a".
-            class_specific: one context a class (CSC).
-            position: of the class name: end, middle or front.
+            classnames: C names.
+            n_ctx: number of context tokens, initialised from N(0, 0.02^2), where `ctx_init` is empty.
+            ctx_init: words whose embeddings are the initial context, for instance "a photo of a".
+            class_specific: one context for each class (CSC).
+            position: of the class name in the prompt: end, middle or front.
             generator: of the initial context.
 
         Raises:
@@ -99,20 +99,20 @@ class PromptLearner(nn.Module):
 
 
 class PromptEnsemble(nn.Module):
-    """Several prompt learners, trained side by side and independently of each other (UPL, prompt ensemble)."""
+    """E prompt learners that are trained together, independently of each other (UPL, prompt ensemble)."""
 
     def __init__(self, members: Sequence[PromptLearner]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """As a learner's, the members' C prompts behind each other."""
+        """(E * C, L, W) embeddings and (E * C,) end positions: those of the members, concatenated."""
         prompts, ends = zip(*(member() for member in self.members), strict=True)
         return torch.cat(prompts), torch.cat(ends)
 
 
 class PromptedCLIP(nn.Module):
-    """Learned prompts over a frozen backbone, working on image features. E is 1 where there is no ensemble."""
+    """Learned prompts with a frozen backbone, applied to image features. E is 1 where there is no ensemble."""
 
     def __init__(self, backbone: Backbone, prompt_learner: PromptLearner | PromptEnsemble) -> None:
         super().__init__()
@@ -122,12 +122,12 @@ class PromptedCLIP(nn.Module):
         self.logit_scale = backbone.logit_scale
 
     def text_features(self) -> Tensor:
-        """(E, C, D) unit features of the prompts as they are now."""
+        """(E, C, D) unit features of the current prompts."""
         flat = nn.functional.normalize(self.text_encoder(*self.prompt_learner()).float(), dim=1)
         return flat.unflatten(0, (self.members, -1))
 
     def logits(self, features: Tensor, text: Tensor) -> Tensor:
-        """(E * B, D) image features, B for each member, and (E, C, D) text features to (E * B, C)."""
+        """(E * B, D) image features, B for each member, and (E, C, D) text features to (E * B, C) logits s f t."""
         images = features.unflatten(0, (len(text), -1))
         return self.logit_scale * (images @ text.transpose(1, 2)).flatten(0, 1)
 
@@ -146,29 +146,29 @@ def _brief(names: Sequence[str]) -> str:
 def _arrangement(
     backbone: Backbone, names: Sequence[str], *, n_ctx: int, before: int, start: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The fixed tokens of the prompts, and where each token of them comes from: these (0..L-1) or the context (L..).
+    """The fixed tokens of the prompts, and the source of each token: the fixed tokens (0..L-1) or the context (L..).
 
     Args:
         backbone: whose tokenizer and context length L are used.
         names: of the C classes.
         n_ctx: number of context tokens n.
-        before: how many of them stand in front of the name.
+        before: how many of them precede the name.
         start: number of tokens before a text.
 
     Returns:
-        (C, L) token ids, (C, L) sources and (C,) positions of the end-of-text tokens. The context takes the place of
-        padding, so that what a tower finds in its last position stays.
+        (C, L) token ids, (C, L) sources and (C,) positions of the end-of-text tokens. The context replaces padding, so
+        that the token in the last position stays the same for a tower that pools it.
 
     Raises:
         UserError: a prompt is longer than the context length.
     """
     length = backbone.context_length
-    # A word in front, left out again: some tokenizers write a word differently at the beginning of a text.
+    # A word before the name, left out below: some tokenizers encode a word differently at the beginning of a text.
     lead = "a " if before else ""
     first = int(backbone.ends(backbone.tokenize([lead.strip()])))
     tokens = backbone.tokenize([f"{lead}{name}." for name in names])
     ends = backbone.ends(tokens).tolist()
-    # The full stop is a token of its own, or none at all: SigLIP's tokenizer drops it.
+    # The full stop is one token, or none: SigLIP's tokenizer drops it.
     stops = backbone.ends(backbone.tokenize([f"{lead}{name}" for name in names])).tolist()
     context = range(length, length + n_ctx)
     rows, positions = [], []

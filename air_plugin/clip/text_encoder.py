@@ -11,11 +11,14 @@ from air_plugin.utils.errors import UserError
 
 
 class TextEncoder(nn.Module):
-    """The text tower of a CLIP model, from token embeddings to text features.
+    """The text tower of a CLIP model as a module of token embeddings, so that prompts can be learned (CoOp's name).
 
-    Takes an open_clip model, or an OpenAI `clip` model as host trainers have it. A causal tower is cut after the
-    longest prompt's end-of-text token: what comes later cannot change anything before it, so the result is exact.
-    In SigLIP's tower every token, padding too, sees every other one, and the last position is pooled: it is read whole.
+    Takes an open_clip model, or an OpenAI `clip` model as other trainers have it. A causal tower processes no token
+    after the longest prompt's end of text: later tokens cannot change earlier ones, so the result is exact. SigLIP's
+    tower is not causal and pools the last position, so it processes all tokens.
+
+    Raises:
+        UserError: the model's text tower is of another kind.
     """
 
     attn_mask: Tensor | None
@@ -31,7 +34,7 @@ class TextEncoder(nn.Module):
         self.positional_embedding: Tensor = text.positional_embedding
         self.text_projection: Any = text.text_projection
         blocks = self.transformer.resblocks
-        self.sequence_first = hasattr(blocks[0], "attn_mask")  # OpenAI's blocks hold their mask themselves
+        self.sequence_first = hasattr(blocks[0], "attn_mask")  # OpenAI's blocks hold the mask
         mask = blocks[0].attn_mask if self.sequence_first else text.attn_mask
         self.register_buffer("attn_mask", mask, persistent=False)
         pool = getattr(text, "pool_type", getattr(text, "text_pool_type", "argmax"))
@@ -43,7 +46,8 @@ class TextEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        # open_clip leaves layer norms, which come first, in fp32 whatever the precision.
+        """Type of the tower's computations."""
+        # open_clip keeps layer norms, the first parameters, in fp32 at every precision.
         return next(self.transformer.resblocks[0].mlp.parameters()).dtype
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
@@ -74,7 +78,7 @@ class TextEncoder(nn.Module):
         return projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
 
     def _read_sequence_first(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """OpenAI's blocks, run with a mask of our length and without touching the one that they hold."""
+        """OpenAI's blocks with a mask of this length; the mask that they hold is not changed."""
         x = x.transpose(0, 1)  # (T, L, W) -> (L, T, W)
         mask = None if mask is None else mask.to(x)
         for block in self.transformer.resblocks:

@@ -1,1 +1,1 @@
-"""Adapting a latent diffusion model to the unlabelled images, and drawing from it."""
+"""Latent diffusion: adaptation to the unlabelled images by LoRA, and image generation."""

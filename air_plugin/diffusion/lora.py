@@ -1,4 +1,4 @@
-"""LoRA: the generator learns how the unlabelled target images look (AiR, section on adaptation)."""
+"""LoRA: the generator is adapted to the unlabelled target images (AiR, section on adaptation)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ from air_plugin.diffusion.pipeline import (
     attach_accelerator,
     encode_prompts,
 )
-from air_plugin.functional.pseudo_labels import top_k_per_class
-from air_plugin.utils.class_names import fill
 from air_plugin.utils.errors import UserError, unknown
 from air_plugin.utils.files import digest_files
 from air_plugin.utils.images import load_rgb
@@ -41,49 +39,6 @@ CHECKPOINT = "checkpoint.safetensors"
 ADAPTER = "target"
 
 
-def choose_captions(
-    probs: Tensor, classnames: Sequence[str], template: str, settings: LoraSettings
-) -> tuple[list[int], list[str]]:
-    """Which unlabelled images the adapter is trained on, and with which captions.
-
-    Args:
-        probs: (N, C) zero-shot probabilities; no label.
-        classnames: C names.
-        template: with {} for the name.
-        settings: `captions` is "confident" (the most confident images a predicted class), "above_median" (those of them
-            that are at least as confident as the median of all images, and only of classes that have enough such
-            images: ours), "all" (every image with its pseudo-label) or "generic" (every image, one caption without a
-            class).
-
-    Returns:
-        Image indices and as many captions.
-    """
-    if settings.captions in ("confident", "above_median"):
-        chosen = top_k_per_class(probs, settings.per_class)
-        if settings.captions == "above_median":
-            chosen = chosen[_sure_and_common(probs)[chosen]]
-        index = chosen.tolist()
-    else:
-        index = list(range(len(probs)))
-    if settings.captions == "generic":
-        return index, [settings.generic] * len(index)
-    label = probs.argmax(dim=1).tolist()
-    return index, [fill(template, classnames[label[i]]) for i in index]
-
-
-def _sure_and_common(probs: Tensor) -> Tensor:
-    """(N,) bool: whose captions from (N, C) probabilities do no harm where classes are absent or rare (ours).
-
-    What is taken for such a class is mostly doubtful images of others, at times sure ones, and generated images take on
-    their shape. So a caption needs an image as sure as the median, and a class that has N / 4C such images, half of an
-    even share. Without captions the generator goes by the class's name and the style of the others.
-    """
-    confidence, label = probs.max(dim=1)
-    sure = confidence >= confidence.median()
-    counts = torch.bincount(label[sure], minlength=probs.shape[1])
-    return sure & (4 * counts * probs.shape[1] >= len(probs))[label]
-
-
 def denoising_loss(
     unet: Any,
     scheduler: Any,
@@ -94,19 +49,22 @@ def denoising_loss(
     steps: Tensor,
     added: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """The ordinary denoising loss of a latent diffusion model (Ho et al. 2020; v-prediction: Salimans and Ho 2022).
+    """The denoising loss of a latent diffusion model: mean squared error of the predicted noise or velocity.
+
+        x_t = sqrt(a_t) x + sqrt(1 - a_t) e,   loss = mean (u(x_t, t, text) - y)^2
+        y = e (epsilon: Ho et al. 2020, eq. 14),   y = sqrt(a_t) e - sqrt(1 - a_t) x (v: Salimans and Ho 2022)
 
     Args:
         unet: the model.
-        scheduler: a DDPM-like scheduler that knows add_noise and get_velocity.
-        latents: (B, c, h, w), scaled.
+        scheduler: with add_noise and get_velocity, as DDPMScheduler.
+        latents: (B, c, h, w) x, scaled.
         states: (B, L, W) of the text encoder.
-        noise: (B, c, h, w) standard normal.
-        steps: (B,) time steps.
-        added: what SDXL's U-Net is told besides, see `Conditioning.added`.
+        noise: (B, c, h, w) e, standard normal.
+        steps: (B,) time steps t.
+        added: further inputs of SDXL's U-Net, see `Conditioning.added`.
 
-    Returns:
-        The mean squared error of the prediction.
+    Raises:
+        UserError: the model predicts something else.
     """
     noisy = scheduler.add_noise(latents, noise, steps)
     kind = scheduler.config.prediction_type
@@ -115,7 +73,7 @@ def denoising_loss(
     elif kind == "epsilon":
         target = noise
     else:
-        raise UserError(f"the generator predicts '{kind}'; LoRA is known for epsilon and v_prediction")
+        raise UserError(f"the generator predicts '{kind}'; LoRA supports epsilon and v_prediction")
     if added is not None:
         added = {name: value.to(unet.dtype) if value.is_floating_point() else value for name, value in added.items()}
     predicted = unet(
@@ -134,18 +92,17 @@ def train_lora(
     seed: int,
     store: Store,
 ) -> tuple[Path, str, bool]:
-    """Train an adapter, or take it from the store; continues from its last checkpoint after an interruption.
+    """Train an adapter, or take it from the store; an interrupted training resumes from its last checkpoint.
 
-    The objective is the one that the base model was trained with: its noise and its kind of prediction. That holds for
-    few-step models, too: an LCM's adapter is not attached meanwhile, and SD-Turbo's weights are trained as if they were
-    an ordinary model's.
+    The objective is that of the base model: its noise and its kind of prediction. Few-step models are no exception: an
+    LCM's adapter is not attached during training, and SD-Turbo is trained like an ordinary model.
 
-    Every step draws from a generator seeded by (seed, step), so a resumed run equals an undisturbed one.
+    Every step has its own random generator, seeded by (seed, step), so a resumed run equals an undisturbed one.
 
     Args:
-        generator: the pipeline; its own weights stay as they are, and the adapter is removed from it afterwards.
+        generator: the pipeline; its weights are not changed, and the adapter is removed from it afterwards.
         paths: S images.
-        captions: as many.
+        captions: S texts.
         settings: rank, targets, steps and so on.
         size: side of the training images in pixels.
         seed: of the adapter's first weights, and of the order, noise and time steps.
@@ -213,7 +170,7 @@ def _train(
         _save_weights(pipeline, entry.path)
         entry.finish([WEIGHTS, *_save_curve(entry.path, losses)])
     finally:
-        pipeline.unet.unload_lora()  # delete_adapters would leave its empty layers in the model
+        pipeline.unet.unload_lora()  # delete_adapters would leave empty layers in the model
 
 
 def _loss(
@@ -233,7 +190,7 @@ def _loss(
 
 def _save_curve(folder: Path, losses: list[float]) -> list[str]:
     """Write the loss curve as a tensor, and for TensorBoard where it is installed; returns the names of the files."""
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of a run that was killed right here
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of a run that was killed here
     save_tensors(folder / "losses.safetensors", {"loss": torch.tensor(losses)})
     if find_spec("tensorboard") is None:
         return ["losses.safetensors"]
@@ -262,9 +219,9 @@ def _encode_images(pipeline: Any, paths: Sequence[str | Path], size: int) -> Ten
     )
     vae, moments = pipeline.vae, []
     dtype = vae.dtype
-    if dtype == torch.float16 and vae.config.force_upcast:  # SDXL's overflows; its pipeline decodes in fp32, too
+    if dtype == torch.float16 and vae.config.force_upcast:  # SDXL's overflows in fp16
         vae.to(torch.float32)
-    batch = max(1, min(32, 32 * 256**2 // size**2))  # as many pixels at once, whatever their size
+    batch = max(1, min(32, 32 * 256**2 // size**2))  # the same number of pixels at every size
     try:
         for start in range(0, len(paths), batch):
             pixels = torch.stack([transform(load_rgb(path)) for path in paths[start : start + batch]])
@@ -277,14 +234,14 @@ def _encode_images(pipeline: Any, paths: Sequence[str | Path], size: int) -> Ten
 
 
 def _sample(moments: Tensor, scaling: float, rng: torch.Generator) -> Tensor:
-    """(B, 2c, h, w) moments to (B, c, h, w) scaled latents, generated from the posterior."""
+    """(B, 2c, h, w) moments to (B, c, h, w) scaled latents, sampled from the posterior N(mean, variance)."""
     mean, log_variance = moments.chunk(2, dim=1)
     deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
     return (mean + deviation * torch.randn(mean.shape, generator=rng)) * scaling
 
 
 def _encode_captions(pipeline: Any, captions: Sequence[str]) -> tuple[Conditioning, Tensor]:
-    """The T distinct captions, and (S,) which of them belongs to each image."""
+    """The T distinct captions, encoded, and the (S,) index of each image's caption among them."""
     distinct = sorted(set(captions))
     parts = [encode_prompts(pipeline, distinct[i : i + 64]) for i in range(0, len(distinct), 64)]
     pooled = [part.pooled for part in parts if part.pooled is not None]
@@ -297,13 +254,13 @@ _WITHIN_BLOCK = re.compile(r"^\.(.*(attn[12]|transformer_blocks\.\d+|attentions\
 
 
 def _add_adapter(unet: Any, settings: LoraSettings, seed: int) -> dict[str, torch.nn.Parameter]:
-    """Attach low-rank adapters; their weights are fp32 whatever the base's type is."""
+    """Attach low-rank adapters and return their parameters, which are fp32 at every precision of the base."""
     from peft import LoraConfig
 
     layers = [
         f".{name}" for name, layer in unet.named_modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))
     ]
-    for target in settings.targets:  # peft complains only where none is there
+    for target in settings.targets:  # peft reports an error only where no target exists
         if not any(name.endswith(f".{target}") for name in layers):
             raise unknown("layer in AIR.LORA.TARGETS", target, {_WITHIN_BLOCK.sub("", name) for name in layers})
     with torch.random.fork_rng(devices=[]):
@@ -323,9 +280,9 @@ def _add_adapter(unet: Any, settings: LoraSettings, seed: int) -> dict[str, torc
 
 
 def _save_weights(pipeline: Any, folder: Path) -> None:
-    """Write the adapter as diffusers does, under peft's names.
+    """Write the adapter in diffusers' format, under peft's names.
 
-    diffusers' convert_state_dict_to_diffusers renames the attention layers alone, and the loader then passes over them.
+    diffusers' convert_state_dict_to_diffusers renames only the attention layers, which the loader then ignores.
     """
     from peft.utils import get_peft_model_state_dict
 
@@ -336,12 +293,16 @@ def _save_weights(pipeline: Any, folder: Path) -> None:
 
 @contextmanager
 def adapter_loaded(pipeline: Any, folder: Path | None, *, accelerator: Path | None = None) -> Iterator[None]:
-    """Within it the pipeline draws with the adapter in `folder` and with the accelerator, both at full strength.
+    """Context in which the pipeline has the adapter in `folder` and the accelerator, both at full strength.
 
     Args:
-        pipeline: without adapters; so it is again afterwards.
-        folder: of an adapter that was trained here; None is none.
-        accelerator: file of a few-step model's adapter; None is none.
+        pipeline: without adapters, before and afterwards.
+        folder: of an adapter from `train_lora`, or None.
+        accelerator: file of a few-step model's adapter, or None.
+
+    Example:
+        >>> with adapter_loaded(generator.pipeline, folder, accelerator=generator.accelerator):
+        ...     report = generate(generator.pipeline, jobs, images, batch_size=8)
     """
     if folder is None and accelerator is None:
         yield
@@ -372,7 +333,7 @@ def _save_checkpoint(
 def _load_checkpoint(
     path: Path, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> tuple[int, list[float]]:
-    """Restore unfinished training; the step to go on from, and the losses so far."""
+    """Restore an interrupted training; returns the next step and the losses so far."""
     tensors = load_tensors(path)
     if tensors is None:
         return 0, []
@@ -382,5 +343,5 @@ def _load_checkpoint(
         state[number] = {field: tensors[f"{field}.{name}"] for field in ("step", "exp_avg", "exp_avg_sq")}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     losses = tensors["losses"].tolist()
-    log.info("LoRA: goes on from step %d (%s)", len(losses), path)
+    log.info("LoRA: resumes at step %d (%s)", len(losses), path)
     return len(losses), losses

@@ -1,9 +1,9 @@
-"""Loading a generator: a text-to-image pipeline of diffusers, and what its kinds do differently.
+"""Loading a generator: a text-to-image pipeline of diffusers.
 
-Two kinds of pipeline are known. `StableDiffusionPipeline` is SD 1.5, SD 2.1 and SD-Turbo, whose text towers and kinds
-of prediction their own files state; `StableDiffusionXLPipeline` has two text towers, a pooled text and the image's
-size. Few-step models are one of these with another way of drawing: SD-Turbo by its own scheduler, an LCM by an adapter
-that is attached while drawing.
+Two kinds of pipeline are supported. `StableDiffusionPipeline` is SD 1.5, SD 2.1 and SD-Turbo, whose files name the
+text tower and the kind of prediction; `StableDiffusionXLPipeline` has two text towers, and takes a pooled text and the
+size of the image, too. Few-step models are one of these with another sampler: SD-Turbo has its own scheduler, and an
+LCM has an adapter that is attached during generation.
 """
 
 from __future__ import annotations
@@ -49,10 +49,12 @@ ACCELERATOR = "accelerator"
 
 @dataclass(frozen=True)
 class Generator:
-    """A pipeline and the checksum of its weights before any adapter.
+    """A text-to-image pipeline. Made by `load_generator`.
 
-    accelerator: file of the adapter that makes it a few-step model. It is attached while drawing only: the adapter of
-        the target images is trained on the model without it (LCM-LoRA, arXiv 2311.05556, adds the two).
+    pipeline: of diffusers, without adapters.
+    fingerprint: SHA-256 of its weights.
+    accelerator: file of the adapter that makes it a few-step model. It is attached during generation only: the adapter
+        of the target images is trained without it (LCM-LoRA, arXiv 2311.05556, adds the two).
     """
 
     pipeline: Any
@@ -61,13 +63,13 @@ class Generator:
 
     @property
     def training(self) -> dict[str, Any]:
-        """What decides an adapter besides weights and data: the type, the noise and the kind of prediction."""
+        """What determines an adapter besides weights and data: type, noise and kind of prediction. JSON values."""
         config = self.pipeline.scheduler.config
         return {"dtype": str(self.pipeline.unet.dtype), "noise": {key: str(config.get(key)) for key in NOISE}}
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """What decides an image besides weights, prompt and seed."""
+        """What determines an image besides weights, prompt and seed. JSON values."""
         scheduler, checker = self.pipeline.scheduler, getattr(self.pipeline, "safety_checker", None)
         config = {key: str(value) for key, value in scheduler.config.items() if not key.startswith("_")}
         return {
@@ -80,10 +82,10 @@ class Generator:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the U-Net hears of T texts.
+    """The inputs of the U-Net for T texts.
 
-    states: (T, L, W) of the text towers' tokens, attended to.
-    pooled: (T, P) of SDXL's second tower; None where there is none.
+    states: (T, L, W) states of the text towers' tokens, for cross-attention.
+    pooled: (T, P) of SDXL's second tower; None for other models.
     """
 
     states: Tensor
@@ -93,10 +95,10 @@ class Conditioning:
         return Conditioning(self.states[index], None if self.pooled is None else self.pooled[index])
 
     def added(self, size: int) -> dict[str, Tensor] | None:
-        """What SDXL's U-Net is told besides the states (Podell et al. 2023, section 2.2); None for the others.
+        """The further inputs of SDXL's U-Net (Podell et al. 2023, section 2.2); None for other models.
 
-        The three pairs of numbers are original size, corner of the crop and target size: those with which the pipeline
-        draws images of `size` pixels, so that an adapter is trained on what it is used for.
+        `time_ids` are three pairs: original size, corner of the crop and target size. They are those with which the
+        pipeline generates images of `size` pixels, so that an adapter is trained for its use.
         """
         if self.pooled is None:
             return None
@@ -124,14 +126,14 @@ def load_generator(
         revision: commit on the hub; empty is the newest.
         variant: of the weight files ("fp16"); empty is the plain ones.
         scheduler: dpm (DPM-Solver++), ddim, euler, lcm, or own, the one that the pipeline's folder names.
-        lcm_lora: adapter of a few-step model, for drawing: a hub name, a folder or a safetensors file; empty is none.
+        lcm_lora: adapter of a few-step model: a hub name, a folder or a safetensors file; empty is none.
         lcm_lora_revision: commit of it.
         safety_checker: use the one that comes with the pipeline.
         precision: fp32, fp16 or bf16.
-        device: where it lies.
+        device: of the models.
 
     Raises:
-        UserError: it cannot be loaded; the message says why.
+        UserError: it cannot be loaded; the message gives the reason.
     """
     if precision not in DTYPES:
         raise unknown("precision", precision, DTYPES)
@@ -153,7 +155,7 @@ def load_generator(
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     accelerator = _find_adapter(lcm_lora, lcm_lora_revision) if lcm_lora else None
-    if accelerator:  # now, not after the hours that the adapter of the images takes
+    if accelerator:  # a bad file is an error now, not after hours of training
         try:
             attach_accelerator(pipeline, accelerator)
         finally:
@@ -191,13 +193,13 @@ def _load_pipeline(name: str, revision: str, variant: str, safety_checker: bool,
 
 
 def _takes_dtype(version: str) -> bool:
-    """Whether this diffusers calls the type of the weights `dtype`; older ones know `torch_dtype` alone."""
+    """Whether this version of diffusers takes `dtype`; older ones take `torch_dtype`."""
     return tuple(int(part) for part in version.split(".")[:2]) >= (0, 40)
 
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Keep what diffusers cannot help off the terminal: the bars of its parts in a log file, and a hub's warning."""
+    """Show progress bars of diffusers and transformers on a terminal only, and no warning of the hub's library."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
@@ -216,10 +218,10 @@ def _quiet_loading() -> Iterator[None]:
 
 
 def _kind_of(name: str, index: dict[str, Any]) -> str:
-    """The class that model_index.json names; whatever would need code from elsewhere is refused."""
+    """The class that model_index.json names; a pipeline that needs other code is refused."""
     kind = index.get("_class_name")
     if kind not in PIPELINES:
-        raise UserError(f"generator '{name}' is a {kind}; known are {' and '.join(PIPELINES)}")
+        raise UserError(f"generator '{name}' is a {kind}; supported are {' and '.join(PIPELINES)}")
     for part, source in index.items():
         library = source[0] if isinstance(source, (list, tuple)) and source else None
         if library is not None and library not in LIBRARIES:
@@ -228,15 +230,15 @@ def _kind_of(name: str, index: dict[str, Any]) -> str:
 
 
 def _make_scheduler(kind: str, scheduler: Any) -> Any:
-    """A scheduler of that class with the settings of another one: noise, kind of prediction, spacing of the steps."""
+    """A scheduler of class `kind` with the noise, the kind of prediction and the spacing of `scheduler`."""
     import diffusers
 
-    wanted = getattr(diffusers, kind)
-    return scheduler if type(scheduler) is wanted else wanted.from_config(scheduler.config)
+    scheduler_class = getattr(diffusers, kind)
+    return scheduler if type(scheduler) is scheduler_class else scheduler_class.from_config(scheduler.config)
 
 
 def _find_adapter(name: str, revision: str) -> Path:
-    """The file of AIR.LCM_LORA, from the hub where it is neither file nor folder."""
+    """The file of AIR.LCM_LORA: a file, in a folder, or from the hub."""
     path = Path(name) / WEIGHTS if Path(name).is_dir() else Path(name)
     if not path.is_file() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".safetensors":
         from huggingface_hub import hf_hub_download
@@ -254,8 +256,7 @@ def attach_accelerator(pipeline: Any, path: Path) -> None:
     """Attach the adapter of a few-step model to the U-Net, under the name "accelerator".
 
     Raises:
-        UserError: the file is no adapter of this U-Net. diffusers passes over names that it does not know in silence,
-            so the layers are counted.
+        UserError: the file is no adapter of this U-Net. diffusers ignores unknown names, so the layers are counted.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -267,19 +268,19 @@ def attach_accelerator(pipeline: Any, path: Path) -> None:
         state, alphas = pipeline.lora_state_dict(
             str(path.parent), weight_name=path.name, unet_config=pipeline.unet.config
         )
-        with warnings.catch_warnings():  # two adapters are meant: the one of the images is attached already
+        with warnings.catch_warnings():  # the adapter of the images is attached already, on purpose
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=pipeline.unet, adapter_name=ACCELERATOR)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"AIR.LCM_LORA {path} is no adapter of this generator: {_first_line(error)}") from error
-    wanted = sum(bool(re.search(r"lora(_|\.)(down|A)(\.\w+)?\.weight$", name)) for name in names)
+    expected = sum(bool(re.search(r"lora(_|\.)(down|A)(\.\w+)?\.weight$", name)) for name in names)
     found = sum(ACCELERATOR in getattr(layer, "lora_A", {}) for layer in pipeline.unet.modules())
-    if not wanted or found != wanted:
-        raise UserError(f"AIR.LCM_LORA {path} is no adapter of this generator: {found} of its {wanted} layers fit")
+    if not expected or found != expected:
+        raise UserError(f"AIR.LCM_LORA {path} is no adapter of this generator: {found} of its {expected} layers fit")
 
 
 def require_size(pipeline: Any, size: int) -> None:
-    """Raise a UserError where images of this side are no whole number of latents."""
+    """Raise a UserError where `size` is no multiple of the pixels of a latent."""
     factor = pipeline.vae_scale_factor
     if size % factor:
         near = max(factor, round(size / factor) * factor)
@@ -301,8 +302,8 @@ def _fingerprint(pipeline: Any) -> str:
 
 @torch.no_grad()
 def encode_prompts(pipeline: Any, prompts: list[str]) -> Conditioning:
-    """What the U-Net hears of T prompts."""
+    """The inputs of the U-Net for T prompts."""
     encoded = pipeline.encode_prompt(
         prompt=prompts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
     )
-    return Conditioning(encoded[0], encoded[2] if len(encoded) == 4 else None)  # of SDXL: states, no, pooled, no
+    return Conditioning(encoded[0], encoded[2] if len(encoded) == 4 else None)  # SDXL: states, None, pooled, None

@@ -1,1 +1,12 @@
-"""Pure functions of tensors: every formula of the method. They import nothing of ours but each other."""
+"""Every formula of the method, as pure functions of tensors. They import nothing of this package but each other.
+
+fusion: p* = p + lambda p^ (AiR, PLG), and lambda without labels.
+prototypes: the k generated images nearest to their class mean (AiR, ACG).
+gaussian: Gaussian classes and their refinement by EM (ours).
+calibration: the inverse temperature of a classifier without labels (after Frolic).
+pseudo_labels: pseudo-labels of UPL and candidate sets of CPL.
+losses: partial-label losses of CPL's family, consistency loss of AiR.
+transclip: transductive refinement, a baseline.
+ranking: the largest entries of a row, with a rule for ties.
+metrics: accuracy, macro F1, and how good pseudo-labels are.
+"""

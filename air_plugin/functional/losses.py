@@ -1,4 +1,4 @@
-"""Losses of prompt training. Pure functions of logits."""
+"""Losses of prompt training, as pure functions of logits."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ CandidateForm = Literal["cc", "rc", "lw", "cav"]
 
 
 def candidate_weights(logits: Tensor | None, mask: Tensor, *, form: CandidateForm) -> Tensor:
-    """Weights of the classes in `partial_label_loss`, from the model at the start of an epoch; they carry no gradient.
+    """Class weights w of `partial_label_loss` from the model at the start of an epoch, without gradient.
 
-    cc: True for the candidates; nothing is weighed.
-    rc: the probabilities of the candidates, normalised (risk-consistent: Feng et al., NeurIPS 2020, arXiv 2007.08929;
-        the same update as PRODEN's, Lv et al., ICML 2020, arXiv 2002.08053).
-    lw: the probabilities, normalised among the candidates and, apart from that, among the other classes (leveraged
-        weighted: Wen et al., ICML 2021, arXiv 2106.05731).
-    cav: 1 for the candidate of the largest class activation value |f - 1| f, f being its logit; ties go to the lower
+    With p = softmax(logits) and the candidate set S of an image:
+
+    cc: w_c = 1 for c in S (no weighting).
+    rc: w_c = p_c / sum_{k in S} p_k for c in S (risk-consistent: Feng et al., NeurIPS 2020, arXiv 2007.08929; the same
+        update as PRODEN's, Lv et al., ICML 2020, arXiv 2002.08053).
+    lw: as rc for c in S, and w_c = p_c / sum_{k not in S} p_k for the other classes (leveraged weighted: Wen et al.,
+        ICML 2021, arXiv 2106.05731).
+    cav: w_c = 1 for the candidate of the largest class activation value |f - 1| f of its logit f; ties go to the lower
         class (Zhang et al., ICLR 2022, "Exploiting Class Activation Value for Partial-Label Learning"). The value rises
-        with f up to 0.5 and from 1 on, so where CLIP's scaled logits lie above 1, this is the most probable candidate.
+        with f above 1, so with CLIP's scaled logits this is usually the most probable candidate.
 
     Args:
-        logits: (B, C); None for the start of training: uniform where the form would take probabilities, and for cav.
+        logits: (B, C); None at the start of training: the weights of uniform probabilities.
         mask: (B, C) bool, True for candidates, at least one True a row.
         form: cc, rc, lw or cav.
 
     Returns:
-        (B, C), at least 0. The candidates' sum to 1 in every row (rc, lw, cav). The other classes' are 0; in lw they
-        sum to 1 where there are any.
+        (B, C), at least 0. The weights of the candidates sum to 1 in every row (rc, lw, cav). Those of the other
+        classes are 0, except for lw: there they sum to 1, too.
     """
     if form == "cc":
         return mask.to(torch.get_default_dtype() if logits is None else logits.dtype)
@@ -44,38 +46,39 @@ def candidate_weights(logits: Tensor | None, mask: Tensor, *, form: CandidateFor
 
 
 def _softmax_within(scores: Tensor, mask: Tensor) -> Tensor:
-    """(B, C) softmax over the True entries of each row, 0 elsewhere; all 0 in a row without any."""
-    # The largest finite number instead of infinity: a row without any is no NaN, and is cleared by the last step.
+    """(B, C) softmax over the True entries of each row, 0 elsewhere; all 0 in a row without a True entry."""
+    # The smallest finite number and not -inf, which would give NaN in a row without a True entry.
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=1).masked_fill(~mask, 0)
 
 
 def partial_label_loss(
     logits: Tensor, mask: Tensor, weights: Tensor | None = None, *, form: CandidateForm = "cc", leverage: float = 1.0
 ) -> Tensor:
-    """The partial-label losses of CPL's family; with one candidate, cc, rc and cav are plain cross entropy.
+    """Partial-label losses (CPL, section 4; the forms of the literature). With one candidate, cc, rc and cav are plain
+    cross entropy.
 
-    cc: -log sum_{c in S} p_c (Feng et al., NeurIPS 2020).
+    cc: -log sum_{c in S} p_c (classifier-consistent: Feng et al., NeurIPS 2020).
     rc, cav: -sum_{c in S} w_c log p_c.
     lw: -sum_{c in S} w_c log p_c - leverage * sum_{c not in S} w_c log(1 - p_c), the form with cross entropy.
 
     Args:
         logits: (B, C).
         mask: (B, C) bool, at least one True a row: the candidates S.
-        weights: (B, C) of `candidate_weights` for the same form; cc takes none. No gradient flows into them.
+        weights: (B, C) of `candidate_weights` for the same form; not used by cc. They get no gradient.
         form: cc, rc, lw or cav.
-        leverage: weight of the classes that are no candidates, at least 0; only lw reads it.
+        leverage: weight of the classes that are no candidates, at least 0; used by lw alone.
 
     Returns:
         The mean over the batch, at least 0.
 
     Raises:
-        ValueError: the form takes weights and there are none.
+        ValueError: the form needs weights and there are none.
     """
     log_probs = logits.log_softmax(dim=1)
     if form == "cc":
         return -log_probs.masked_fill(~mask, float("-inf")).logsumexp(dim=1).mean()
     if weights is None:
-        raise ValueError(f"the form {form} takes weights; see candidate_weights")
+        raise ValueError(f"the form {form} needs weights; see candidate_weights")
     weights = weights.detach()
     loss = -(weights * log_probs).masked_fill(~mask, 0).sum(dim=1)
     if form == "lw":
@@ -84,10 +87,10 @@ def partial_label_loss(
 
 
 def _log_complement(log_probs: Tensor) -> Tensor:
-    """log(1 - p) of every class of (B, C) log p, exact and with a finite gradient also where p is 1 in floating point.
+    """log(1 - p) of (B, C) log p, with full precision and a finite gradient where p rounds to 1.
 
-    1 - p_c is the others' sum. Where p_c is at most a half it is computed as such; only the largest class of a row can
-    have more, and its others are summed by themselves.
+    Where p_c is at most a half, log(1 - p_c) is computed directly. Only the largest class of a row can have more; for
+    it the probabilities of the other classes are summed.
     """
     top = log_probs.argmax(dim=1, keepdim=True)
     others = log_probs.scatter(1, top, float("-inf")).logsumexp(dim=1, keepdim=True)
@@ -96,7 +99,9 @@ def _log_complement(log_probs: Tensor) -> Tensor:
 
 
 def consistency_loss(logits_a: Tensor, logits_b: Tensor) -> Tensor:
-    """How far the predictions for two views of the same images lie apart (AiR, L_s): symmetric KL divergence.
+    """Symmetric KL divergence between the predictions p, q for two views of the same images (AiR, L_s).
+
+        L_s = mean over the batch of (KL(p || q) + KL(q || p)) / 2
 
     Args:
         logits_a: (B, C) of one view.
@@ -112,10 +117,10 @@ def consistency_loss(logits_a: Tensor, logits_b: Tensor) -> Tensor:
 
 
 def synthetic_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Cross entropy on kept generated images, whose class is known (AiR, the form `synthetic` of L_s).
+    """-log p_label, mean over a batch of generated images, whose class is known (AiR, the form `synthetic` of L_s).
 
     Args:
         logits: (B, C).
-        label: (B,) class indices.
+        label: (B,) class indices, 0..C-1.
     """
     return F.cross_entropy(logits, label)

@@ -1,4 +1,4 @@
-"""Which images stand for a class (AiR, ACG). Pure functions."""
+"""The choice of prototypes: the images that represent a class (AiR, ACG)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from air_plugin.functional.ranking import largest
 
 
 def select_prototypes(features: Tensor, k: int) -> Tensor:
-    """The k images of each class that lie nearest to their class mean (AiR, ACG).
+    """The k images of each class of the largest cosine f_m . mean_c / |mean_c|, mean_c = mean_m f_m (AiR, ACG).
 
     Args:
-        features: (C, M, D), unit rows: M generated images a class.
-        k: how many to keep, 1 <= k <= M.
+        features: (C, M, D), unit rows: M generated images of each class.
+        k: number of images to keep, 1 <= k <= M.
 
     Returns:
         (C, k) indices into M, by falling cosine to the class mean; ties go to the lower index.
@@ -29,29 +29,29 @@ def select_prototypes(features: Tensor, k: int) -> Tensor:
 
 
 def real_prototypes(probs: Tensor, images_per_class: int) -> Tensor:
-    """The real images that are most confidently pseudo-labelled as each class: a control of AiR without a generator.
+    """The M real images of each class with the highest probability of it: a control of AiR without a generator.
 
-    `select_prototypes` then chooses among their features as it does among those of generated images.
+    `select_prototypes` then chooses among their features as among those of generated images.
 
     Args:
         probs: (N, C) of unlabelled images, rows sum to 1.
         images_per_class: M, at least 1; cut to N.
 
     Returns:
-        (C, M) image indices. Of class c, the images that are predicted as c come first, by falling probability of c;
-        where there are fewer than M of them, other images follow in the same order. Ties go to the lower index.
+        (C, M) image indices. Of class c, images that are predicted as c come first, by falling probability of c; where
+        there are fewer than M, other images follow in the same order. Ties go to the lower index.
     """
     count, classes = probs.shape
     size = min(images_per_class, count)
     predicted = probs.argmax(dim=1) == torch.arange(classes, device=probs.device)[:, None]  # (C, N)
-    own = largest(probs.T.masked_fill(~predicted, -1), size)
+    members = largest(probs.T.masked_fill(~predicted, -1), size)
     others = largest(probs.T.masked_fill(predicted, -1), size)
     place = torch.arange(size, device=probs.device).expand(classes, -1)
     available = predicted.sum(dim=1, keepdim=True).clamp(max=size)
     place = torch.where(place < available, place, size + place - available)
-    return torch.cat([own, others], dim=1).gather(1, place)
+    return torch.cat([members, others], dim=1).gather(1, place)
 
 
 def gather_prototypes(features: Tensor, index: Tensor) -> Tensor:
-    """(C, M, D) features and (C, K) indices to the (C, K, D) kept features."""
+    """The features of prototypes: (C, M, D) features and (C, K) indices into M to (C, K, D)."""
     return features.gather(1, index[..., None].expand(-1, -1, features.shape[2]))

@@ -1,4 +1,4 @@
-"""From class probabilities to pseudo-labels. Pure functions; no label is ever an input."""
+"""From class probabilities to pseudo-labels (UPL) and candidate sets (CPL). No true label is an input."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 from air_plugin.functional.ranking import at_least
 
-BLOCK = 2**23  # values that are copied at a time
+BLOCK = 2**23  # largest number of values in a temporary copy
 
 
 def top_k_per_class(probs: Tensor, k: int) -> Tensor:
-    """The k most confident images among those predicted as each class (UPL, section 3.2).
+    """The k most confident images of each predicted class: argmax_c p_ic = c, by falling max_c p_ic (UPL, section 3.2).
 
     Args:
         probs: (N, C), rows sum to 1.
-        k: images a class, at least 1.
+        k: images of each class, at least 1.
 
     Returns:
         (S,) image indices, ascending, at most k a predicted class; ties go to the lower index.
@@ -49,14 +49,14 @@ class Candidates:
 
 
 def hard_labels(probs: Tensor, per_class: int) -> Candidates:
-    """One pseudo-label an image: the predicted class, of the most confident images of each class (UPL, section 3.2).
+    """One pseudo-label argmax_c p_ic for the most confident images of each predicted class (UPL, section 3.2).
 
     Args:
         probs: (N, C), rows sum to 1.
-        per_class: images a predicted class, at least 1.
+        per_class: images of each predicted class, at least 1.
 
     Returns:
-        The selected images; every mask row has one True.
+        The selected images; every row of the mask has one True.
     """
     index = top_k_per_class(probs, per_class)
     label = probs[index].argmax(dim=1)
@@ -66,24 +66,26 @@ def hard_labels(probs: Tensor, per_class: int) -> Candidates:
 def candidate_sets(probs: Tensor, *, alpha: float, beta: float, per_class: int, chunk: int = 4096) -> Candidates:
     """Candidate label sets (CPL, section 4: intra- and inter-instance selection).
 
-    Intra-instance: the smallest set of top classes whose summed probability reaches tau, the alpha-quantile over images
-    of the largest probability. Inter-instance: the classes whose probability is at or above the beta-quantile of their
-    column. The candidates are in both; images without any are dropped; then at most `per_class` images are kept of
-    each predicted class, the most confident. Ties go to the lower class and to the lower image.
+    S_i = intra_i and inter_i, with
+        intra_i: the smallest set of top classes with sum_c p_ic >= tau, tau = quantile_i(max_c p_ic, alpha);
+        inter_i: the classes with p_ic >= quantile_j(p_jc, beta), the quantile over images of the class's column.
+
+    Images with an empty set are dropped; then the `per_class` most confident images of each predicted class are kept.
+    Ties go to the lower class and to the lower image.
 
     Args:
         probs: (N, C), rows sum to 1.
         alpha: quantile in [0, 1] of the largest probabilities.
         beta: quantile in [0, 1] of each column.
-        per_class: images a predicted class, at least 1.
-        chunk: rows that are looked at together; bounds the memory and changes nothing else.
+        per_class: images of each predicted class, at least 1.
+        chunk: rows that are processed together; bounds the memory and changes nothing else.
 
     Returns:
         The selected images and their candidates.
     """
     confidence, label = probs.max(dim=1)
     tau = _quantile(confidence[None], alpha)
-    block = max(1, BLOCK // len(probs))  # columns whose copies are held together
+    block = max(1, BLOCK // len(probs))  # columns that are copied together
     columns = torch.cat([_quantile(part.T, beta) for part in probs.split(block, dim=1)])
     mask = torch.cat([_intra(rows, tau) & (rows >= columns) for rows in probs.split(chunk)])
     kept = mask.any(dim=1).nonzero().squeeze(1)
@@ -94,7 +96,7 @@ def candidate_sets(probs: Tensor, *, alpha: float, beta: float, per_class: int, 
 def _intra(probs: Tensor, tau: Tensor, *, first: int = 32) -> Tensor:
     """(N, C) bool: the smallest set of top classes whose sum reaches tau.
 
-    Most images need few classes: only the `first` largest are sorted, and all of them where those fall short.
+    Most images need few classes: only the `first` largest are sorted, and all of them where that is not enough.
     """
     classes = probs.shape[1]
     ordered = probs.topk(min(first, classes), dim=1).values

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def largest(scores: Tensor, k: int) -> Tensor:
-    """The k largest of every row, without a full sort and, unlike torch.topk, with a rule for ties.
+    """The k largest entries of every row, without a full sort and, unlike torch.topk, with a rule for ties.
 
     Args:
         scores: (R, N).
@@ -22,10 +22,16 @@ def largest(scores: Tensor, k: int) -> Tensor:
 
 
 def at_least(values: Tensor, smallest: Tensor, *, count: Tensor | int) -> Tensor:
-    """(R, N) bool: the `count` entries of each row that are at least the (R, 1) smallest of them; ties: lower index."""
+    """(R, N) bool: the `count` entries of each row that are at least `smallest`; ties go to the lower index.
+
+    Args:
+        values: (R, N).
+        smallest: (R, 1), the smallest entry of each row that is to be marked.
+        count: number of entries to mark, one for all rows or (R, 1).
+    """
     chosen = values >= smallest
     count = torch.as_tensor(count, device=values.device).expand_as(smallest)
-    crowded = (chosen.sum(dim=1) > count.squeeze(1)).nonzero().squeeze(1)  # equals stand behind the last one
+    crowded = (chosen.sum(dim=1) > count.squeeze(1)).nonzero().squeeze(1)  # ties of the smallest
     rows, least = values[crowded], smallest[crowded]
     larger, equal = rows > least, rows == least
     room = count[crowded] - larger.sum(dim=1, keepdim=True)

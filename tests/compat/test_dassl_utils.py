@@ -205,9 +205,10 @@ def test_checkpoint_file_names(tmp_path, capsys):
     assert best["epoch"] == 3
 
 
-def test_module_prefix_is_cut_off(tmp_path):
+def test_module_prefix_is_cut_off(tmp_path, monkeypatch):
     from dassl.utils import load_checkpoint, load_pretrained_weights, save_checkpoint
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # DataParallel would move the model to a GPU
     wrapped = nn.DataParallel(nn.Linear(2, 2))
     save_checkpoint({"state_dict": wrapped.state_dict(), "epoch": 1}, str(tmp_path))
     path = str(tmp_path / "model.pth.tar-1")

@@ -299,7 +299,10 @@ def test_half_precision_models_are_fused_in_single_precision(dtype: torch.dtype,
     assert trainer._current is trainer.auxiliary  # rounding is no other tower
 
 
-def test_a_model_in_data_parallel_is_looked_into(trained: Callable, config: Callable):
+def test_a_model_in_data_parallel_is_looked_into(trained: Callable, config: Callable, monkeypatch: pytest.MonkeyPatch):
+    # Where there is a GPU, DataParallel would move model and images to it, while the other trainer is on the CPU.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
     class Parallel(MyCoOp):
         def register_model(self, *args: Any) -> None:  # the last step of build_model, where CoOp wraps its model
             super().register_model(*args)

@@ -88,9 +88,9 @@ def test_full_size_features_are_the_originals(architecture: str, tmp_path: Path)
         theirs = normalize(image_tower_of_timm(backbone.model, architecture)(pixels), dim=1)
         assert torch.allclose(images, theirs, atol=1e-4)
     else:
-        said = other(pixel_values=pixels, input_ids=tokens)
-        assert torch.allclose(images, said.image_embeds, atol=1e-4)
-        assert torch.allclose(texts, said.text_embeds, atol=1e-4)
+        outputs = other(pixel_values=pixels, input_ids=tokens)
+        assert torch.allclose(images, outputs.image_embeds, atol=1e-4)
+        assert torch.allclose(texts, outputs.text_embeds, atol=1e-4)
 
     learner = PromptLearner(backbone, NAMES, n_ctx=16, generator=torch.Generator().manual_seed(0))
     ours = normalize(backbone.text_encoder(*learner()), dim=1)

@@ -26,14 +26,14 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 TRAIN, TEST = 1000, 797
 
 
-def draw(count: int, *, seed: int = SEED) -> tuple[Tensor, list[int]]:
+def sample_digits(count: int, *, seed: int = SEED) -> tuple[Tensor, list[int]]:
     """White digits on black: (count, 3, 32, 32) in [0, 1], reduced to 8 x 8 and drawn out again, and their classes."""
     generator = torch.Generator().manual_seed(seed + 50)
     with tempfile.TemporaryDirectory() as cache:
         corpus = load_corpus("development", Path(cache))
     images, classes = torch.empty(0, 3, 32, 32), list[int]()
     while len(classes) < count:
-        batch, looks = corpus.draw(2000, generator, digits_only=True)
+        batch, looks = corpus.sample(2000, generator, digits_only=True)
         fits = [index for index, look in enumerate(looks) if (look.ink, look.ground) == ("white", "black")]
         images = torch.cat([images, batch[fits]])
         classes += [int(str(looks[index].character)) for index in fits]
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of data sets")
     folder = parser.parse_args().data / "digits"
     (folder / "images").mkdir(parents=True)  # an existing data set is not overwritten
-    images, classes = draw(TRAIN + TEST)
+    images, classes = sample_digits(TRAIN + TEST)
     items = []
     for number, (image, label) in enumerate(zip(images, classes, strict=True)):
         save_image(image, folder / "images" / f"{number:04d}.png")

@@ -15,6 +15,15 @@ from torch import Tensor, nn
 
 from air_plugin.mini import MEAN, STD
 from air_plugin.mini.models import CONTEXT_LENGTH, END, START, build_clip, build_tokenizer, initial_table, read_clip
+from air_plugin.mini.training.captions import (
+    DIGIT_NAMES,
+    NAMES,
+    Look,
+    all_captions_vocabulary,
+    call_by_name,
+    describe,
+    match,
+)
 from air_plugin.mini.training.common import (
     SEED,
     Log,
@@ -25,16 +34,7 @@ from air_plugin.mini.training.common import (
     save_weights,
     set_rate,
 )
-from air_plugin.mini.training.corpus import (
-    DIGIT_NAMES,
-    NAMES,
-    Corpus,
-    Look,
-    all_captions_vocabulary,
-    call_by_name,
-    describe,
-    match,
-)
+from air_plugin.mini.training.corpus import Corpus
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -133,7 +133,7 @@ def train_clip(corpus: Corpus, out: Path, *, steps: int = STEPS, seed: int = SEE
     log = Log("clip")
     for step in range(steps):
         set_rate(optimiser, learning_rate(step, steps, peak=2e-3, warm_up=min(100, steps // 10 + 1)))
-        images, looks = corpus.draw(PICTURES, generator)
+        images, looks = corpus.sample(PICTURES, generator)
         texts, claims = zip(*(describe(look, rng) for look in looks[:CAPTIONS]), strict=True)
         with torch.autocast("cpu", torch.bfloat16):
             pictures = clip.visual(normalise(images).contiguous(memory_format=torch.channels_last))
@@ -167,7 +167,7 @@ def zero_shot_accuracy(clip: CLIP, corpus: Corpus, *, digits: bool, seed: int = 
     prompts = clip.encode_text(build_tokenizer()([template.format(name) for name in names]), normalize=True)
     generator, right, seen = torch.Generator().manual_seed(seed + 1), 0, 0
     while seen < count:
-        images, looks = corpus.draw(500, generator, digits_only=digits)
+        images, looks = corpus.sample(500, generator, digits_only=digits)
         kept = [index for index, look in enumerate(looks) if (look.kind == "digit") == digits]
         guesses = (clip.encode_image(normalise(images[kept]), normalize=True) @ prompts.T).argmax(1)
         keys = string.digits if digits else string.ascii_lowercase

@@ -26,8 +26,9 @@ from air_plugin.mini.models import (
     read_unet,
     read_vae,
 )
+from air_plugin.mini.training.captions import DIGIT_NAMES, describe
 from air_plugin.mini.training.common import SEED, Log, build_optimiser, load_corpus, save_json, save_weights, set_rate
-from air_plugin.mini.training.corpus import Corpus, describe
+from air_plugin.mini.training.corpus import Corpus
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -62,7 +63,7 @@ class Latents:
         tokenizer = build_tokenizer()
         for start in range(0, count, 500):
             part = slice(start, min(start + 500, count))
-            images, looks = corpus.draw(part.stop - start, generator)
+            images, looks = corpus.sample(part.stop - start, generator)
             means[part] = vae.encode(images * 2 - 1).latent_dist.mean * vae.config.scaling_factor
             words[part] = text_states(clip, tokenizer([describe(look, rng)[0] for look in looks])).half()
         return cls(means, words, text_states(clip, tokenizer([""]))[0])
@@ -144,7 +145,6 @@ def agreement(out: Path, *, count: int = 50, seed: int = SEED) -> dict[str, floa
     """How often the CLIP sees what was asked for: digits among 10, letters among 26."""
     import string
 
-    from air_plugin.mini.training.corpus import DIGIT_NAMES
     from air_plugin.mini.training.train_clip import normalise
 
     clip, tokenizer = read_clip(out / "clip.safetensors"), build_tokenizer()

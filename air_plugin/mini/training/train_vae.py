@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 STEPS = 4000
 BATCH = 32
-CHUNK = 8  # batches drawn at once, which is quicker
+CHUNK = 8  # batches that are rendered together, which is faster
 KL_WEIGHT = 1e-5
 
 
@@ -60,12 +60,12 @@ def train_vae(corpus: Corpus, out: Path, *, steps: int = STEPS, seed: int = SEED
     vae.train()
     optimiser = build_optimiser(vae.parameters(), decay=0.01)
     log = Log("vae", every=250)
-    drawn = torch.empty(0)
+    pictures = torch.empty(0)
     for step in range(steps):
         set_rate(optimiser, learning_rate(step, steps, peak=2e-3, warm_up=min(200, steps // 10 + 1)))
         if step % CHUNK == 0:
-            drawn = corpus.draw(BATCH * CHUNK, generator)[0] * 2 - 1
-        images = drawn[step % CHUNK * BATCH :][:BATCH]
+            pictures = corpus.sample(BATCH * CHUNK, generator)[0] * 2 - 1
+        images = pictures[step % CHUNK * BATCH :][:BATCH]
         noise = torch.randn(BATCH, 4, 8, 8, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             loss, squared = vae_loss(vae, images, noise)
@@ -84,14 +84,14 @@ def train_vae(corpus: Corpus, out: Path, *, steps: int = STEPS, seed: int = SEED
 @torch.no_grad()
 def measure_scale(vae: AutoencoderKL, corpus: Corpus, *, seed: int = SEED) -> float:
     """1 / standard deviation of the latents of 1,000 pictures, so that diffusion sees unit variance."""
-    images, _ = corpus.draw(1000, torch.Generator().manual_seed(seed + 11))
+    images, _ = corpus.sample(1000, torch.Generator().manual_seed(seed + 11))
     return round(1 / float(vae.encode(images * 2 - 1).latent_dist.mean.std()), 5)
 
 
 @torch.no_grad()
 def reconstruction_psnr(vae: AutoencoderKL, corpus: Corpus, *, seed: int = SEED, count: int = 1000) -> float:
     """Mean PSNR in dB of reconstructions from the latents' means."""
-    images, _ = corpus.draw(count, torch.Generator().manual_seed(seed + 12))
+    images, _ = corpus.sample(count, torch.Generator().manual_seed(seed + 12))
     output = vae.decode(vae.encode(images * 2 - 1).latent_dist.mean).sample.clamp(-1, 1) / 2 + 0.5
     return float((-10 * (output - images).square().mean(dim=(1, 2, 3)).log10()).mean())
 

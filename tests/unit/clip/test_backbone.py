@@ -29,7 +29,7 @@ from small_models import make_backbone, make_clip
 
 from air_plugin.cli import main
 from air_plugin.clip.backbone import Backbone
-from air_plugin.clip.loading import _resolve, _said_once, load_backbone
+from air_plugin.clip.loading import _resolve, _without_repetition, load_backbone
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.offline import is_offline
 
@@ -111,7 +111,7 @@ def test_half_precision_gives_nearly_the_same_features(folder: Path, tiny_backbo
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("RN-50", "did you mean"),
         ("vit_b_32", "did you mean"),
@@ -123,8 +123,8 @@ def test_half_precision_gives_nearly_the_same_features(folder: Path, tiny_backbo
         ("weights.pt", "no folder"),
     ],
 )
-def test_bad_names_are_errors_for_people(name: str, said: str):
-    with pytest.raises(UserError, match=said) as raised:
+def test_bad_names_are_errors_for_people(name: str, message: str):
+    with pytest.raises(UserError, match=message) as raised:
         load_backbone(name)
     assert "\n" not in str(raised.value)
 
@@ -293,7 +293,7 @@ def test_files_that_hold_a_program_or_rubbish_run_nothing(
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "archive.pt")
     (tmp_path / "weights.h5").write_bytes(b"other")
     (tmp_path / "cut.safetensors").write_bytes(b"other")
-    for file, said in (
+    for file, message in (
         ("evil.pt", "more than tensors"),
         ("rubbish.pth", "safetensors"),
         ("cut.pt", "."),
@@ -301,7 +301,7 @@ def test_files_that_hold_a_program_or_rubbish_run_nothing(
         ("weights.h5", "no weight file"),
         ("cut.safetensors", "cannot be loaded"),
     ):
-        with pytest.raises(UserError, match=said) as raised:
+        with pytest.raises(UserError, match=message) as raised:
             load_backbone(f"{architecture}:{tmp_path / file}")
         assert "\n" not in str(raised.value)
     assert not (tmp_path / "was run").exists()
@@ -393,8 +393,8 @@ for name in {list(names)}:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == len(names)
-    for (name, said), line in zip(names.items(), lines, strict=True):
-        assert f"'{name}'" in line and said in line and "offline" in line
+    for (name, message), line in zip(names.items(), lines, strict=True):
+        assert f"'{name}'" in line and message in line and "offline" in line
 
 
 def test_offline_takes_what_the_hubs_cache_holds(tmp_path: Path):
@@ -497,18 +497,18 @@ def test_only_the_line_that_would_be_said_twice_is_left_out(capfd: pytest.Captur
     root = logging.getLogger()
     kept, root.handlers[:] = list(root.handlers), []
     try:
-        with _said_once():
+        with _without_repetition():
             logging.error("Failed to download weights for tag 'openai': no network")
             logging.error("another fault")
             logging.warning("No pretrained weights loaded")
             logging.getLogger("elsewhere").error("Failed to download weights for tag, says somebody else")
         assert not root.handlers and not root.filters
         logging.getLogger("huggingface_hub").warning("said once")
-        with pytest.raises(ValueError), _said_once():
+        with pytest.raises(ValueError), _without_repetition():
             raise ValueError
         assert not root.filters and logging.getLogger("huggingface_hub").propagate
     finally:
         root.handlers[:] = kept
-    said = capfd.readouterr().err
-    assert "another fault" in said and "No pretrained weights loaded" in said and "says somebody else" in said
-    assert "no network" not in said
+    message = capfd.readouterr().err
+    assert "another fault" in message and "No pretrained weights loaded" in message and "says somebody else" in message
+    assert "no network" not in message

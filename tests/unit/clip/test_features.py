@@ -270,8 +270,8 @@ def test_unreadable_images_are_named_and_cost_nothing_once_repaired(
     Path(pictures[5]).write_text("no image")
     with pytest.raises(UserError) as raised:
         extract_features(tiny_backbone, pictures, store=store, batch_size=2)
-    said = str(raised.value)
-    assert pictures[2] in said and pictures[5] in said and pictures[3] not in said and "\n" not in said
+    message = str(raised.value)
+    assert pictures[2] in message and pictures[5] in message and pictures[3] not in message and "\n" not in message
     write_pictures(Path(pictures[0]).parent, 7)
     table, cached = extract_features(tiny_backbone, pictures, store=store, batch_size=2)
     assert not cached and len(table) == 7

@@ -145,14 +145,14 @@ def test_batch_size_changes_rounding_at_the_most(tiny_generator: Generator, tmp_
 
 
 def test_prompt_and_guidance_reach_the_real_pipeline(tiny_generator: Generator, tmp_path: Path):
-    def draw(name: str, **changes: Any) -> np.ndarray:
+    def make_images(name: str, **changes: Any) -> np.ndarray:
         return pixels(generate(tiny_generator.pipeline, plan(["sea"], **changes), tmp_path / name, batch_size=2))
 
-    plain = draw("plain")
-    assert np.abs(plain - draw("template", template="sea sea sea {}")).max() > 0
-    assert np.abs(plain - draw("guidance", guidance=9.0)).max() > 0
-    assert np.abs(plain - draw("steps", steps=4)).max() > 0
-    assert draw("size", size=32).shape == (2, 32, 32, 3)
+    plain = make_images("plain")
+    assert np.abs(plain - make_images("template", template="sea sea sea {}")).max() > 0
+    assert np.abs(plain - make_images("guidance", guidance=9.0)).max() > 0
+    assert np.abs(plain - make_images("steps", steps=4)).max() > 0
+    assert make_images("size", size=32).shape == (2, 32, 32, 3)
 
 
 def test_second_call_draws_nothing(tmp_path: Path):
@@ -198,7 +198,7 @@ def test_a_kill_within_a_batch_ends_bit_identical(tmp_path: Path, monkeypatch: p
         return image * 0 if seed == bad else image
 
     whole = generate(FakePipeline(spoil), plan(), tmp_path / "whole", batch_size=4)
-    keep, kept = module._keep, []
+    keep, kept = module._save_image, []
 
     def killed(*arguments: Any) -> dict:
         if len(kept) == 2:
@@ -206,10 +206,10 @@ def test_a_kill_within_a_batch_ends_bit_identical(tmp_path: Path, monkeypatch: p
         kept.append(1)
         return keep(*arguments)
 
-    monkeypatch.setattr(module, "_keep", killed)
+    monkeypatch.setattr(module, "_save_image", killed)
     with pytest.raises(KeyboardInterrupt):
         generate(FakePipeline(spoil), plan(), tmp_path / "cut", batch_size=4)
-    monkeypatch.setattr(module, "_keep", keep)
+    monkeypatch.setattr(module, "_save_image", keep)
     resumed = generate(FakePipeline(spoil), plan(), tmp_path / "cut", batch_size=4)
     assert resumed.generated == 4 and resumed.failed == whole.failed == 1
     assert contents(resumed) == contents(whole)

@@ -1,4 +1,4 @@
-"""The adapter: its loss, its captions, and a training that interruptions do not change."""
+"""The adapter: its loss, and a training that interruptions do not change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from air_plugin.config import LoraSettings
 from air_plugin.diffusion import lora as module
-from air_plugin.diffusion.lora import WEIGHTS, adapter_loaded, choose_captions, denoising_loss, train_lora
+from air_plugin.diffusion.lora import WEIGHTS, adapter_loaded, denoising_loss, train_lora
 from air_plugin.diffusion.pipeline import Generator, _fingerprint, encode_prompts, load_generator
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.images import load_rgb
@@ -51,7 +51,7 @@ def train(generator: Generator, pictures: list[str], store: Store, *, seed: int 
     return train_lora(generator, pictures, CAPTIONS, settings=settings, size=16, seed=seed, store=store)
 
 
-def draw(pipeline: Any) -> Tensor:
+def make_images(pipeline: Any) -> Tensor:
     return pipeline(
         prompt=["a dog", "a sea"],
         height=16,
@@ -95,12 +95,12 @@ def test_denoising_loss_by_hand(kind: str):
     total = 0.0
     for image, step in enumerate(steps.tolist()):
         kept = math.prod(1 - (0.001 + 0.019 * t / 999) for t in range(step + 1))  # alpha bar
-        for x, eps, said, shown in zip(
+        for x, eps, predicted, shown in zip(
             *(t[image].flatten().tolist() for t in (latents, noise, prediction, unet.noisy)), strict=True
         ):
             assert shown == pytest.approx(math.sqrt(kept) * x + math.sqrt(1 - kept) * eps, abs=1e-5)
             target = eps if kind == "epsilon" else math.sqrt(kept) * eps - math.sqrt(1 - kept) * x
-            total += (said - target) ** 2
+            total += (predicted - target) ** 2
     assert loss.item() == pytest.approx(total / 24, rel=1e-4)
     assert torch.equal(unet.steps, steps) and torch.equal(unet.states, states) and unet.added is None
 
@@ -131,78 +131,6 @@ def test_other_predictions_are_refused():
             noise=zero,
             steps=torch.tensor([1]),
         )
-
-
-# choose_captions
-
-
-PROBS = torch.tensor([[0.7, 0.3], [0.9, 0.1], [0.4, 0.6], [0.8, 0.2], [0.45, 0.55]])
-NAMES = ["crop_land", "sea"]
-
-
-def test_confident_captions_are_of_the_most_confident_images_of_each_class():
-    settings = lora_settings(captions="confident", per_class=2)
-    index, captions = choose_captions(PROBS, NAMES, "a photo of {}.", settings)
-    sea, crop = "a photo of sea.", "a photo of crop land."
-    assert (index, captions) == ([1, 2, 3, 4], [crop, sea, crop, sea])
-
-
-def sure_images_slowly(probs: Tensor, k: int) -> list[int]:
-    """Reference: of the images to which as many are equal or below as above, the k surest of every class that has
-    at least half of N / 2C of them."""
-    best = [max(row) for row in probs.tolist()]
-    sure = [i for i in range(len(best)) if sum(b > best[i] for b in best) <= sum(b <= best[i] for b in best)]
-    chosen = []
-    for c in range(probs.shape[1]):
-        own = [i for i in sure if probs[i].tolist().index(best[i]) == c]
-        if len(own) >= len(best) / (2 * probs.shape[1]) / 2:
-            chosen += sorted(own, key=lambda i: -best[i])[:k]
-    return sorted(chosen)
-
-
-@pytest.mark.parametrize(("images", "k"), [(40, 3), (41, 8), (40, 40), (1, 5)])
-@pytest.mark.parametrize("leaning", [0.0, 3.0])
-def test_captions_of_the_above_median_are_those_of_a_loop(images: int, k: int, leaning: float):
-    lean = leaning * torch.tensor([1.0, 0.5, 0.0, -0.5])
-    probs = (3 * torch.randn(images, 4, generator=torch.Generator().manual_seed(images)) + lean).softmax(dim=1)
-    settings = lora_settings(captions="above_median", per_class=k)
-    index, captions = choose_captions(probs, list("abcd"), "{}", settings)
-    assert index == sure_images_slowly(probs, k)
-    assert captions == ["abcd"[c] for c in probs[index].argmax(dim=1)]
-
-
-def test_a_class_with_few_sure_images_has_no_caption_even_where_these_are_the_surest():
-    probs = torch.full((20, 2), 0.1)
-    probs[:18, 0] = torch.linspace(0.85, 0.95, 18)
-    probs[18:, 1] = torch.tensor([0.99, 0.98])  # 2 of the surer 10; an even share is 5, half of it 2.5
-    settings = lora_settings(captions="above_median", per_class=20)
-    assert set(choose_captions(probs, NAMES, "{}", settings)[1]) == {"crop land"}
-    probs[17] = torch.tensor([0.03, 0.97])
-    assert set(choose_captions(probs, NAMES, "{}", settings)[1]) == {"crop land", "sea"}
-
-
-def test_a_complete_set_with_even_sureness_loses_no_class_to_the_bound():
-    probs = torch.tensor([[0.8, 0.2], [0.2, 0.8]]).repeat(6, 1)
-    index, _ = choose_captions(probs, NAMES, "{}", lora_settings(captions="above_median", per_class=4))
-    assert index == list(range(8))
-
-
-def test_a_class_of_doubtful_images_has_no_caption_of_the_above_median():
-    probs = torch.tensor([[0.9, 0.1], [0.95, 0.05], [0.8, 0.2], [0.45, 0.55], [0.4, 0.6]])
-    index, captions = choose_captions(probs, NAMES, "{}", lora_settings(captions="above_median", per_class=2))
-    assert (index, captions) == ([0, 1], ["crop land"] * 2)
-    index, _ = choose_captions(probs, NAMES, "{}", lora_settings(captions="confident", per_class=2))
-    assert index == [0, 1, 3, 4]
-
-
-def test_all_images_with_their_pseudo_labels():
-    index, captions = choose_captions(PROBS, NAMES, "{}", lora_settings(captions="all"))
-    assert (index, captions) == ([0, 1, 2, 3, 4], ["crop land", "crop land", "sea", "crop land", "sea"])
-
-
-def test_one_generic_caption():
-    index, captions = choose_captions(PROBS, NAMES, "{}", lora_settings(captions="generic", generic="a photo."))
-    assert (index, captions) == ([0, 1, 2, 3, 4], ["a photo."] * 5)
 
 
 # train_lora
@@ -256,11 +184,11 @@ def test_every_image_is_trained_with_its_own_caption(
 
 def test_the_generator_is_afterwards_what_it_was(tiny_generator: Generator, pictures: list[str], store: Store):
     names = [name for name, _ in tiny_generator.pipeline.unet.named_modules()]
-    before = draw(tiny_generator.pipeline)
+    before = make_images(tiny_generator.pipeline)
     train(tiny_generator, pictures, store)
     assert _fingerprint(tiny_generator.pipeline) == tiny_generator.fingerprint
     assert [name for name, _ in tiny_generator.pipeline.unet.named_modules()] == names
-    assert torch.equal(draw(tiny_generator.pipeline), before)
+    assert torch.equal(make_images(tiny_generator.pipeline), before)
     assert not any(value.requires_grad for value in tiny_generator.pipeline.unet.parameters())
 
 
@@ -268,16 +196,16 @@ def test_the_adapter_loads_in_plain_diffusers_and_changes_the_images(pictures: l
     folder, _, _ = train(make_generator(), pictures, store)
     assert (folder / WEIGHTS).name == "pytorch_lora_weights.safetensors"
     fresh = make_generator().pipeline
-    plain = draw(fresh)
+    plain = make_images(fresh)
     fresh.load_lora_weights(folder)
-    adapted = draw(fresh)
+    adapted = make_images(fresh)
     assert (adapted - plain).abs().max() > 0.01
     ours = make_generator().pipeline
     with adapter_loaded(ours, folder):
-        assert torch.allclose(draw(ours), adapted, atol=1e-6)
-    assert torch.equal(draw(ours), plain)
+        assert torch.allclose(make_images(ours), adapted, atol=1e-6)
+    assert torch.equal(make_images(ours), plain)
     with adapter_loaded(ours, None):
-        assert torch.equal(draw(ours), plain)
+        assert torch.equal(make_images(ours), plain)
 
 
 def test_every_target_is_in_the_file_and_is_loaded(pictures: list[str], store: Store):
@@ -304,7 +232,7 @@ def test_an_adapter_trained_and_used_on_one_pipeline(tiny_generator: Generator, 
     folder, _, _ = train(tiny_generator, pictures, store)
     fresh = make_generator().pipeline
     with adapter_loaded(fresh, folder), adapter_loaded(tiny_generator.pipeline, folder):
-        assert torch.equal(draw(tiny_generator.pipeline), draw(fresh))
+        assert torch.equal(make_images(tiny_generator.pipeline), make_images(fresh))
 
 
 @pytest.mark.parametrize("crash_at", [1, 2, 3, 4])
@@ -335,7 +263,7 @@ def test_a_resumed_training_equals_an_undisturbed_one(
     folder, _, cached = train(generator, pictures, Store(tmp_path / "cut"))
     assert not cached
     notes = caplog.text
-    assert f"goes on from step {crash_at // 2 * 2}" in notes if crash_at >= 2 else notes == ""
+    assert f"resumes at step {crash_at // 2 * 2}" in notes if crash_at >= 2 else notes == ""
     for name in (WEIGHTS, "losses.safetensors"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
     assert not (folder / "checkpoint.safetensors").exists()
@@ -398,7 +326,7 @@ def test_a_loss_that_is_not_finite_is_an_error_for_people(tiny_generator: Genera
 
 
 @pytest.mark.parametrize(
-    ("targets", "said"),
+    ("targets", "message"),
     [
         (("nothing",), r"'nothing'; known: .*ff\.net\.2.*to_q"),
         (("to_q", "nothing"), "'nothing'"),
@@ -408,9 +336,9 @@ def test_a_loss_that_is_not_finite_is_an_error_for_people(tiny_generator: Genera
     ],
 )
 def test_targets_that_are_not_there_are_an_error_for_people(
-    tiny_generator: Generator, pictures: list[str], store: Store, targets: tuple[str, ...], said: str
+    tiny_generator: Generator, pictures: list[str], store: Store, targets: tuple[str, ...], message: str
 ):
-    with pytest.raises(UserError, match=f"AIR.LORA.TARGETS.*{said}") as raised:
+    with pytest.raises(UserError, match=f"AIR.LORA.TARGETS.*{message}") as raised:
         train(tiny_generator, pictures, store, targets=targets)
     assert "\n" not in str(raised.value)
     assert _fingerprint(tiny_generator.pipeline) == tiny_generator.fingerprint
@@ -479,14 +407,14 @@ def test_steps_on_one_batch_lower_its_loss_and_change_the_adapter_alone(
 def test_saved_and_loaded_in_plain_diffusers_it_draws_the_same(architecture: str, pictures: list[str], store: Store):
     generator = generator_of(architecture)
     folder, _, _ = train(generator, pictures, store)
-    plain = draw(generator.pipeline)
+    plain = make_images(generator.pipeline)
     with adapter_loaded(generator.pipeline, folder):
-        adapted = draw(generator.pipeline)
+        adapted = make_images(generator.pipeline)
     assert (adapted - plain).abs().max() > 0.01
-    assert torch.equal(draw(generator.pipeline), plain)
+    assert torch.equal(make_images(generator.pipeline), plain)
     fresh = make_pipeline(architecture)
     fresh.load_lora_weights(folder)
-    assert torch.allclose(draw(fresh), adapted, atol=1e-5)
+    assert torch.allclose(make_images(fresh), adapted, atol=1e-5)
 
 
 def test_every_architecture_goes_on_where_it_was_cut(
@@ -564,7 +492,7 @@ def test_an_lcms_adapter_of_the_images_is_trained_without_it(
 def test_both_adapters_are_added_while_drawing(pictures: list[str], tmp_path: Path, store: Store):
     """The reference adds both products to the weights by hand."""
     generator = generator_of("sd15")
-    plain = draw(generator.pipeline)
+    plain = make_images(generator.pipeline)
     folder, _, _ = train(generator, pictures, store)
     lcm = save_lcm_lora(tmp_path / "lcm", generator.pipeline.unet) / WEIGHTS
     by_hand = make_pipeline("sd15")
@@ -582,9 +510,9 @@ def test_both_adapters_are_added_while_drawing(pictures: list[str], tmp_path: Pa
     generated = {}
     for name, target, accelerator in (("both", folder, lcm), ("target", folder, None), ("lcm", None, lcm)):
         with adapter_loaded(generator.pipeline, target, accelerator=accelerator):
-            generated[name] = draw(generator.pipeline)
-    assert torch.allclose(generated["both"], draw(by_hand), atol=1e-4)
+            generated[name] = make_images(generator.pipeline)
+    assert torch.allclose(generated["both"], make_images(by_hand), atol=1e-4)
     for alone in ("target", "lcm"):
         assert (generated["both"] - generated[alone]).abs().max() > 0.01
     assert _fingerprint(generator.pipeline) == generator.fingerprint
-    assert torch.equal(draw(generator.pipeline), plain)
+    assert torch.equal(make_images(generator.pipeline), plain)

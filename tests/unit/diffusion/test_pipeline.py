@@ -41,7 +41,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def said_by(**arguments: Any) -> str:
+def message_of(**arguments: Any) -> str:
     """The line that people see where a generator is refused."""
     name = arguments.pop("name")
     with pytest.raises(UserError) as raised:
@@ -125,7 +125,7 @@ def test_a_variant_of_the_weight_files(tmp_path: Path):
     make_pipeline("sdxl").save_pretrained(tmp_path, safe_serialization=True, variant="fp16")
     assert (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
     assert load_generator(str(tmp_path), variant="fp16").fingerprint == _fingerprint(make_pipeline("sdxl"))
-    assert "cannot be loaded" in said_by(name=tmp_path)
+    assert "cannot be loaded" in message_of(name=tmp_path)
 
 
 def test_both_towers_are_in_the_fingerprint():
@@ -231,7 +231,7 @@ def test_the_safety_checker_is_left_out_unless_it_is_asked_for(folders: dict[str
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "mini"])
 def test_a_safety_checker_that_is_not_there_is_said(folders: dict[str, Path], name: str):
-    assert "AIR.SAFETY_CHECKER" in said_by(name=folders.get(name, name), safety_checker=True)
+    assert "AIR.SAFETY_CHECKER" in message_of(name=folders.get(name, name), safety_checker=True)
 
 
 # Few-step adapters
@@ -257,7 +257,7 @@ def test_an_lcm_adapter_is_checked_and_not_left_in_the_model(
 def test_an_lcm_adapter_of_another_architecture_is_refused(folders: dict[str, Path], tmp_path: Path):
     for made, used in (("sdxl", "sd15"), ("sd15", "sdxl"), ("sd15", "sd21")):
         adapter = save_lcm_lora(tmp_path / made, make_pipeline(made).unet)
-        assert "is no adapter of this generator" in said_by(name=folders[used], lcm_lora=str(adapter))
+        assert "is no adapter of this generator" in message_of(name=folders[used], lcm_lora=str(adapter))
 
 
 def test_what_is_no_lcm_adapter_is_refused(folders: dict[str, Path], tmp_path: Path):
@@ -273,7 +273,7 @@ def test_what_is_no_lcm_adapter_is_refused(folders: dict[str, Path], tmp_path: P
     torch.save({}, pickled)
     empty = tmp_path / "empty"
     empty.mkdir()
-    for path, said in (
+    for path, message in (
         (foreign, "is no adapter"),
         (towers, "more than the U-Net"),
         (cut, "is no adapter"),
@@ -281,15 +281,15 @@ def test_what_is_no_lcm_adapter_is_refused(folders: dict[str, Path], tmp_path: P
         (empty, "safetensors"),
         (tmp_path / "none.safetensors", "safetensors"),
     ):
-        line = said_by(name=folders["sd15"], lcm_lora=str(path))
-        assert line.startswith("AIR.LCM_LORA") and said in line and str(path) in line
+        line = message_of(name=folders["sd15"], lcm_lora=str(path))
+        assert line.startswith("AIR.LCM_LORA") and message in line and str(path) in line
 
 
 # What is refused
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("mni", {}, "mini, a hub name"),
         ("mini", {"precision": "fp15"}, "fp15"),
@@ -297,8 +297,8 @@ def test_what_is_no_lcm_adapter_is_refused(folders: dict[str, Path], tmp_path: P
         ("{empty}", {}, "cannot be loaded"),
     ],
 )
-def test_what_is_no_generator_is_an_error_for_people(name: str, options: dict, said: str, tmp_path: Path):
-    assert said in said_by(name=name.format(empty=tmp_path), **options)
+def test_what_is_no_generator_is_an_error_for_people(name: str, options: dict, message: str, tmp_path: Path):
+    assert message in message_of(name=name.format(empty=tmp_path), **options)
 
 
 @pytest.mark.parametrize("architecture", ["sd15", "sdxl"])
@@ -324,7 +324,7 @@ def test_a_damaged_folder_is_named(folders: dict[str, Path], tmp_path: Path, arc
     else:
         config = copy / "unet" / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "in_channels": 9}))
-    assert str(copy) in said_by(name=copy)
+    assert str(copy) in message_of(name=copy)
 
 
 def test_pickles_are_refused(folder: Path, tmp_path: Path):
@@ -335,14 +335,14 @@ def test_pickles_are_refused(folder: Path, tmp_path: Path):
     unet = tmp_path / "pickled" / "unet"
     torch.save(pipeline.unet.state_dict(), unet / "diffusion_pytorch_model.bin")
     (unet / "diffusion_pytorch_model.safetensors").unlink()
-    assert "cannot be loaded" in said_by(name=tmp_path / "pickled")
+    assert "cannot be loaded" in message_of(name=tmp_path / "pickled")
 
 
 @pytest.mark.parametrize("kind", ["FluxPipeline", "StableDiffusionInpaintPipeline", ["pipeline", "Own"], None])
 def test_other_kinds_of_pipeline_are_refused(folder: Path, tmp_path: Path, kind: Any):
     index = json.loads((folder / "model_index.json").read_text())
     (tmp_path / "model_index.json").write_text(json.dumps({**index, "_class_name": kind}))
-    line = said_by(name=tmp_path)
+    line = message_of(name=tmp_path)
     assert "StableDiffusionXLPipeline" in line and (kind is None or str(kind) in line)
 
 
@@ -352,7 +352,7 @@ def test_code_that_comes_with_a_model_is_not_run(folder: Path, tmp_path: Path):
     (copy / "unet" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass UNet2DConditionModel: pass\n")
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps({**index, "unet": ["own", "UNet2DConditionModel"]}))
-    line = said_by(name=copy)
+    line = message_of(name=copy)
     assert "unet" in line and "not run" in line and not (tmp_path / "ran").exists()
 
 
@@ -363,9 +363,9 @@ def test_offline_says_what_to_fetch_and_never_touches_the_network(
     for name in ("AIR_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(key, "1")
-    line = said_by(name="nobody/has-this-generator", revision="abc")
+    line = message_of(name="nobody/has-this-generator", revision="abc")
     assert "hf download nobody/has-this-generator --revision abc" in line
-    assert "AIR.LCM_LORA" in said_by(name=folders["sd15"], lcm_lora="nobody/has-this-adapter")
+    assert "AIR.LCM_LORA" in message_of(name=folders["sd15"], lcm_lora="nobody/has-this-adapter")
     assert load_generator(str(folders["sd15"])).fingerprint
 
 

@@ -27,8 +27,8 @@ def unsure(labels: Tensor, *, right: float = 0.6, seed: int = 5) -> Tensor:
     """(N, C) text probabilities: `right` of the images get 0.7 on their class, the others on some class."""
     rng = torch.Generator().manual_seed(seed)
     other = torch.randint(C, (len(labels),), generator=rng)
-    said = torch.where(torch.rand(len(labels), generator=rng) < right, labels, other)
-    return 0.1 + 0.6 * torch.nn.functional.one_hot(said, C).double()
+    guess = torch.where(torch.rand(len(labels), generator=rng) < right, labels, other)
+    return 0.1 + 0.6 * torch.nn.functional.one_hot(guess, C).double()
 
 
 def generated(*, shift: float = 1.0, seed: int = 7) -> Gaussians:

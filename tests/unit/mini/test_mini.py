@@ -13,8 +13,8 @@ from torch import Tensor
 
 from air_plugin import mini
 from air_plugin.mini import models
-from air_plugin.mini.training import common, corpus, fonts, train_clip, train_unet, train_vae
-from air_plugin.mini.training.corpus import Look
+from air_plugin.mini.training import captions, common, corpus, fonts, train_clip, train_unet, train_vae
+from air_plugin.mini.training.captions import Look
 
 TEXTS = ["a photo of the digit seven.", "a residential area", "the letter k in red on a blue background", ""]
 
@@ -35,7 +35,7 @@ def small_corpus() -> corpus.Corpus:
     return corpus.Corpus(faces, corpus.render_masks(faces))
 
 
-def draw(pipe, prompts: list[str], *, seed: int = 0) -> Tensor:
+def make_images(pipe, prompts: list[str], *, seed: int = 0) -> Tensor:
     """(N, 3, 32, 32) in [0, 1]."""
     generators = [torch.Generator().manual_seed(seed + index) for index in range(len(prompts))]
     images = pipe(
@@ -133,8 +133,8 @@ def test_text_encoder_is_the_clips_own_tower(clip, pipe):
 
 
 def test_pipeline_draws_what_it_is_told(clip, pipe):
-    prompts = [f"a photo of the digit {name}." for name in corpus.DIGIT_NAMES] * 3
-    images = draw(pipe, prompts)
+    prompts = [f"a photo of the digit {name}." for name in captions.DIGIT_NAMES] * 3
+    images = make_images(pipe, prompts)
     assert images.shape == (30, 3, 32, 32) and bool(torch.isfinite(images).all())
     assert images.std(dim=(1, 2, 3)).min() > 0.01
     heads = clip.encode_text(mini.tokenizer()(prompts[:10]), normalize=True)
@@ -144,9 +144,9 @@ def test_pipeline_draws_what_it_is_told(clip, pipe):
 
 def test_same_seed_same_picture(pipe):
     prompts = ["a photo of the digit three."]
-    first = draw(pipe, prompts, seed=5)
-    assert torch.equal(first, draw(pipe, prompts, seed=5))
-    assert not torch.allclose(first, draw(pipe, prompts, seed=6), atol=0.05)
+    first = make_images(pipe, prompts, seed=5)
+    assert torch.equal(first, make_images(pipe, prompts, seed=5))
+    assert not torch.allclose(first, make_images(pipe, prompts, seed=6), atol=0.05)
 
 
 def test_lora_round_trip(tmp_path: Path):
@@ -155,26 +155,26 @@ def test_lora_round_trip(tmp_path: Path):
 
     pipe = mini.load_pipeline()
     prompts = ["a photo of the digit three."]
-    plain = draw(pipe, prompts)
+    plain = make_images(pipe, prompts)
     targets = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
     pipe.unet.add_adapter(peft.LoraConfig(r=4, lora_alpha=4, target_modules=targets))
     with torch.no_grad():
         for name, value in pipe.unet.named_parameters():
             if "lora_B" in name:
                 value.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
-    adapted = draw(pipe, prompts)
+    adapted = make_images(pipe, prompts)
     assert not torch.allclose(plain, adapted, atol=0.05)
     layers = peft.get_peft_model_state_dict(pipe.unet)
     StableDiffusionPipeline.save_lora_weights(str(tmp_path), unet_lora_layers=layers)
     fresh = mini.load_pipeline()
     fresh.load_lora_weights(str(tmp_path))
-    assert torch.allclose(draw(fresh, prompts), adapted, atol=1e-3)
+    assert torch.allclose(make_images(fresh, prompts), adapted, atol=1e-3)
 
 
 def test_vae_keeps_pictures(small_corpus):
     vae = models.read_vae(mini.WEIGHTS)
     assert train_vae.reconstruction_psnr(vae, small_corpus, count=100) > 20
-    images, _ = small_corpus.draw(200, torch.Generator().manual_seed(1))
+    images, _ = small_corpus.sample(200, torch.Generator().manual_seed(1))
     latents = vae.encode(images * 2 - 1).latent_dist.mean * vae.config.scaling_factor
     assert 0.8 < float(latents.std()) < 1.2
 
@@ -220,18 +220,18 @@ def test_held_out_families_are_whole():
 
 
 def test_corpus_is_a_function_of_its_generator(small_corpus):
-    first, looks = small_corpus.draw(16, torch.Generator().manual_seed(4))
-    second, same = small_corpus.draw(16, torch.Generator().manual_seed(4))
+    first, looks = small_corpus.sample(16, torch.Generator().manual_seed(4))
+    second, same = small_corpus.sample(16, torch.Generator().manual_seed(4))
     assert torch.equal(first, second) and looks == same
     assert first.shape == (16, 3, 32, 32) and first.min() >= 0 and first.max() <= 1
-    third, _ = small_corpus.draw(16, torch.Generator().manual_seed(5))
+    third, _ = small_corpus.sample(16, torch.Generator().manual_seed(5))
     assert not torch.equal(first, third)
 
 
 def test_captions_are_true_of_their_picture_and_readable(small_corpus):
     rng, tokens = np.random.default_rng(0), train_clip.CaptionTokens()
-    _, looks = small_corpus.draw(400, torch.Generator().manual_seed(4))
-    texts, claims = zip(*(corpus.describe(look, rng) for look in looks), strict=True)
+    _, looks = small_corpus.sample(400, torch.Generator().manual_seed(4))
+    texts, claims = zip(*(captions.describe(look, rng) for look in looks), strict=True)
     assert all(look.satisfies(claim) for look, claim in zip(looks, claims, strict=True))
     assert tokens(list(texts)).shape[1] <= models.CONTEXT_LENGTH  # a word off the list raises KeyError
     assert any("digit seven" in text for text in texts) and any(" in red" in text for text in texts)
@@ -249,7 +249,7 @@ def test_match_tells_true_from_false():
         Look(ground="white"),
     ]
     wanted = [[1, 0, 0, 0, 1, 1], [0, 0, 1, 0, 0, 1]]
-    assert corpus.match([seven, capital], claims).tolist() == wanted
+    assert captions.match([seven, capital], claims).tolist() == wanted
 
 
 def test_contrast_counts_every_true_pair():
@@ -275,7 +275,7 @@ def test_trainings_run_end_to_end(small_corpus, tmp_path: Path, monkeypatch: pyt
     unet = models.read_unet(tmp_path / "unet.safetensors")
     pipe = models.build_pipeline(models.read_vae(tmp_path), unet, clip)
     assert torch.equal(state, torch.random.get_rng_state())  # global randomness is left alone
-    assert bool(torch.isfinite(draw(pipe, ["a photo of the digit seven."])).all())
+    assert bool(torch.isfinite(make_images(pipe, ["a photo of the digit seven."])).all())
 
 
 def test_vae_training_learns(small_corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

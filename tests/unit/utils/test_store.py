@@ -206,13 +206,13 @@ DAMAGE = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_found_said_and_repaired(store: Store, kind: str, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, logger="air_plugin")
-    damage, said = DAMAGE[kind]
+    damage, message = DAMAGE[kind]
     make(store)
     damage(folder_of(store))
     (folder_of(store) / "left over").touch()
     assert not make(store, value=2.0)  # made anew, nothing of the old one is used
     (note,) = caplog.messages
-    assert note.startswith(f"cache: {folder_of(store)} is thrown away and made again: {said}")
+    assert note.startswith(f"cache: {folder_of(store)} is thrown away and made again: {message}")
     assert not (folder_of(store) / "left over").exists()
     assert make(store, value=2.0) and len(caplog.messages) == 1
 
