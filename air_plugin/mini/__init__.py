@@ -1,7 +1,7 @@
 """The embedded default: a small CLIP and a small latent diffusion model that come with the package.
 
-Both have seen nothing but rendered type (see MODEL_CARD.md), are trained by `air_plugin.mini.training`, and load
-in about a second without a network.
+Both were trained on rendered type alone (see MODEL_CARD.md) by `air_plugin.mini.training`, and load in about a second
+without a network.
 
     clip = load_clip()  # an open_clip.CLIP: pictures (N, 3, 32, 32), texts (N, 32)
     pipe = load_pipeline()  # a diffusers StableDiffusionPipeline
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
 
 IMAGE_SIZE = 32
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, as everywhere
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, as for other CLIP models
 STD = (0.26862954, 0.26130258, 0.27577711)
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -44,7 +44,7 @@ def tokenizer() -> SimpleTokenizer:
 
 
 def load_pipeline(dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
-    """The diffusion model, fp32 unless told otherwise; made for 32 x 32 pixels, 12 steps and guidance 3."""
+    """The diffusion model, fp32 unless `dtype` is given; made for 32 x 32 pixels, 12 steps and guidance 3."""
     from air_plugin.mini.models import build_pipeline, read_unet, read_vae
 
     pipe = build_pipeline(read_vae(WEIGHTS), read_unet(WEIGHTS / "unet.safetensors"), load_clip())
@@ -54,7 +54,7 @@ def load_pipeline(dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
 
 
 def weights_fingerprint() -> str:
-    """sha256 over the names and bytes of all shipped weights and their settings."""
+    """SHA-256 over the names and bytes of all shipped weights and their settings."""
     digest = hashlib.sha256()
     for path in sorted([*WEIGHTS.glob("*.safetensors"), *WEIGHTS.glob("*.json")]):
         digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())

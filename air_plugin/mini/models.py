@@ -40,7 +40,7 @@ def build_clip(*, vocabulary: int = VOCABULARY) -> CLIP:
 
 
 def initial_table() -> Tensor:
-    """The token table before training, (49408, 128): the same on every call, every row its own."""
+    """The token table before training, (49408, 128): the same on every call."""
     generator = torch.Generator().manual_seed(TABLE_SEED)
     return torch.randn(VOCABULARY, TEXT_WIDTH, generator=generator).mul_(0.02)
 
@@ -53,14 +53,14 @@ def full_table(ids: Tensor, rows: Tensor) -> Tensor:
 
 
 def build_tokenizer() -> SimpleTokenizer:
-    """OpenAI's byte-pair encoding with this model's context length."""
+    """OpenAI's byte-pair encoding with the context length of this model."""
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer(context_length=CONTEXT_LENGTH)
 
 
 def build_hf_tokenizer() -> CLIPTokenizer:
-    """The same byte-pair encoding as transformers wants it; pads with token 0, as open_clip does."""
+    """The same byte-pair encoding for transformers; it pads with token 0, as open_clip does."""
     from transformers import CLIPTokenizer
 
     source = build_tokenizer()
@@ -81,7 +81,7 @@ def build_hf_tokenizer() -> CLIPTokenizer:
 
 
 def text_encoder_of(clip: CLIP) -> CLIPTextModel:
-    """CLIP's own text tower as transformers' CLIPTextModel: the same hidden states for the same tokens."""
+    """The text tower of the CLIP as transformers' CLIPTextModel: the same hidden states for the same tokens."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig(
@@ -103,14 +103,14 @@ def text_encoder_of(clip: CLIP) -> CLIPTextModel:
     prefix = "text_model." if any(name.startswith("text_model.") for name in model.state_dict()) else ""
     weights = {prefix + name: value for name, value in convert_text_weights(clip.state_dict()).items()}
     model.load_state_dict(weights, strict=True, assign=True)
-    # Not in the state dict, hence still without storage.
+    # It is not in the state dict, so it has no storage yet.
     tower: Any = model.text_model if prefix else model
     tower.embeddings.position_ids = torch.arange(CONTEXT_LENGTH)[None]
     return model.eval().requires_grad_(False)
 
 
 def convert_text_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's names of the text tower -> transformers' names (without prefix)."""
+    """Rename the weights of the text tower from open_clip's to transformers' names (without prefix)."""
     weights = {
         "embeddings.token_embedding.weight": state["token_embedding.weight"],
         "embeddings.position_embedding.weight": state["positional_embedding"],
@@ -131,7 +131,7 @@ def convert_text_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def build_vae(*, scaling_factor: float = 1.0) -> AutoencoderKL:
-    """32 x 32 x 3 <-> 8 x 8 x 4."""
+    """An untrained autoencoder: 32 x 32 x 3 pictures, 8 x 8 x 4 latents."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -148,7 +148,7 @@ def build_vae(*, scaling_factor: float = 1.0) -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """Two levels; attention to the text at 4 x 4 only, which makes a step 1.5 times faster."""
+    """An untrained U-Net of two levels; attention to the text at 4 x 4 only, which makes a step 1.5 times faster."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -183,7 +183,7 @@ def read_clip(path: Path) -> CLIP:
 
     weights = load_file(str(path))
     table = full_table(weights.pop("token_ids"), weights.pop("token_rows"))
-    with torch.random.fork_rng(devices=[]):  # building draws initial values; the caller's randomness is not ours
+    with torch.random.fork_rng(devices=[]):  # initial values are random; the caller's state is kept
         clip = build_clip()
     clip.load_state_dict({**weights, "token_embedding.weight": table})
     return clip.float().eval().requires_grad_(False)
@@ -194,7 +194,7 @@ def read_vae(folder: Path) -> AutoencoderKL:
     from safetensors.torch import load_file
 
     scaling_factor = json.loads((folder / "vae_config.json").read_text())["scaling_factor"]
-    with torch.device("meta"):  # no initial values: they would cost time and draw on the caller's randomness
+    with torch.device("meta"):  # no initial values: they take time and change the caller's random state
         vae = build_vae(scaling_factor=scaling_factor)
     weights = load_file(str(folder / "vae.safetensors"))
     vae.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)

@@ -1,4 +1,4 @@
-"""A person's list of class names."""
+"""Class names: files of them, folders named after them, and prompts made of them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from air_plugin.utils.errors import UserError
 
 
 def read_class_file(path: Path) -> tuple[list[str], str]:
-    """Class names and template of a text file in UTF-8.
+    """Read class names and a template from a text file in UTF-8.
 
-    A name a line; blank lines are skipped, spaces within a name are made single ones, and names are composed (NFC), as
-    text encoders have seen them. One line may be `template: a photo of a {}.`.
+    One name a line; blank lines are skipped, repeated spaces become one, and names are composed (NFC), as in the texts
+    that text encoders were trained on. One line may be `template: a photo of a {}.`.
 
     Returns:
-        At least two names, each once; and the template, "" where there is none.
+        At least two different names; and the template, "" where there is none.
 
     Raises:
-        UserError: the file is missing or no text, a name stands there twice, or the template is none.
+        UserError: the file cannot be read as text, a name occurs twice, or the template has not one {}.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -50,9 +50,9 @@ def read_class_file(path: Path) -> tuple[list[str], str]:
 
 
 def match_class(name: str, classnames: list[str]) -> int | None:
-    """The index of the class that a folder is called after; None where there is none.
+    """The index of the class that a folder is named after; None where there is none.
 
-    Exactly, else ignoring case, underscores and spaces; composed and decomposed letters are the same.
+    An exact match, else one that ignores case, underscores and spaces; composed and decomposed letters are equal.
 
     Raises:
         UserError: several classes fit.
@@ -60,11 +60,11 @@ def match_class(name: str, classnames: list[str]) -> int | None:
     exact = unicodedata.normalize("NFC", name)
     if exact in classnames:
         return classnames.index(exact)
-    found = [index for index, known in enumerate(classnames) if _loose(known) == _loose(exact)]
+    found = [index for index, classname in enumerate(classnames) if _loose(classname) == _loose(exact)]
     if len(found) > 1:
         raise UserError(
             f"folder {name} fits several classes: {', '.join(classnames[i] for i in found)}; "
-            "call it exactly like one of them"
+            "rename it to exactly one of them"
         )
     return found[0] if found else None
 
@@ -74,5 +74,10 @@ def _loose(name: str) -> str:
 
 
 def fill(template: str, classname: str) -> str:
-    """A template with one {} and a class name, whose underscores stand for spaces, to a prompt."""
+    """Fill the one {} of a template with a class name, whose underscores become spaces.
+
+    Example:
+        >>> fill("a satellite photo of {}.", "annual_crop")
+        'a satellite photo of annual crop.'
+    """
     return template.format(classname.replace("_", " "))

@@ -1,4 +1,4 @@
-"""Errors that are for people: one line, exit code 2, no traceback."""
+"""Errors for the user: one line, exit code 2, no traceback."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
-    """Bad input. The message is one line: what is wrong, where, and what to do."""
+    """Bad input. The message is one line: what is wrong, where, and how to correct it."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """An error for a name that is not known, with the near matches.
+    """An error for an unknown name, with near matches.
 
     Args:
-        kind: what the name stands for, for instance "data set".
-        name: what was asked for.
-        known: every name there is.
+        kind: of the name, for instance "data set".
+        name: the unknown name.
+        known: all valid names.
+
+    Example:
+        >>> str(unknown("data set", "eurosta", ["eurosat", "dtd"]))
+        "unknown data set 'eurosta'; did you mean eurosat?"
     """
     names = sorted(known)
     lowered = {candidate.lower(): candidate for candidate in names}
@@ -30,7 +34,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or one that it came from, says that a disk or quota is full."""
+    """Whether an error, or one of its causes, means that a disk or quota is full."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -42,20 +46,20 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def explain(error: Exception) -> str | None:
-    """The line for an error that a person can mend; None where it is a defect of ours."""
+    """The message for an error that the user can correct; None where it is a defect of this package."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, FloatingPointError):
         return f"{error} Lower OPTIM.LR"
     if is_disk_full(error):
         return "the disk is full; free some space and run again, finished work is kept"
-    if re.match(r"[A-Z]+(\.[A-Z_]+)+ ", str(error)):  # Dassl's word on a config key
+    if re.match(r"[A-Z]+(\.[A-Z_]+)+ ", str(error)):  # Dassl's message about a config key
         return str(error)
     return None
 
 
 def exit_code(work: Callable[[], int]) -> int:
-    """Run a command; an error that a person can mend becomes one line on stderr and exit code 2."""
+    """Run a command; an error that the user can correct becomes one line on stderr and exit code 2."""
     try:
         return work()
     except Exception as error:

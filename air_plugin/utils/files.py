@@ -14,15 +14,15 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # of ima
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """Write a whole file or none.
+    """Write a file completely or not at all.
 
     Args:
-        path: where; the folder is made.
-        data: the file's content.
-        durable: wait until the disk has it (fsync).
+        path: of the file; its folder is created.
+        data: the content.
+        durable: return only when the disk has stored it (fsync).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # not mkstemp: others may read our files
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # mkstemp would forbid others to read it
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -41,7 +41,7 @@ def digest(data: bytes) -> str:
 
 
 def digest_files(paths: Iterable[str | os.PathLike[str]]) -> str:
-    """SHA-256 over the contents of files in their order, whatever they are called or where they lie.
+    """SHA-256 over the contents of files in their order; names and folders do not matter.
 
     Raises:
         UserError: a file cannot be read.

@@ -11,11 +11,11 @@ from air_plugin.utils.errors import UserError
 
 
 class UnreadableImage(UserError):
-    """A file that is not a whole image."""
+    """A file that is not a complete image."""
 
 
 def load_rgb(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image of any mode as 8-bit RGB; 16-bit grey is scaled, transparency lies on white.
+    """Read an image of any mode as 8-bit RGB; 16-bit grey is scaled, and transparent pixels become white.
 
     Raises:
         UnreadableImage: the file is missing, truncated or no image; the message names it.
@@ -34,7 +34,7 @@ def load_rgb(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def _grey_to_rgb(values: np.ndarray) -> Image.Image:
-    """(H, W) of 8 or 16 bits a pixel, or of [0, 1], to RGB."""
+    """(H, W) grey values of 8 bits, 16 bits or in [0, 1] to an RGB image."""
     top = values.max(initial=0.0)
     scale = 255.0 if top <= 1.0 else 1.0 if top <= 255.0 else 255.0 / 65535.0
     grey = np.clip(values * scale, 0, 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Where a result came from, and how long its stages took."""
+"""Provenance of a result, and the time of its stages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "diffusers", "transformer
 
 @dataclass
 class Stage:
-    """One stage of a run; `cached` where its result was taken from the store."""
+    """One stage of a run: its time in seconds, and whether its result was taken from the store."""
 
     name: str
     seconds: float = 0.0
@@ -38,7 +38,7 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
-        """Time a stage; set `.cached` on what is yielded."""
+        """Time a stage and log it; the caller sets `.cached` of the yielded stage."""
         stage = Stage(name)
         start = time.perf_counter()
         yield stage

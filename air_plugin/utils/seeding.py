@@ -1,4 +1,4 @@
-"""Seeds that depend on their parts alone, and global random states that stay as they were."""
+"""Reproducible seeds, and protection of the global random states."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ import torch
 
 
 def stable_seed(*parts: object) -> int:
-    """A seed in [0, 2^63) that depends on the parts alone, on every machine."""
+    """A seed in [0, 2^63) that depends only on the parts, on every machine: the first 63 bits of their SHA-256."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 @contextmanager
 def randomness_kept() -> Iterator[None]:
-    """Put the global random states of Python, NumPy and torch back afterwards: others draw what they would have drawn.
+    """Restore the global random states of Python, NumPy and torch afterwards, so that other code is not affected.
 
-    Even an import may use them up (rich, which scikit-learn may import, calls `random`).
+    Even an import may change them (rich, which scikit-learn may import, calls `random`).
     """
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # named: by default several are warned of
+        with torch.random.fork_rng(
+            devices=range(torch.cuda.device_count())
+        ):  # by default it warns where there are several
             yield
     finally:
         random.setstate(python)
@@ -33,5 +35,5 @@ def randomness_kept() -> Iterator[None]:
 
 
 def member_seed(member: int) -> tuple[int, ...]:
-    """What a member of an ensemble adds to the parts of a `stable_seed`; the first adds nothing, as if alone."""
+    """The further parts of a member's `stable_seed`; the first member has none, and so the seed of a single model."""
     return (member,) if member else ()

@@ -1,8 +1,8 @@
-"""Artifacts on disk: keyed by what made them, atomic, locked, and verified when they are opened.
+"""Artifacts on disk: keyed by their settings, written atomically, locked, and verified when they are opened.
 
-An artifact is a folder `<root>/<kind>/<key>/`. Its key is the SHA-256 of the settings that made it, among which are the
-keys of its parents, so a change anywhere upstream leads to another folder. `entry.json`, written last, names every file
-with its checksum: a folder without it is unfinished work, to be resumed by whoever made it.
+An artifact is a folder `<root>/<kind>/<key>/`. Its key is the SHA-256 of its settings, which include the keys of its
+parents, so every change upstream leads to another folder. `entry.json`, written last, lists all files with their
+checksums: a folder without it is unfinished work that can be resumed.
 """
 
 from __future__ import annotations
@@ -27,13 +27,18 @@ MARK = "entry.json"
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
-    """The key of an artifact: 16 hexadecimal digits of its settings' SHA-256."""
+    """The key of an artifact: the first 16 hexadecimal digits of the SHA-256 of its settings."""
     return digest(json.dumps(settings, sort_keys=True).encode())[:16]
 
 
 @dataclass
 class Entry:
-    """One artifact's folder, held under its lock."""
+    """The locked folder of an artifact.
+
+    path: the folder.
+    settings: which determine its content.
+    complete: whether all its files exist; `finish` sets it.
+    """
 
     path: Path
     settings: dict[str, Any]
@@ -51,7 +56,7 @@ class Entry:
         """Mark the artifact as complete.
 
         Args:
-            names: its files, relative to its folder; any other file is work in progress and is removed.
+            names: its files, relative to its folder; all other files are work in progress and are removed.
         """
         files = {name: digest((self.path / name).read_bytes()) for name in names}
         mark = {"settings": self.settings, "files": files}
@@ -64,18 +69,26 @@ class Entry:
 
 
 class Store:
-    """A folder of artifacts that several runs may share at once."""
+    """A folder of artifacts that several runs may use at the same time.
+
+    Example:
+        >>> with Store("output/cache").open("squares", {"recipe": 1, "n": 3}) as entry:
+        ...     if not entry.complete:
+        ...         save_tensors(entry.path / "squares.safetensors", {"x": torch.arange(3) ** 2})
+        ...         entry.finish(["squares.safetensors"])
+        ...     squares = entry.tensors("squares.safetensors")["x"]
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
     @contextmanager
     def open(self, kind: str, settings: Mapping[str, Any]) -> Iterator[Entry]:
-        """Hold one artifact: complete and verified, or to be made (or resumed) in `entry.path`.
+        """Lock an artifact: complete and verified, or to be made (or resumed) in `entry.path`.
 
         Args:
-            kind: what it is, for instance "features"; the folder that it lies in.
-            settings: everything that decides its content, JSON values only.
+            kind: of the artifact, for instance "features"; the name of the folder above it.
+            settings: everything that determines its content; JSON values only.
         """
         from filelock import FileLock
 
@@ -83,7 +96,7 @@ class Store:
         path = self.root / kind / key_of(plain)
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            for stale in path.glob(".*.tmp"):  # of a writer that was killed
+            for stale in path.glob(".*.tmp"):  # of a process that was killed
                 stale.unlink()
             fault = _fault(path, plain)
             if fault:
@@ -94,7 +107,7 @@ class Store:
 
 
 def _fault(path: Path, settings: dict[str, Any]) -> str | None:
-    """What is wrong with an artifact that says it is complete; None where nothing is, or where it is unfinished."""
+    """The fault of an artifact that is marked as complete; None where there is none, or where it is unfinished."""
     try:
         mark = json.loads((path / MARK).read_text())
         if mark["settings"] != settings:

@@ -1,4 +1,4 @@
-"""Tensors on disk as safetensors, and what identifies them."""
+"""Tensors as safetensors on disk, their checksums, and names of their types."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors, whole or not at all."""
+    """Write tensors as safetensors, completely or not at all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, save_safetensors(plain, metadata=metadata), durable=True)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor] | None:
-    """Read what `save_tensors` wrote; None where there is no whole file."""
+    """Read a file of `save_tensors`; None where it is missing or incomplete."""
     try:
         return load_safetensors(path.read_bytes())
     except (FileNotFoundError, SafetensorError):
@@ -31,7 +31,7 @@ def load_tensors(path: Path) -> dict[str, Tensor] | None:
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over named tensors: names, types, shapes and values."""
+    """SHA-256 over named tensors: their names, types, shapes and values."""
     parts = []
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

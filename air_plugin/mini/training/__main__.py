@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train one stage or all, in order."""
     parser = argparse.ArgumentParser(prog="python -m air_plugin.mini.training", description=__doc__)
     parser.add_argument("stage", choices=(*STAGES, "all"))
-    parser.add_argument("--out", type=Path, required=True, help="folder for weights and figures")
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights and metrics")
     parser.add_argument("--steps", type=int, help="instead of the number that made the shipped weights")
     parser.add_argument("--fonts", choices=("debian", "matplotlib"), default="debian")
     parser.add_argument("--threads", type=int, help="torch threads")

@@ -33,7 +33,7 @@ DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 
 @dataclass(frozen=True)
 class Look:
-    """What a picture shows, or, with None for what is left unsaid, what a caption claims."""
+    """What a picture shows, or what a caption claims; None for what a caption does not name."""
 
     character: str | None = None  # one of CHARACTERS; captions may leave the case of a letter open
     any_case: bool = False
@@ -46,8 +46,8 @@ class Look:
     def satisfies(self, claim: Look) -> bool:
         """True where everything that `claim` names holds of this picture."""
         if claim.character is not None:
-            own = (self.character or "").lower() if claim.any_case else self.character
-            if own != claim.character:
+            shown = (self.character or "").lower() if claim.any_case else self.character
+            if shown != claim.character:
                 return False
         names = ("kind", "ink", "ground", "bold", "italic")
         return all(getattr(claim, name) in (None, getattr(self, name)) for name in names)
@@ -109,7 +109,7 @@ def pick(options: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def name_noun(look: Look, rng: np.random.Generator) -> tuple[str, Look]:
-    """A noun phrase for what is drawn, with the claim that it makes."""
+    """A noun phrase for what a picture shows, and the claim that it makes."""
     character = look.character or ""
     if rng.random() < 0.08:
         return pick((*KIND_NOUNS[look.kind or "letter"], "a character"), rng), Look(kind=look.kind)
@@ -123,25 +123,25 @@ def name_noun(look: Look, rng: np.random.Generator) -> tuple[str, Look]:
 
 
 def describe(look: Look, rng: np.random.Generator) -> tuple[str, Look]:
-    """A caption of a picture and the claim that it makes; half of the captions name the character alone."""
+    """A caption of a picture, and the claim that it makes; half of the captions name the character alone."""
     noun, claim = name_noun(look, rng)
     if noun == "a character":
         claim = Look()
-    said: dict[str, str | bool | None] = {}
+    named: dict[str, str | bool | None] = {}
     bare = rng.random() < 0.5
     if not bare and rng.random() < 0.25 and (look.bold or look.italic):
         style = "bold" if look.bold and (not look.italic or rng.random() < 0.5) else "italic"
-        noun, said[style] = add_adjective(noun, style), True
+        noun, named[style] = add_adjective(noun, style), True
     if not bare and rng.random() < 0.85:
         kind = pick(("both", "both", "ink", "ground", "adjective"), rng)
         if kind == "adjective":
-            noun, said["ink"] = add_adjective(noun, look.ink or ""), look.ink
+            noun, named["ink"] = add_adjective(noun, look.ink or ""), look.ink
         else:
             noun = pick(COLOURINGS[kind], rng).format(noun, ink=look.ink, ground=look.ground)
-            said |= {"ink": look.ink} if kind != "ground" else {}
-            said |= {"ground": look.ground} if kind != "ink" else {}
+            named |= {"ink": look.ink} if kind != "ground" else {}
+            named |= {"ground": look.ground} if kind != "ink" else {}
     text = f"{pick(OPENINGS, rng)} {noun}".strip() + ("." if rng.random() < 0.5 else "")
-    return text, Look(claim.character, claim.any_case, claim.kind, **said)  # type: ignore[arg-type]
+    return text, Look(claim.character, claim.any_case, claim.kind, **named)  # type: ignore[arg-type]
 
 
 NAMES = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -169,7 +169,7 @@ def match(looks: Sequence[Look], claims: Sequence[Look]) -> Tensor:
 
 
 def all_captions_vocabulary() -> list[str]:
-    """Texts that together hold every word of the captions."""
+    """Texts that together contain every word of the captions."""
     names = [*DIGIT_NAMES, *CHARACTERS.lower(), *COLOUR_NAMES, "bold", "italic", "an", "a character."]
     cased = [noun for nouns in CASED_NOUNS.values() for noun in nouns]
     kinds = [noun for nouns in KIND_NOUNS.values() for noun in nouns]

@@ -1,4 +1,4 @@
-"""What the three trainings share: fonts, schedules, atomic files."""
+"""Shared code of the three trainings: fonts, schedules, atomic files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def save_json(value: Mapping[str, Any], path: Path) -> None:
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warm_up: int) -> float:
-    """Linear warm-up, then a cosine down to nothing at `steps`."""
+    """Linear warm-up to `peak`, then a cosine down to 0 at `steps`."""
     if step < warm_up:
         return peak * (step + 1) / warm_up
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(steps - warm_up, 1)))
@@ -68,11 +68,11 @@ def learning_rate(step: int, steps: int, *, peak: float, warm_up: int) -> float:
 def build_optimiser(
     parameters: Iterable[torch.nn.Parameter], *, decay: float, fused: bool = False
 ) -> torch.optim.AdamW:
-    """AdamW that decays matrices and kernels, not gains, biases and scales."""
-    kept = list(parameters)
+    """AdamW with weight decay for matrices and kernels, but not for gains, biases and scales."""
+    values = list(parameters)
     groups = [
-        {"params": [value for value in kept if value.ndim >= 2], "weight_decay": decay},
-        {"params": [value for value in kept if value.ndim < 2], "weight_decay": 0.0},
+        {"params": [value for value in values if value.ndim >= 2], "weight_decay": decay},
+        {"params": [value for value in values if value.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8, fused=fused)
 

@@ -1,7 +1,7 @@
 """The corpus: rendered letters and digits with captions that name what can be seen.
 
-Every face draws each of 62 characters once, as a 64 x 64 mask. Everything else happens to batches of masks in
-torch: place, slant, warp, weight, blur, loss of resolution, colour. So a run sees each picture once.
+Every face renders each of 62 characters once, as a 64 x 64 mask. Batches of masks are then varied with torch: place,
+slant, warp, weight, blur, resolution, colour. So every picture of a run is new.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def render_masks(faces: Sequence[Face], cache: Path | None = None) -> Tensor:
 
 
 class Corpus:
-    """Draws batches of pictures and what they show.
+    """Samples batches of pictures with what they show.
 
     Args:
         faces: the faces, as found.
@@ -83,7 +83,7 @@ class Corpus:
         characters = torch.where(torch.rand(count, generator=generator) < share, digits, letters)
         masks = self.masks[faces, characters].float().div(255).unsqueeze(1)  # (count, 1, 64, 64)
         shapes, weight, slant = deform(masks, generator)
-        inks, grounds = draw_colours(count, generator)
+        inks, grounds = sample_colours(count, generator)
         images = degrade(paint(shapes, inks, grounds, generator), generator)
         looks = []
         for index in range(count):
@@ -94,7 +94,7 @@ class Corpus:
                     kind="digit" if character.isdigit() else "letter",
                     ink=COLOUR_NAMES[int(inks[index])],
                     ground=COLOUR_NAMES[int(grounds[index])],
-                    # What can be seen counts, not what the file is called: a thinned bold face is not bold.
+                    # What can be seen counts, not the name of the file: a thinned bold face is not bold.
                     bold=float(weight[index]) > 0.75 or (face.bold and float(weight[index]) > -0.2),
                     italic=float(slant[index]) > 0.22 or (face.italic and float(slant[index]) > -0.08),
                 )
@@ -159,13 +159,13 @@ def elastic_field(count: int, generator: torch.Generator) -> Tensor:
     return field.permute(0, 2, 3, 1)
 
 
-def draw_colours(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def sample_colours(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Indices (N,) of ink and ground, never alike; a fifth each are white on black and black on white."""
     palette = torch.tensor(list(COLOURS.values())).float() / 255
     inks = torch.randint(len(palette), (count,), generator=generator)
     grounds = torch.randint(len(palette), (count,), generator=generator)
     black, white = COLOUR_NAMES.index("black"), COLOUR_NAMES.index("white")
-    for _ in range(20):  # a pair too close to read is drawn again
+    for _ in range(20):  # a pair that is too similar is sampled again
         close = (palette[inks] - palette[grounds]).norm(dim=1) < 0.45
         again = torch.randint(len(palette), (count,), generator=generator)
         grounds = torch.where(close, again, grounds)

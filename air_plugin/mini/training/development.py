@@ -4,8 +4,8 @@
     DATA=DATA OUTPUT=development bash scripts/air/main.sh digits
 
 writes DATA/digits in the layout of the `digits` data set (1,000 unlabelled, 797 test), so that every script runs on it
-unchanged. Its labels are ours to look at; those of the real digits choose nothing. Needs the Debian packages that
-`DEVELOPMENT_PACKAGES` in fonts.py names; nothing was ever trained on these fonts.
+unchanged. Its labels may be used to choose settings; those of the real digits are not. It needs the Debian packages of
+`DEVELOPMENT_PACKAGES` in fonts.py; no model was trained on these fonts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TRAIN, TEST = 1000, 797
 
 
 def sample_digits(count: int, *, seed: int = SEED) -> tuple[Tensor, list[int]]:
-    """White digits on black: (count, 3, 32, 32) in [0, 1], reduced to 8 x 8 and drawn out again, and their classes."""
+    """White digits on black: (count, 3, 32, 32) in [0, 1], reduced to 8 x 8 and enlarged again, and their classes."""
     generator = torch.Generator().manual_seed(seed + 50)
     with tempfile.TemporaryDirectory() as cache:
         corpus = load_corpus("development", Path(cache))

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
-# Families that look written, brushed or drawn, and those that hold no plain alphabet. Matched as substrings of the
+# Families that look written, brushed or drawn, and those without a plain alphabet. Matched as substrings of the
 # lower-cased "family style" without spaces and hyphens.
 EXCLUDED_WORDS = (
     "script",
@@ -239,7 +239,7 @@ def is_usable(path: Path) -> bool:
 
 
 def glyph_bytes(font: ImageFont.FreeTypeFont, character: str) -> bytes:
-    """The glyph drawn at a fixed place, as bytes to compare."""
+    """The glyph rendered at a fixed place, as bytes to compare."""
     image = Image.new("L", (40, 40))
     ImageDraw.Draw(image).text((4, 2), character, font=font, fill=255)
     return image.tobytes()
@@ -262,7 +262,7 @@ def boxed(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray:
 
 
 def face_weights(faces: list[Face]) -> np.ndarray:
-    """How often each face is drawn, summing to 1: a family of 72 widths must not drown a family of one."""
+    """Sampling probability of each face, summing to 1: a family of 72 widths must not dominate a family of one."""
     sizes = Counter(face.family for face in faces)
     weights = np.array([sizes[face.family] ** -0.5 for face in faces])
     return weights / weights.sum()

@@ -81,10 +81,10 @@ def contrast(similarity: Tensor, truth: Tensor) -> Tensor:
         truth: (pictures, captions) in {0, 1}; every caption has a picture.
     """
     named = truth.sum(1) > 0
-    wanted = truth / truth.sum(1, keepdim=True).clamp(min=1)
-    to_captions = -(wanted * similarity.log_softmax(1)).sum(1)[named].mean()
-    wanted = truth / truth.sum(0, keepdim=True).clamp(min=1)
-    to_pictures = -(wanted * similarity.log_softmax(0)).sum(0).mean()
+    target = truth / truth.sum(1, keepdim=True).clamp(min=1)
+    to_captions = -(target * similarity.log_softmax(1)).sum(1)[named].mean()
+    target = truth / truth.sum(0, keepdim=True).clamp(min=1)
+    to_pictures = -(target * similarity.log_softmax(0)).sum(0).mean()
     return (to_captions + to_pictures) / 2
 
 
@@ -161,7 +161,7 @@ def save_clip(clip: CLIP, ids: Tensor, path: Path) -> None:
 
 @torch.no_grad()
 def zero_shot_accuracy(clip: CLIP, corpus: Corpus, *, digits: bool, seed: int = SEED, count: int = 4000) -> float:
-    """Accuracy on freshly drawn pictures of a corpus, digits among 10 names or letters among 26."""
+    """Accuracy on newly sampled pictures of a corpus, digits among 10 names or letters among 26."""
     names = list(DIGIT_NAMES) if digits else list(string.ascii_lowercase)
     template = "a photo of the digit {}." if digits else "a photo of the letter {}."
     prompts = clip.encode_text(build_tokenizer()([template.format(name) for name in names]), normalize=True)
@@ -180,7 +180,7 @@ def main(out: Path, *, steps: int = STEPS, fonts: str = "debian") -> dict[str, f
     """Train, evaluate on held-out families and on the development handwriting, write clip.json."""
     start = time.monotonic()
     path = train_clip(load_corpus(fonts, out), out, steps=steps)
-    figures: dict[str, float] = {"steps": steps, "seconds": round(time.monotonic() - start)}
+    metrics: dict[str, float] = {"steps": steps, "seconds": round(time.monotonic() - start)}
     clip = read_clip(path)
     for name, source, part in (("held_out", fonts, "held_out"), ("development", "development", "train")):
         if fonts != "debian":
@@ -188,7 +188,7 @@ def main(out: Path, *, steps: int = STEPS, fonts: str = "debian") -> dict[str, f
         corpus = load_corpus(source, out, part=part)
         if not corpus.faces:
             continue  # the handwriting packages are not needed for training
-        figures[f"{name}_digits"] = round(zero_shot_accuracy(clip, corpus, digits=True), 4)
-        figures[f"{name}_letters"] = round(zero_shot_accuracy(clip, corpus, digits=False), 4)
-    save_json(figures, out / "clip.json")
-    return figures
+        metrics[f"{name}_digits"] = round(zero_shot_accuracy(clip, corpus, digits=True), 4)
+        metrics[f"{name}_letters"] = round(zero_shot_accuracy(clip, corpus, digits=False), 4)
+    save_json(metrics, out / "clip.json")
+    return metrics

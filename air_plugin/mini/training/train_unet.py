@@ -1,7 +1,7 @@
-"""Train the denoiser on latents of rendered type, told in words what they show.
+"""Train the denoiser on latents of rendered type, with captions.
 
-It hears the words through the CLIP's own text tower and paints in the autoencoder's latents, so both must be
-trained first and must not change afterwards.
+It uses the text tower of the CLIP and the latents of the autoencoder, so both must be trained first and must not change
+afterwards.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Latents:
     @classmethod
     @torch.no_grad()
     def of(cls, corpus: Corpus, vae: AutoencoderKL, clip: CLIP, *, count: int, seed: int) -> Latents:
-        """Draw, describe and encode. The means serve: the posterior's spread is far below the noise's."""
+        """Sample, describe and encode. Means suffice: the posterior's variance is far below the noise's."""
         generator, rng = torch.Generator().manual_seed(seed + 20), np.random.default_rng(seed + 20)
         means = torch.empty(count, 4, 8, 8)
         words = torch.empty(count, CONTEXT_LENGTH, TEXT_WIDTH, dtype=torch.half)
@@ -69,7 +69,7 @@ class Latents:
         return cls(means, words, text_states(clip, tokenizer([""]))[0])
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Latents (size, 4, 8, 8) and words (size, 32, 128), a tenth of them silent."""
+        """Latents (size, 4, 8, 8) and words (size, 32, 128), a tenth of them of the empty caption."""
         chosen = torch.randint(len(self.means), (size,), generator=generator)
         silent = torch.rand(size, generator=generator) < DROPPED
         words = torch.where(silent.view(-1, 1, 1), self.silence, self.words[chosen].float())
@@ -94,7 +94,7 @@ def diffusion_loss(
 
     Args:
         unet: the denoiser.
-        scheduler: knows the noise levels.
+        scheduler: of the noise levels.
         latents: (N, 4, 8, 8), unit variance.
         words: (N, 32, 128).
         generator: for times and noise.
@@ -106,7 +106,7 @@ def diffusion_loss(
 
 
 def average(kept: dict[str, Tensor], unet: UNet2DConditionModel, *, step: int) -> None:
-    """Exponential moving average of the weights, quicker to forget at the start."""
+    """Exponential moving average of the weights, with a smaller decay at the start."""
     decay = min(0.999, (step + 1) / (step + 20))
     current = unet.state_dict()
     torch._foreach_lerp_(list(kept.values()), [current[name] for name in kept], 1 - decay)
@@ -142,14 +142,14 @@ def train_unet(corpus: Corpus, out: Path, *, steps: int = STEPS, seed: int = SEE
 
 @torch.no_grad()
 def agreement(out: Path, *, count: int = 50, seed: int = SEED) -> dict[str, float]:
-    """How often the CLIP sees what was asked for: digits among 10, letters among 26."""
+    """How often the CLIP classifies a generated image as its prompt: digits among 10, letters among 26."""
     import string
 
     from air_plugin.mini.training.train_clip import normalise
 
     clip, tokenizer = read_clip(out / "clip.safetensors"), build_tokenizer()
     pipe = build_pipeline(read_vae(out), read_unet(out / "unet.safetensors"), clip)
-    figures = {}
+    metrics = {}
     for kind, names in (("digit", list(DIGIT_NAMES)), ("letter", list(string.ascii_lowercase))):
         each = count if kind == "digit" else count // 5
         texts = [f"a photo of the {kind} {name}." for name in names]
@@ -167,18 +167,18 @@ def agreement(out: Path, *, count: int = 50, seed: int = SEED) -> dict[str, floa
             ).images
             seen = (clip.encode_image(normalise(images), normalize=True) @ heads.T).argmax(1)
             right += int((seen == index).sum())
-        figures[f"agreement_{kind}s"] = round(right / (each * len(names)), 4)
-    return figures
+        metrics[f"agreement_{kind}s"] = round(right / (each * len(names)), 4)
+    return metrics
 
 
 def main(out: Path, *, steps: int = STEPS, fonts: str = "debian") -> dict[str, float]:
-    """Train, ask the CLIP what it sees, write unet.json. Needs the other two models in `out`."""
+    """Train, measure `agreement`, write unet.json. Needs the other two models in `out`."""
     needed = ("clip.safetensors", "vae.safetensors", "vae_config.json")
     missing = [name for name in needed if not (out / name).exists()]
     if missing:
         raise FileNotFoundError(f"unet: {', '.join(missing)} not in {out}; train clip and vae first")
     start = time.monotonic()
     train_unet(load_corpus(fonts, out), out, steps=steps)
-    figures = {"steps": steps, "seconds": round(time.monotonic() - start)} | agreement(out)
-    save_json(figures, out / "unet.json")
-    return figures
+    metrics = {"steps": steps, "seconds": round(time.monotonic() - start)} | agreement(out)
+    save_json(metrics, out / "unet.json")
+    return metrics

@@ -33,7 +33,7 @@ KL_WEIGHT = 1e-5
 
 
 def vae_loss(vae: AutoencoderKL, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Reconstruction with a whisper of KL.
+    """L1 plus squared error of the reconstruction, plus KL_WEIGHT times the KL divergence to N(0, I).
 
     Args:
         vae: the autoencoder.
@@ -100,8 +100,8 @@ def main(out: Path, *, steps: int = STEPS, fonts: str = "debian") -> dict[str, f
     """Train, measure PSNR on held-out families, write vae.json."""
     start = time.monotonic()
     train_vae(load_corpus(fonts, out), out, steps=steps)
-    figures: dict[str, float] = {"steps": steps, "seconds": round(time.monotonic() - start)}
+    metrics: dict[str, float] = {"steps": steps, "seconds": round(time.monotonic() - start)}
     part = "held_out" if fonts == "debian" else "train"
-    figures[f"psnr_{part}"] = round(reconstruction_psnr(read_vae(out), load_corpus(fonts, out, part=part)), 2)
-    save_json(figures, out / "vae.json")
-    return figures
+    metrics[f"psnr_{part}"] = round(reconstruction_psnr(read_vae(out), load_corpus(fonts, out, part=part)), 2)
+    save_json(metrics, out / "vae.json")
+    return metrics
