@@ -173,6 +173,7 @@ def refine(
     model: Gaussians | None = None
     start = prior or Gaussians(*_spread(features, moment, text_probs.shape[1]))
     steps, prior_strength, sums = 0, 0.0, start.mean.new_full(start.mean.shape, float("inf"))
+    soft_counts, converged = start.mean.new_zeros(len(start.mean)), False
     for _ in range(iterations):
         former, (soft_counts, sums) = sums, _expect(features, text_probs, model, likelihood_weight, chunk)
         if prior is None:
