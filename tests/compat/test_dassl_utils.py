@@ -153,9 +153,13 @@ def test_loggers_do_not_write_into_each_other(tmp_path, monkeypatch):
     from dassl.utils import Logger
 
     console = own_console(monkeypatch)
+    loggers = []
     for name in ("a", "b"):
-        sys.stdout = Logger(str(tmp_path / name))
+        loggers.append(Logger(str(tmp_path / name)))
+        sys.stdout = loggers[-1]
         print(name)
+    for logger in loggers:
+        logger.close()
     assert console.getvalue() == "a\nb\n"
     assert [(tmp_path / name).read_text() for name in ("a", "b")] == ["a\n", "b\n"]
 
@@ -168,6 +172,7 @@ def test_a_killed_run_leaves_its_last_line_in_the_log(tmp_path, monkeypatch):
     setup_logger(str(tmp_path))
     print("written without a flush")
     assert (tmp_path / "log.txt").read_text() == "written without a flush\n"
+    sys.stdout.close()
 
 
 @standin_only

@@ -60,8 +60,7 @@ def setup_logger(output: str | None = None) -> None:
 
     Args:
         output: a `.txt` or `.log` file, or a directory, for the file `log.txt` in it. Where that file exists,
-        the
-            time is added to the name: `log.txt-YYYY-mm-dd-HH-MM-SS`. None: change nothing.
+            the time is added to the name: `log.txt-YYYY-mm-dd-HH-MM-SS`. None: change nothing.
     """
     if output is None:
         return
