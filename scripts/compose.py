@@ -141,6 +141,7 @@ def resolve(
     dataset_file: str | Path = "",
     options: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
+    taken: Path | None = None,
 ) -> tuple[Any, str]:
     """The config of a run (a yacs CfgNode) and its label.
 
@@ -152,6 +153,8 @@ def resolve(
         dataset_file: of the data set; "" where there is none.
         options: KEY, VALUE, KEY, VALUE ...
         flags: values by full key; false ones are not set.
+        taken: a folder of results. Where it has none of this label, but one of the label in former names, that one is
+            taken, so that runs of the version before are found.
 
     Raises:
         UserError: a file or key is wrong, or the data set is unknown.
@@ -177,12 +180,24 @@ def resolve(
     for values, key in ((before, "DATASET.TEMPLATE"), (cfg.DATASET, "TEMPLATE")):
         if values[key] == OWN_TEMPLATE:
             values[key] = own
-    changed = {key for key, value in flatten(cfg).items() if value != before[key]}
-    return cfg, label(config_files, {key: text for key, text in _pairs(options).items() if key in changed})
+    new = {key for key, value in flatten(cfg).items() if value != before[key]}
+    changed = {key: text for key, text in zip(options[::2], options[1::2], strict=True) if key in new}
+    name, former = label(config_files, changed), label(config_files, in_former_names(changed))
+    if taken is not None and not (taken / name).exists():
+        for old in (former, former.replace("mini+plus", "mini_plus")):
+            if old != name and (taken / old).is_dir():
+                warn_once(f"the folder {old} is now {name}")
+                return cfg, old
+    return cfg, name
 
 
-def _pairs(options: Sequence[str]) -> dict[str, str]:
-    return dict(zip(options[::2], options[1::2], strict=True))
+def in_former_names(changed: Mapping[str, str]) -> dict[str, str]:
+    """Settings by key, as the version before called them."""
+    from air_plugin.former_settings import SOURCE, renamed
+
+    former = {new: old for old, new in renamed().items()} | {"AIR.PRIOR": SOURCE, "AIR.PROTOTYPES": SOURCE}
+    names = {former.get(key, key): "surer_half" if text == "above_median" else text for key, text in changed.items()}
+    return {**names, SOURCE: "none"} if changed.get("AIR.PRIOR") == "none" else names
 
 
 def label(config_files: Sequence[str | Path], changed: Mapping[str, str]) -> str:

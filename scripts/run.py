@@ -235,6 +235,7 @@ def resolve_row(row: Row, dataset: str, config: str, *, root: Path, output: Path
         dataset_file=config_file("datasets", dataset, "data set"),
         options=row.options,
         flags={"DATASET.ROOT": str(root), "TRAINER.NAME": row.trainer, "AIR.CACHE": str(output / "cache")},
+        taken=output / dataset / row.trainer,
     )
     if cfg.DATASET.NUM_SHOTS >= 1 and not facts_of(cfg).has_training_labels:
         print(f"left out: {row.name}, which needs training labels")

@@ -100,6 +100,32 @@ def test_a_config_goes_to_another_process_and_comes_back():
     assert again == cfg and again.AIR.LAMBDA == "auto" and settings_of(again) == settings_of(cfg)
 
 
+@pytest.mark.parametrize(
+    ("options", "former"),
+    [
+        (["AIR.PRIMARY", "text", "AIR.M", "61"], "mini+AIR.HEADLINE=text+AIR.M=61"),
+        (["AIR.REFINE", "em", "AIR.PRIOR", "none"], "mini+AIR.REFINE=em+AIR.SOURCE=none"),
+        (["AIR.PRIOR", "none", "AIR.PROTOTYPES", "real"], "mini+AIR.SOURCE=none"),
+        (["AIR.PROTOTYPES", "real"], "mini+AIR.SOURCE=real"),
+        (["AIR.LORA.CAPTIONS", "above_median"], "mini+AIR.LORA.CAPTIONS=surer_half"),
+        (["DATASET.NUM_MISSING_CLASSES", "2"], "mini+DATASET.MISSING=2"),
+        (["DATASET.IMBALANCE_RATIO", "10"], "mini+DATASET.RARER=10"),
+    ],
+)
+def test_a_folder_in_former_names_is_taken_until_there_is_one_in_todays(
+    options: list[str], former: str, tmp_path: Path
+):
+    def label() -> str:
+        return resolve([MINI], dataset_file=DIGITS, options=options, taken=tmp_path)[1]
+
+    today = label()
+    assert today not in ("mini", former) and all(f"{key}=" in today for key in options[::2])
+    (tmp_path / former).mkdir()
+    assert label() == former
+    (tmp_path / today).mkdir()
+    assert label() == today
+
+
 def old_settings(settings: dict[str, object]) -> dict[str, object]:
     """As the version before saved them: former names, and nothing of a setting that is new."""
     old = json.loads(json.dumps(settings))
