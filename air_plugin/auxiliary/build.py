@@ -112,7 +112,7 @@ def build(
         return _build_of_real_images(inputs, until=until)
     with stages.stage("generator"):
         generator = load_generator(settings.generator, device=backbone.device, **settings.loading)
-    captions, rounds = unlabelled.probs, list[Round]()
+    captions, rounds, built = unlabelled.probs, list[Round](), Built()
     for number in range(1, settings.rounds + 1):
         end = until if number == settings.rounds else "classifier"
         built = _build_round(inputs, generator, captions, rounds, until=end)
