@@ -18,6 +18,8 @@ _HOME = {
     "FeatureTable": "clip.features",
     "Prediction": "inference.predict",
     "PromptLearner": "clip.prompts",
+    "Predictions": "report.predictions",
+    "RunResult": "report.record",
     "Stages": "utils.provenance",
     "Store": "utils.store",
     "TextEncoder": "clip.text_encoder",
