@@ -1,4 +1,4 @@
-"""What the auxiliary classifier adds to a trainer's inference, beside the time of the image encoder.
+"""The time that the auxiliary classifier adds to a trainer's inference, compared with the image encoder.
 
     python -m benchmarks.auxiliary_head --threads 1              # 1,000 classes, ViT-B/32, batch 32; a minute or two
     python -m benchmarks.auxiliary_head --threads 1 --backbone mini
@@ -33,13 +33,13 @@ from air_plugin.clip.loading import load_backbone
 from air_plugin.mixin import AuxiliaryMixin
 from benchmarks.prompt_step import ARCHITECTURE, positive, random_backbone
 
-KEPT = 30  # prototypes a class; whatever their number, the classifier is one matrix
+KEPT = 30  # prototypes of each class; the classifier is one matrix for any number
 WEIGHT = 2.0  # lambda
-TOLERANCE = 1e-3  # of the fused output, beside a separate computation
+TOLERANCE = 1e-3  # of the fused output, compared with a separate computation
 
 
 class Remembered(nn.Module):
-    """An image encoder that gives the features it is made with, whatever it is shown."""
+    """An image encoder that returns the features it was made with for any images."""
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Remembered(nn.Module):
 
 
 class Model(nn.Module):
-    """Of CoOp's shape, with its text features at hand."""
+    """A model like CoOp's, with precomputed text features."""
 
     def __init__(self, encoder: nn.Module, text: Tensor, scale: float) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Model(nn.Module):
 
 
 class Plain:
-    """What a Dassl trainer does at inference."""
+    """Inference of a Dassl trainer."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -154,7 +154,7 @@ def expected(trainer: Mixed, images: Tensor) -> Tensor:
 
 
 def in_turns(repeats: int, works: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median milliseconds of each; they take turns, and the first turn warms up."""
+    """Median milliseconds of each; they run in turns, and the first turn is a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(1 + repeats):
         for name, work in works.items():

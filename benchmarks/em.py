@@ -61,7 +61,7 @@ def unit(features: Tensor) -> Tensor:
 
 
 def made_up(images: int, dimensions: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, D) unit features, (N, C) probabilities, (C, D) centres; filled in parts, so that the peak is not theirs."""
+    """(N, D) unit features, (N, C) probabilities, (C, D) centres; made in parts, which keeps the peak of memory low."""
     rng = torch.Generator().manual_seed(0)
     centres = unit(torch.randn(classes, dimensions, generator=rng))
     features, probs = torch.empty(images, dimensions), torch.empty(images, classes)

@@ -60,7 +60,7 @@ FOUR_LEVELS = {
     "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
     "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
 }
-# What the published configurations say, in diffusers' names; SD-Turbo is SD 2.1 with another prediction.
+# The published configurations, in diffusers' names; SD-Turbo is SD 2.1 with another prediction.
 UNETS: dict[str, dict[str, Any]] = {
     "sd15": {**FOUR_LEVELS, "cross_attention_dim": 768, "attention_head_dim": 8},
     "sd21": {
@@ -91,14 +91,14 @@ DEVICES = {"A100 80 GB": 312.0, "H100 SXM": 989.0, "RTX 4090": 165.2}
 
 
 def build_unet(architecture: str) -> Any:
-    """The U-Net of a published architecture on torch's present device, in its present type."""
+    """The U-Net of a published architecture on torch's default device, in its default type."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(sample_size=NATIVE[architecture] // 8, layers_per_block=2, **UNETS[architecture])
 
 
 def build_vae(architecture: str) -> Any:
-    """The autoencoder; it differs by a factor alone."""
+    """The autoencoder; between architectures only its scaling factor differs."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -127,7 +127,7 @@ def build_text_towers(architecture: str) -> list[Any]:
 def unet_inputs(
     architecture: str, *, batch: int, size: int, generator: torch.Generator | None = None
 ) -> dict[str, Any]:
-    """What a denoising step is given, random where a generator is."""
+    """The inputs of a denoising step; random where there is a random generator."""
 
     def values(*shape: int) -> torch.Tensor:
         return torch.empty(shape) if generator is None else torch.randn(shape, generator=generator)
@@ -145,7 +145,7 @@ def unet_inputs(
 
 @contextmanager
 def as_on_a_gpu(*, mixed: bool = False) -> Iterator[None]:
-    """Attention without the matrix of all pairs; `mixed`: norms give fp32, as autocast has it."""
+    """Attention without the matrix of all pairs; `mixed`: norms return fp32, as under autocast."""
     functional: Any = torch.nn.functional
     names = ("scaled_dot_product_attention", "group_norm", "layer_norm", "linear", "conv2d")
     before = {name: getattr(functional, name) for name in names}
@@ -177,7 +177,7 @@ def as_on_a_gpu(*, mixed: bool = False) -> Iterator[None]:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made within it and still live, and their peak.
+    """Counts the bytes of the tensors that are made within it and are alive, and their peak.
 
     A storage counts once, however many tensors look at it, and until nobody holds it: autograd counts as somebody.
     """
@@ -215,7 +215,7 @@ class Cost:
 
 
 def count(model: Any, work: Callable[[], Any], *, mixed: bool = False) -> Cost:
-    """Run `work` on the meta device and count; `model` is what already lies in memory."""
+    """Run `work` on the meta device and count; `model` is in memory already."""
     weights = sum(value.untyped_storage().nbytes() for value in model.parameters())
     with as_on_a_gpu(mixed=mixed), FlopCounterMode(display=False) as flops, LiveBytes() as live:
         work()
@@ -224,7 +224,7 @@ def count(model: Any, work: Callable[[], Any], *, mixed: bool = False) -> Cost:
 
 @contextmanager
 def meta(dtype: torch.dtype = torch.bfloat16) -> Iterator[None]:
-    """New tensors lie on the meta device and are bf16."""
+    """New tensors are on the meta device, and bf16."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -306,7 +306,7 @@ def image_flops(architecture: str, *, size: int, steps: int, guidance: float) ->
 
 
 def generation_peak(architecture: str, *, size: int, batch: int, guidance: float) -> int:
-    """Bytes: all weights lie there; the larger of a step and the decoding comes on top."""
+    """Bytes: all weights, plus the larger of a step and the decoding."""
     weights = parameters(architecture)
     step = unet_cost(architecture, size, batch * (2 if guidance > 1 else 1)).peak - 2 * weights["unet"]
     decoding = vae_cost(architecture, size, batch).peak - 2 * weights["vae"]
@@ -314,7 +314,7 @@ def generation_peak(architecture: str, *, size: int, batch: int, guidance: float
 
 
 def training_peak(architecture: str, *, size: int, batch: int, rank: int) -> int:
-    """Bytes of a LoRA step, the text towers and the autoencoder lying beside it."""
+    """Bytes of a LoRA step, with the text towers and the autoencoder in memory."""
     weights = parameters(architecture)
     return 2 * (weights["vae"] + weights["text"]) + lora_cost(architecture, size, batch, rank).peak
 

@@ -1,4 +1,4 @@
-"""A step of prompt training on cached image features, beside CoOp's way.
+"""A step of prompt training on cached image features, compared with CoOp's implementation.
 
     python -m benchmarks.prompt_step                   # 10 classes, about a minute on 2 cores
     python -m benchmarks.prompt_step --classes 45 --steps 3
@@ -76,7 +76,7 @@ CLASSES = [  # of RESISC45
 
 
 class Way:
-    """One way to train: a prompt learner with its optimiser, and how it comes to the features of images and texts."""
+    """One way to train: a prompt learner, its optimiser, and the computation of image and text features."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Way:
         return loss.detach(), self.learner.ctx.grad.clone()
 
     def milliseconds(self, seconds: Sequence[float]) -> float:
-        return 1e3 * statistics.median(seconds[1:])  # the first step warms up
+        return 1e3 * statistics.median(seconds[1:])  # the first step is a warm-up
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -163,7 +163,7 @@ def random_backbone() -> Backbone:
 
 
 def whole_tower(backbone: Backbone) -> Callable[[Tensor, Tensor], Tensor]:
-    """The text tower as CoOp runs it, over the whole context length."""
+    """The text tower as in CoOp, over the whole context length."""
     model = backbone.model
 
     def encode(embeddings: Tensor, end: Tensor) -> Tensor:

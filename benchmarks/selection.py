@@ -1,4 +1,4 @@
-"""Time and memory of CPL's candidate sets, beside a straightforward loop over images.
+"""Time and memory of CPL's candidate sets, compared with a straightforward loop over images.
 
     python -m benchmarks.selection                                      # 100,000 images, 1,000 classes, float32
     python -m benchmarks.selection --images 20000 --classes 45 --beta 0.9
@@ -79,7 +79,7 @@ def straightforward(probs: Tensor, *, alpha: float, beta: float, per_class: int)
 
 
 def random_probs(images: int, classes: int) -> Tensor:
-    """(N, C) rows that sum to 1, made in blocks so that making them takes no more memory than they do."""
+    """(N, C) random rows that sum to 1, made in blocks so that no more memory is needed than for the result."""
     rng = torch.Generator().manual_seed(0)
     probs = torch.empty(images, classes)
     for part in probs.split(4096):
@@ -93,7 +93,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def peak_memory() -> float:
-    """The most memory that this process has held so far, in GiB."""
+    """The peak of memory of this process so far, in GiB."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 

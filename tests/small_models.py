@@ -13,7 +13,7 @@ from air_plugin.clip.backbone import Backbone
 from air_plugin.config import AirSettings, add_air_config
 from air_plugin.diffusion.pipeline import Generator, _fingerprint
 
-SIDE = 16  # of the pictures that the models see and draw
+SIDE = 16  # of the pictures that the models take and generate
 
 
 def make_clip(*, seed: int = 0) -> Any:

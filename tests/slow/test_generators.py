@@ -69,7 +69,7 @@ def test_a_denoising_step_at_256_pixels(architecture: str):
     predicted = unet(**inputs).sample
     assert predicted.shape == (1, 4, 32, 32) and predicted.isfinite().all() and predicted.std() > 0
     other = unet(**{**inputs, "encoder_hidden_states": -inputs["encoder_hidden_states"]}).sample
-    assert not torch.equal(other, predicted)  # the text is heard
+    assert not torch.equal(other, predicted)  # the text has an influence
     layers = [name for name, layer in unet.named_modules() if name.endswith(tuple(f".{part}" for part in ATTENTION))]
     assert len(layers) == {"sd15": 128, "sd21": 128, "sdxl": 560}[architecture]
     assert lora_parameters(architecture, 16) / sum(p.numel() for p in unet.parameters()) < 0.01

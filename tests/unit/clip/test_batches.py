@@ -35,7 +35,7 @@ def test_every_image_comes_once_with_its_own_target_and_two_augmented_views() ->
 
 def test_an_epoch_depends_on_seed_and_epoch_alone() -> None:
     def order(**which: int) -> list[int]:
-        torch.randint(100, (1,))  # the global generator has no say
+        torch.randint(100, (1,))  # the global generator has no influence
         return torch.cat([batch["target"] for batch in batches(5, **which)]).tolist()
 
     assert order(seed=1, epoch=3) == order(seed=1, epoch=3)

@@ -159,7 +159,7 @@ def test_a_hub_name_is_loaded_at_the_pinned_revision(monkeypatch: pytest.MonkeyP
     assert not any(options["local_files_only"] for options in seen)
 
 
-# What the U-Net hears
+# The inputs of the U-Net
 
 
 def test_prompts_become_the_states_of_the_text_encoder(folder: Path):

@@ -1,4 +1,4 @@
-"""What other libraries would say on the terminal: a process that loads, trains and generates leaves stderr empty."""
+"""Warnings of other libraries on the terminal: a process that loads, trains and generates leaves stderr empty."""
 
 from __future__ import annotations
 
