@@ -186,7 +186,7 @@ def resolve(
     if taken is not None and not (taken / name).exists():
         for old in (former, former.replace("mini+plus", "mini_plus")):
             if old != name and (taken / old).is_dir():
-                warn_once(f"the folder {old} is now {name}")
+                warn_once(f"results in {taken.parent} are in folders with former names of settings, which are used")
                 return cfg, old
     return cfg, name
 

@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
 # bash scripts/zeroshot/main.sh DATASET [CONFIG] [KEY VALUE ...]; environment: DATA, OUTPUT, SEEDS. See scripts/run.py.
-# CONFIG: mini, vit_b32, vit_b32+sdxl, ...; see scripts/run.py, README.
+# CONFIG: mini, vit_b32, vit_b32+sdxl, ... Completed runs are skipped; interrupted runs resume.
 exec "$(command -v python || command -v python3)" "$(dirname "$0")/../run.py" --trainers ZeroshotCLIP "$@"
