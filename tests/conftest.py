@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.append(str(ROOT / "compat"))  # last: an installed Dassl wins
 
 import torch  # noqa: E402
+from shared import make_once  # noqa: E402
 from small_models import make_backbone, make_generator, write_pictures  # noqa: E402
 
 from air_plugin.clip.backbone import Backbone  # noqa: E402
@@ -51,6 +52,27 @@ def isolated() -> Iterator[None]:
     os.environ.clear()
     os.environ.update(before)
     assert not hermetic.network
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder that all workers of this session have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if hasattr(request.config, "workerinput") else base) / "shared"
+
+
+@pytest.fixture(scope="session")
+def digits_root(shared: Path) -> Path:
+    """A data root with the four sets of digits, written as a first run writes them. Do not change it."""
+    import train
+    from datasets import digits
+
+    def make(root: Path) -> None:
+        cfg, *_ = train.set_up(train.parse(["--root", str(root)]))
+        for kind in (digits.Digits, digits.DigitsInverted, digits.DigitsRotated, digits.DigitsNoisy):
+            kind(cfg)
+
+    return make_once(shared / "digits", make)
 
 
 @pytest.fixture(scope="session")

@@ -16,13 +16,6 @@ Finished = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """A folder that all workers of this session have in common."""
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if hasattr(request.config, "workerinput") else base) / "shared"
-
-
-@pytest.fixture(scope="session")
 def data(shared: Path) -> Path:
     """A data root with the digits. Do not change it."""
     from datasets.digits import write_digits

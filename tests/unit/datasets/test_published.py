@@ -826,12 +826,11 @@ KINDS = ("Digits", "DigitsInverted", "DigitsRotated", "DigitsNoisy")
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Every set of digits, written below one folder."""
+def digits(digits_root: Path) -> dict[str, Any]:
+    """Every set of digits."""
     import datasets.digits
 
-    root = tmp_path_factory.mktemp("digits")
-    cfg = train.set_up(train.parse(["--root", str(root)]))[0]
+    cfg = train.set_up(train.parse(["--root", str(digits_root)]))[0]
     return {kind: getattr(datasets.digits, kind)(cfg) for kind in KINDS}
 
 
