@@ -188,7 +188,7 @@ def run_stage(args: argparse.Namespace) -> int:
     from air_plugin.config import AirSettings
     from air_plugin.utils.checks import require_template
     from air_plugin.utils.class_names import read_class_file
-    from air_plugin.utils.files import find_images
+    from air_plugin.utils.image_files import find_images
     from air_plugin.utils.provenance import Stages
     from air_plugin.utils.store import Store
 

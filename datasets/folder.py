@@ -11,7 +11,7 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 
 from air_plugin.utils.class_names import match_class, read_class_file
 from air_plugin.utils.errors import UserError, unknown
-from air_plugin.utils.files import SUFFIXES, find_images
+from air_plugin.utils.image_files import find_images, is_image_file
 from datasets.base import SplitDataset
 
 CLASSES, TRAIN, TEST = "classes.txt", "train", "test"
@@ -45,7 +45,7 @@ class Folder(SplitDataset):
             return ""
         folder = folder_of(root)
         names, _ = read_class_file(class_file(folder))
-        paths = visible_images(folder / TRAIN) + [path for path, _ in labelled_images(folder / TEST, names)]
+        paths = find_images(folder / TRAIN) + [path for path, _ in labelled_images(folder / TEST, names)]
         lines = [*names, *(f"{path.relative_to(folder)} {path.stat().st_size}" for path in paths)]
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
@@ -59,7 +59,7 @@ class Folder(SplitDataset):
             )
         if cfg.DATASET.SUBSAMPLE_CLASSES != "all":
             raise UserError(f"DATASET.SUBSAMPLE_CLASSES must be all: {root / TRAIN} has no labels to choose by")
-        train = [Datum(impath=str(path), label=-1) for path in visible_images(root / TRAIN)]
+        train = [Datum(impath=str(path), label=-1) for path in find_images(root / TRAIN)]
         tested = [
             Datum(impath=str(path), label=label, classname=names[label])
             for path, label in labelled_images(root / TEST, names)
@@ -87,22 +87,6 @@ def class_file(root: Path) -> Path:
     return root / CLASSES
 
 
-def visible_images(folder: Path) -> list[Path]:
-    """Every image below a folder whose path has no name with a leading dot, sorted.
-
-    Raises:
-        UserError: there is none.
-    """
-    paths = [
-        path
-        for path in find_images(folder)
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
-    ]
-    if not paths:
-        raise UserError(f"no images below {folder}, only hidden files")
-    return paths
-
-
 def labelled_images(folder: Path, classnames: list[str]) -> list[tuple[Path, int]]:
     """The images of test/<class>/ with their labels; none where there is no such folder.
 
@@ -114,13 +98,13 @@ def labelled_images(folder: Path, classnames: list[str]) -> list[tuple[Path, int
     found: list[tuple[Path, int]] = []
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
         if not path.is_dir():
-            if path.suffix.lower() in SUFFIXES:
+            if is_image_file(path):
                 raise UserError(f"{path} lies in no folder of a class; move it to {folder}/<class>/")
             continue
         label = match_class(path.name, classnames)
         if label is None:
             raise UserError(f"{path} is no class of {CLASSES}: {unknown('class', path.name, classnames)}")
-        found += [(image, label) for image in visible_images(path)]
+        found += [(image, label) for image in find_images(path)]
     if not found:
         raise UserError(f"no images below {folder}; it must hold a folder a class. Remove it if you have no labels")
     return found

@@ -12,7 +12,7 @@ from typing import Any
 from dassl.data.datasets import Datum
 
 from air_plugin.utils.errors import UserError, unknown
-from air_plugin.utils.files import SUFFIXES
+from air_plugin.utils.image_files import is_image_name
 from datasets.base import SplitDataset
 from datasets.splits import MADE, PARTS, SEED, Item, Split, class_names, divide, read_split, save_split
 
@@ -254,7 +254,7 @@ class PublishedDataset(SplitDataset):
             raise UserError(f"{len(missing)} of {len(listed)} images are missing, first: {first}; {self.command}")
         if self.split_family != "elevater" and not self.own_is_zhou:
             return
-        left_over = sorted(filter(is_image, present - set(listed)))
+        left_over = sorted(filter(is_image_name, present - set(listed)))
         if self.covered and left_over:
             raise UserError(
                 f"the lists of {self.folder} do not name {len(left_over)} of the images, such as {left_over[0]}: "
@@ -287,11 +287,6 @@ def files_in(folder: Path) -> list[str]:
         return []
 
 
-def is_image(path: str) -> bool:
-    """Whether a file's name is that of an image."""
-    return os.path.splitext(path)[1].lower() in SUFFIXES
-
-
 def images_in(folder: Path) -> list[str]:
     """Names of the image files in a folder, sorted; none where it is missing."""
-    return sorted(filter(is_image, files_in(folder)))
+    return sorted(filter(is_image_name, files_in(folder)))

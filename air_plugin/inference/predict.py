@@ -17,7 +17,7 @@ from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.clip.backbone import Backbone
 from air_plugin.functional.fusion import fuse
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.files import find_images
+from air_plugin.utils.image_files import find_images
 from air_plugin.utils.images import READERS, UnreadableImage, load_rgb
 
 logger = logging.getLogger(__name__)
@@ -181,10 +181,7 @@ def _files(images: Images) -> list[Path]:
         return paths
     path = Path(images)
     if path.is_dir():
-        found = [one for one in find_images(path) if not any(p.startswith(".") for p in one.relative_to(path).parts)]
-        if not found:
-            raise UserError(f"there are only hidden files below {path}")
-        return found
+        return find_images(path)
     if not path.exists():
         raise UserError(f"there is no image or folder {path}")
     return [path]

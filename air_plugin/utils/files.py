@@ -10,8 +10,6 @@ from pathlib import Path
 
 from air_plugin.utils.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # of images
-
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
     """Write a file completely or not at all.
@@ -53,17 +51,3 @@ def digest_files(paths: Iterable[str | os.PathLike[str]]) -> str:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
     return total.hexdigest()
-
-
-def find_images(folder: Path) -> list[Path]:
-    """Every image file below a folder, sorted.
-
-    Raises:
-        UserError: the folder is missing or holds none.
-    """
-    if not folder.is_dir():
-        raise UserError(f"image folder {folder} is missing")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise UserError(f"no images below {folder}; looked for {', '.join(sorted(SUFFIXES))}")
-    return paths

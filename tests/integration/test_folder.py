@@ -153,7 +153,7 @@ def test_what_is_missing_is_named(tmp_path: Path):
     (tmp_path / "train").mkdir()
     assert f"no images below {tmp_path / 'train'}" in fault(tmp_path)
     (tmp_path / "train/.hidden.png").write_bytes(b"")
-    assert "only hidden files" in fault(tmp_path)
+    assert "no images below" in fault(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ from air_plugin.clip import features as features_module
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.features import FeatureTable, extract_features
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.files import find_images
-from air_plugin.utils.images import UnreadableImage, load_rgb
+from air_plugin.utils.images import load_rgb
 from air_plugin.utils.seeding import stable_seed
 from air_plugin.utils.store import Store
 
@@ -289,96 +288,3 @@ def test_stable_seed_is_the_same_everywhere():
 
 
 # Images of every mode
-
-
-def ramp() -> np.ndarray:
-    """(4, 6) grey levels."""
-    return np.linspace(0, 255, 24).round().astype(np.uint8).reshape(4, 6)
-
-
-def saved(image: Image.Image, folder: Path, suffix: str = "png") -> Path:
-    path = folder / f"image.{suffix}"
-    image.save(path)
-    return path
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK", "I;16", "I", "F", "PA"])
-def test_every_mode_becomes_rgb(mode: str, tmp_path: Path):
-    grey = Image.fromarray(ramp())
-    expected = np.repeat(ramp()[..., None], 3, axis=2)
-    if mode == "I;16":
-        path = saved(Image.fromarray(ramp().astype(np.uint16) * 257), tmp_path)
-    elif mode in ("I", "F"):
-        path = saved(Image.fromarray(ramp().astype(np.int32 if mode == "I" else np.float32)), tmp_path, "tif")
-    elif mode == "1":
-        path = saved(grey.convert("1", dither=Image.Dither.NONE), tmp_path)
-        expected = np.where(expected >= 128, 255, 0)
-    elif mode == "CMYK":
-        path = saved(grey.convert("RGB").convert("CMYK"), tmp_path, "tif")
-    elif mode == "PA":
-        path = saved(grey.convert("RGB").quantize(256), tmp_path)
-    else:
-        path = saved(grey.convert(mode), tmp_path)
-    image = load_rgb(path)
-    assert image.mode == "RGB" and image.size == (6, 4)
-    assert np.abs(np.asarray(image).astype(int) - expected).max() <= 1
-
-
-def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path):
-    path = saved(Image.fromarray(np.array([[0, 32896, 65535]], dtype=np.uint16)), tmp_path)
-    with Image.open(path) as image:
-        assert image.mode.startswith("I")
-    assert np.asarray(load_rgb(path))[0, :, 0].tolist() == [0, 128, 255]
-
-
-def test_floats_in_the_unit_interval_are_scaled(tmp_path: Path):
-    path = saved(Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)), tmp_path, "tif")
-    assert np.asarray(load_rgb(path))[0, :, 1].tolist() == [0, 128, 255]
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_lies_on_white(mode: str, tmp_path: Path):
-    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
-    image.putpixel((1, 0), (0, 0, 0, 255))
-    if mode == "P":
-        palette = Image.new("P", (2, 1))
-        palette.putpalette([0, 0, 0, 0, 0, 0])
-        palette.putpixel((1, 0), 1)
-        palette.save(tmp_path / "image.png", transparency=0)
-        path = tmp_path / "image.png"
-    else:
-        path = saved(image.convert(mode), tmp_path)
-    pixels = np.asarray(load_rgb(path))[0]
-    assert pixels.tolist() == [[255, 255, 255], [0, 0, 0]]
-
-
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"GIF89a\x01\x00"])
-def test_what_is_no_image_is_named(content: bytes, tmp_path: Path):
-    path = tmp_path / "broken.png"
-    path.write_bytes(content)
-    with pytest.raises(UnreadableImage, match=r"broken\.png"):
-        load_rgb(path)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif"])
-def test_images_cut_short_are_named(suffix: str, tmp_path: Path):
-    noise = np.random.default_rng(0).integers(256, size=(40, 40, 3), dtype=np.uint8)
-    path = saved(Image.fromarray(noise), tmp_path, suffix)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UnreadableImage, match=f"image.{suffix}"):
-        load_rgb(path)
-
-
-def test_find_images_goes_deep_and_sorts(tmp_path: Path):
-    for name in ("b/2.PNG", "b/1.jpeg", "a.tif", "b/notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)] == ["a.tif", "b/1.jpeg", "b/2.PNG"]
-
-
-def test_a_folder_without_images_is_an_error(tmp_path: Path):
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match="no images below"):
-        find_images(tmp_path)
-    with pytest.raises(UserError, match="missing"):
-        find_images(tmp_path / "nowhere")

@@ -18,6 +18,7 @@ import pytest
 from layouts import BUILDERS, Layout
 
 import train
+from air_plugin.report.record import RunResult
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.images import load_rgb
 from datasets import splits
@@ -938,17 +939,17 @@ def test_result_records_the_family_that_was_used(monkeypatch, without_made):
     cfg = train.set_up(train.parse(["--dataset-config-file", str(ROOT / "configs/datasets/eurosat.yaml")]))[0]
     monkeypatch.setattr("air_plugin.utils.provenance.collect", lambda root: {})
 
-    def result(dataset: Any) -> dict[str, Any]:
+    def result(dataset: Any) -> RunResult:
         trainer = SimpleNamespace(
             dm=SimpleNamespace(dataset=dataset),
-            results={},
+            results={"text": {"accuracy": None, "macro_f1": None, "per_class": {}}},
             primary="text",
-            metrics=dict,
+            metrics=lambda: {"pseudo_labels": {"selected": 0, "coverage": 0.0, "accuracy": None}},
             stages=SimpleNamespace(done=[]),
         )
         return train.make_result(cfg, trainer, "c")
 
     dataset = load(without_made("eurosat"))
-    assert result(dataset)["split_family"] == "zhou, made here (seed 0)"
-    assert result(dataset)["dataset"] == "eurosat"
-    assert result(SimpleNamespace())["split_family"] == "zhou"
+    assert result(dataset).split_family == "zhou, made here (seed 0)"
+    assert result(dataset).dataset == "eurosat"
+    assert result(SimpleNamespace()).split_family == "zhou"

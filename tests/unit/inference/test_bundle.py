@@ -335,7 +335,7 @@ def test_a_wrong_call_fails_at_once(bundle: Bundle, tmp_path: Path):
     for images, options, said in (
         (tmp_path / "nowhere", {}, "no image or folder"),
         (tmp_path / "empty", {}, "no images below"),
-        (tmp_path / "hidden", {}, "only hidden files"),
+        (tmp_path / "hidden", {}, "no images below"),
         ([], {}, "there are no images"),
         (tmp_path, {"top": 0}, "top is 0"),
         (tmp_path, {"batch_size": 0}, "batch_size is 0"),
