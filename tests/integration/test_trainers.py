@@ -212,12 +212,12 @@ def test_a_truncated_image_is_named(data: Path, tmp_path: Path, capsys: pytest.C
     assert "0007.png" in error and error.count("\n") == 1
 
 
-def test_the_first_run_of_all_draws_the_same_shots(tmp_path: Path):
+def test_the_first_run_of_all_samples_the_same_shots(tmp_path: Path):
     """It writes the images before it chooses."""
     from datasets.digits import Digits
 
     options = ["DATASET.NUM_SHOTS", "2"]
-    cfg = train.setup_config(train.parse(arguments("CoOp", tmp_path, tmp_path / "run", *options)))
+    cfg, _ = train.set_up(train.parse(arguments("CoOp", tmp_path, tmp_path / "run", *options)))
     shots = []
     for _ in range(2):
         random.seed(3)
