@@ -8,7 +8,7 @@ from datasets.published import PublishedDataset
 from datasets.sources import File, Source, split_by_zhou, split_of_elevater
 from datasets.splits import PARTS, Item, Split
 
-# Folder: CoOp's wording, GRIP's and CPL's.
+# Folder: CoOp's class name, that of GRIP and CPL.
 CLASSES = {
     "AnnualCrop": ("Annual Crop Land", "annual crop land"),
     "Forest": ("Forest", "forest"),

@@ -202,6 +202,16 @@ def test_methods_that_need_labels_are_refused(tmp_path: Path):
     assert "must be all" in fault(tmp_path, "DATASET.SUBSAMPLE_CLASSES", "base")
 
 
+def test_coop_refuses_images_without_labels_whatever_the_shots(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make(tmp_path / "data", test=False)
+    line = ["--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "run"), "--trainer", "CoOp"]
+    files = ["--dataset-config-file", str(ROOT / "configs/datasets/folder.yaml")]
+    files += ["--config-file", str(ROOT / "configs/trainers/CoOp/mini.yaml")]
+    assert train.main([*line, *files, "DATASET.NUM_SHOTS", "-1"]) == 2
+    said = capsys.readouterr().err
+    assert "has no label, and CoOp learns from labels; use UPL, CPL or AiR" in said and said.count("\n") == 1
+
+
 # Reports
 
 

@@ -234,7 +234,7 @@ def test_names_are_registered_and_folders_are_those_of_coop():
 # Class names
 
 
-def test_eurosat_has_both_published_wordings(without_made):
+def test_eurosat_has_both_published_sets_of_class_names(without_made):
     layout = without_made("eurosat")
     assert load(layout).classnames == layouts.EUROSAT_NAMES
     grip = [
@@ -254,10 +254,10 @@ def test_eurosat_has_both_published_wordings(without_made):
         assert dataset.classnames == grip
         assert {item.classname for item in dataset.test} == set(grip)
     saved = json.loads((layout.folder / MADE).read_text())
-    assert {name for _, _, name in saved["train"]} == set(layouts.EUROSAT_NAMES)  # a split is of no wording
+    assert {name for _, _, name in saved["train"]} == set(layouts.EUROSAT_NAMES)  # a split has CoOp's
 
 
-def test_other_wordings_change_what_differs_only(without_made):
+def test_other_class_names_change_what_differs_only(without_made):
     for name, changed in (
         ("oxford_flowers", {15: "globe flower", 59: "pink and yellow dahlia", 92: "air plant"}),
         ("fgvc_aircraft", {1: "F-16A-B"}),
@@ -270,10 +270,10 @@ def test_other_wordings_change_what_differs_only(without_made):
         assert load(layout, CLASS_NAMES="grip", SPLIT_FAMILY="elevater").classnames == want
 
 
-@pytest.mark.parametrize(("name", "wording"), [("food101", "grip"), ("eurosat", "gripp"), ("sun397", "")])
-def test_an_unknown_wording_is_refused(name: str, wording: str, without_made):
-    with pytest.raises(UserError, match=rf"unknown class names \(DATASET.CLASS_NAMES\) of {name} '{wording}'; "):
-        load(without_made(name), CLASS_NAMES=wording)
+@pytest.mark.parametrize(("name", "version"), [("food101", "grip"), ("eurosat", "gripp"), ("sun397", "")])
+def test_an_unknown_set_of_class_names_is_refused(name: str, version: str, without_made):
+    with pytest.raises(UserError, match=rf"unknown class names \(DATASET.CLASS_NAMES\) of {name} '{version}'; "):
+        load(without_made(name), CLASS_NAMES=version)
 
 
 def test_flowers_names_come_from_torchvision_where_the_file_is_missing(tmp_path: Path):
