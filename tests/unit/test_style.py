@@ -80,7 +80,6 @@ def test_a_print_is_found():
 # The habits
 
 
-@pytest.mark.skip(reason="not yet")
 def test_files_and_functions_are_short():
     found = {str(path.relative_to(ROOT)): too_long(path.read_text(encoding="utf-8")) for path in OURS}
     assert len(found) > 80 and not {path: faults for path, faults in found.items() if faults}
