@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits (Alpaydin and Kaynak 1998; UCI): 1,797 real images, 8x8, drawn out to 32x32.
+"""scikit-learn's handwritten digits (Alpaydin and Kaynak 1998; UCI): 1,797 real images, 8x8, enlarged to 32x32.
 
 Beside them the same images changed in one way, as other kinds of target: light and dark exchanged, turned, in noise.
 """

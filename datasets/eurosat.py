@@ -27,7 +27,7 @@ NEEDS = " (the split family elevater needs ELEVATER's lists of eurosat_clip: tra
 
 @DATASET_REGISTRY.register()
 class EuroSAT(PublishedDataset):
-    """Has no lists of its own, so "elevater" needs ELEVATER's: 5,000 images each, drawn by CLIP's authors."""
+    """Has no lists of its own, so "elevater" needs ELEVATER's: 5,000 images each, chosen by CLIP's authors."""
 
     dataset_dir = "eurosat"
     template = "a centered satellite photo of {}."  # CoOp's

@@ -15,7 +15,7 @@ NEEDS = " (the split family elevater needs ELEVATER's lists of resisc45_clip: tr
 
 @DATASET_REGISTRY.register()
 class RESISC45(PublishedDataset):
-    """Has no lists of its own, so "elevater" needs ELEVATER's, drawn by CLIP's authors. CoOp has no split of it."""
+    """Has no lists of its own, so "elevater" needs ELEVATER's, chosen by CLIP's authors. CoOp has no split of it."""
 
     dataset_dir = "resisc45"
     template = "a photo of a {}"  # GRIP's and CPL's; CoOp has none

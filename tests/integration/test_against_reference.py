@@ -69,7 +69,7 @@ def probabilities(trainer: Any, context: Tensor) -> Tensor:
     return (trainer.backbone.logit_scale * trainer.table.plain @ text_features(trainer, context).T).softmax(dim=1)
 
 
-def surest(probs: Tensor, allowed: list[int], k: int) -> list[int]:
+def most_confident(probs: Tensor, allowed: list[int], k: int) -> list[int]:
     chosen: list[int] = []
     for c in range(probs.shape[1]):
         of_class = [i for i in allowed if int(probs[i].argmax()) == c]
@@ -78,7 +78,7 @@ def surest(probs: Tensor, allowed: list[int], k: int) -> list[int]:
 
 
 def upl(probs: Tensor, k: int) -> tuple[list[int], list[set[int]]]:
-    chosen = surest(probs, list(range(len(probs))), k)
+    chosen = most_confident(probs, list(range(len(probs))), k)
     return chosen, [{int(probs[i].argmax())} for i in chosen]
 
 
@@ -96,7 +96,7 @@ def cpl(probs: Tensor, k: int, alpha: float = 0.6, beta: float = 0.9) -> tuple[l
         both = {c for c in intra if row[c] >= columns[c]}
         if both:
             sets[i] = both
-    chosen = surest(probs, list(sets), k)
+    chosen = most_confident(probs, list(sets), k)
     return chosen, [sets[i] for i in chosen]
 
 

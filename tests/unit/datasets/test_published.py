@@ -167,7 +167,7 @@ def test_a_missing_split_is_made_saved_and_read_again(name: str, without_made):
     (layout.folder / MADE).unlink()
     random.seed(6)
     load(layout)
-    assert (layout.folder / MADE).read_bytes() == written  # the same, whatever was drawn before
+    assert (layout.folder / MADE).read_bytes() == written  # the same, whatever random numbers were used before
 
 
 def test_a_made_split_is_drawn_and_not_the_order_of_names(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Drawing images: what a job decides, interruptions, damage, and images that are none."""
+"""Generating images: what a job decides, interruptions, damage, and images that are none."""
 
 from __future__ import annotations
 
