@@ -19,7 +19,8 @@ from air_plugin.diffusion.generate import GenerationReport, generate, plan_jobs
 from air_plugin.diffusion.lora import adapter_loaded, train_lora
 from air_plugin.diffusion.pipeline import Generator, require_size
 from air_plugin.functional.prototypes import gather_prototypes, real_prototypes, select_prototypes
-from air_plugin.utils.files import digest_files, write_atomically
+from air_plugin.utils.digests import content_digest
+from air_plugin.utils.files import write_atomically
 from air_plugin.utils.store import Entry, Store, key_of
 from air_plugin.utils.tensors import save_tensors
 
@@ -156,7 +157,7 @@ def make_prototypes(
     generated = table.plain.unflatten(0, (len(classnames), -1))  # (C, M, D)
     key = {
         "recipe": 1,
-        "images": digest_files(ordered),
+        "images": content_digest(ordered, cache=store.digests),
         "backbone": backbone.fingerprint,
         "classes": list(classnames),
         "kept": settings.kept_per_class,

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from air_plugin.clip.preparation import describe
+from air_plugin.utils.digests import content_digest
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.files import digest_files
 from air_plugin.utils.images import UnreadableImage, load_rgb
 from air_plugin.utils.seeding import member_seed, stable_seed
 from air_plugin.utils.store import Entry, Store
@@ -173,7 +173,7 @@ def extract_features(
         raise UserError(f"{title}: there are no images")
     settings = {
         "recipe": 2,
-        "images": digest_files(files),
+        "images": content_digest(files, cache=store.digests),
         "backbone": backbone.fingerprint,
         "plain": describe(backbone.preprocess),
         "augment": describe(augment) if views > 1 else None,

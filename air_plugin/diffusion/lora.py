@@ -26,8 +26,8 @@ from air_plugin.diffusion.pipeline import (
     attach_accelerator,
     encode_prompts,
 )
+from air_plugin.utils.digests import content_digest
 from air_plugin.utils.errors import UserError, unknown
-from air_plugin.utils.files import digest_files
 from air_plugin.utils.images import load_rgb
 from air_plugin.utils.seeding import stable_seed
 from air_plugin.utils.store import Entry, Store
@@ -115,7 +115,7 @@ def train_lora(
         "recipe": 1,
         "generator": generator.fingerprint,
         **generator.training,
-        "images": digest_files(paths),
+        "images": content_digest(paths, cache=store.digests),
         "captions": list(captions),
         "rank": settings.rank,
         "targets": list(settings.targets),

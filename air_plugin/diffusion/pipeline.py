@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from air_plugin.config import Sampler
+from air_plugin.utils.digests import content_digest
 from air_plugin.utils.errors import UserError, unknown
-from air_plugin.utils.files import digest_files
 from air_plugin.utils.offline import is_offline
 from air_plugin.utils.tensors import DTYPES, tensor_digest
 
@@ -75,7 +75,7 @@ class Generator:
         return {
             "dtype": str(self.pipeline.unet.dtype),
             "scheduler": {"class": type(scheduler).__name__, **config},
-            "accelerator": digest_files([self.accelerator]) if self.accelerator else None,
+            "accelerator": content_digest([self.accelerator]) if self.accelerator else None,
             "safety_checker": tensor_digest(checker.state_dict()) if checker is not None else None,
         }
 

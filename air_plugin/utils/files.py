@@ -1,14 +1,11 @@
-"""Files: written whole or not at all, known by their content, and those of images found."""
+"""Files: written whole or not at all, and known by their content."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable
 from pathlib import Path
-
-from air_plugin.utils.errors import UserError
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
@@ -36,18 +33,3 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
 def digest(data: bytes) -> str:
     """SHA-256 of some bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
-
-
-def digest_files(paths: Iterable[str | os.PathLike[str]]) -> str:
-    """SHA-256 over the contents of files in their order; names and folders do not matter.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
-    total = hashlib.sha256()
-    for path in paths:
-        try:
-            total.update(hashlib.sha256(Path(path).read_bytes()).digest())
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
-    return total.hexdigest()

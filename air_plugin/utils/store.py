@@ -82,6 +82,11 @@ class Store:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
+    @property
+    def digests(self) -> Path:
+        """The file of the digests of images, for `content_digest`."""
+        return self.root / "digests.sqlite"
+
     @contextmanager
     def open(self, kind: str, settings: Mapping[str, Any]) -> Iterator[Entry]:
         """Lock an artifact: complete and verified, or to be made (or resumed) in `entry.path`.

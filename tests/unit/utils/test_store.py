@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from air_plugin.utils.files import digest_files, write_atomically
+from air_plugin.utils.digests import content_digest
+from air_plugin.utils.files import write_atomically
 from air_plugin.utils.store import Store, key_of
 from air_plugin.utils.tensors import load_tensors, save_tensors, tensor_digest
 
@@ -79,10 +80,10 @@ def test_file_digests_see_content_and_order_only(tmp_path: Path):
     for name, text in (("a", "one"), ("b", "two"), ("c", "one")):
         (tmp_path / name).write_text(text)
     a, b, c = (tmp_path / name for name in "abc")
-    assert digest_files([a, b]) == digest_files([c, b]) != digest_files([b, a])
+    assert content_digest([a, b]) == content_digest([c, b]) != content_digest([b, a])
     (tmp_path / "d").write_text("onetwo")
     (tmp_path / "e").write_text("")
-    assert digest_files([a, b]) != digest_files([tmp_path / "d", tmp_path / "e"])
+    assert content_digest([a, b]) != content_digest([tmp_path / "d", tmp_path / "e"])
 
 
 # Whole files or none
