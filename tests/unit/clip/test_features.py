@@ -186,7 +186,9 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert not cached and calls.images == [2, 1]
     assert torch.equal(resumed.features, whole.features)
     left = {path.name for path in (tmp_path / "cut").rglob("*") if path.is_file()}
-    assert left == {"features.safetensors", "entry.json", "digests.sqlite"} | {name for name in left if name.endswith(".lock")}
+    assert left == {"features.safetensors", "entry.json", "digests.sqlite"} | {
+        name for name in left if name.endswith(".lock")
+    }
 
 
 def test_an_interrupted_run_may_go_on_with_another_batch_size(
