@@ -25,7 +25,9 @@ from air_plugin.clip.zero_shot import UnlabelledImages
 from air_plugin.config import AirSettings
 from air_plugin.diffusion.generate import GenerationReport
 from air_plugin.diffusion.pipeline import Generator, load_generator
+from air_plugin.diffusion.text_limits import require_fit
 from air_plugin.utils.checks import require
+from air_plugin.utils.class_names import fill
 from air_plugin.utils.provenance import Stages
 from air_plugin.utils.store import Store
 
@@ -104,7 +106,8 @@ def build(
         until: the last stage.
 
     Raises:
-        UserError: the settings leave nothing to make at that stage, or the generator cannot be used.
+        UserError: the settings leave nothing to make at that stage, the generator cannot be used, or a text is longer
+            than its text tower.
     """
     require_stage(settings, until)
     inputs = _Inputs(backbone, classnames, unlabelled, settings, store, stages)
@@ -112,6 +115,7 @@ def build(
         return _build_of_real_images(inputs, until=until)
     with stages.stage("generator"):
         generator = load_generator(settings.generator, device=backbone.device, **settings.loading)
+    require_fit(generator.pipeline, [*(fill(settings.prompt, name) for name in classnames), settings.lora.generic])
     captions, rounds, built = unlabelled.probs, list[Round](), Built()
     for number in range(1, settings.rounds + 1):
         end = until if number == settings.rounds else "classifier"

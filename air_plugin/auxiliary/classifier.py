@@ -14,7 +14,7 @@ from torch import Tensor
 
 from air_plugin.functional.fusion import fuse
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.tensors import save_tensors, tensor_digest
+from air_plugin.utils.tensors import save_tensors, tensor_digest, unit_rows
 
 if TYPE_CHECKING:
     from air_plugin.clip.backbone import Backbone
@@ -45,7 +45,7 @@ class AuxiliaryClassifier:
     @classmethod
     def from_prototypes(cls, prototypes: Tensor, *, scale: float | None) -> AuxiliaryClassifier:
         """The cosine form, from (C, K, D) unit features (AiR, ACG)."""
-        weight = prototypes.mean(dim=1)
+        weight = unit_rows(prototypes, "prototypes").mean(dim=1)
         return cls(weight, weight.new_zeros(len(weight)), scale)
 
     def to(self, device: torch.device | str) -> AuxiliaryClassifier:
@@ -53,7 +53,11 @@ class AuxiliaryClassifier:
         return replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
 
     def scores(self, features: Tensor) -> Tensor:
-        """(N, D) unit features to (N, C) scores a = f w + b; in the cosine form they lie in [-1, 1]."""
+        """(N, D) unit features to (N, C) scores a = f w + b; in the cosine form they lie in [-1, 1].
+
+        Features of another length are normalised, with a warning; see `unit_rows`.
+        """
+        features = unit_rows(features, "images")
         return features @ self.weight.to(features).T + self.bias.to(features)
 
     def probs(self, features: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from air_plugin.clip.text_encoder import TextEncoder
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.tensors import tensor_digest
+from air_plugin.utils.tensors import tensor_digest, unit_rows
 
 
 @dataclass(frozen=True)
@@ -109,5 +109,9 @@ class Backbone:
         return nn.functional.normalize(self.text_encoder.encode_tokens(tokens).float(), dim=1)
 
     def text_probs(self, features: Tensor, text_features: Tensor) -> Tensor:
-        """Zero-shot CLIP: (N, D) image and (C, D) text features to (N, C) probabilities softmax(s f t)."""
+        """Zero-shot CLIP: (N, D) image and (C, D) text features to (N, C) probabilities softmax(s f t).
+
+        Features that are not of unit length are normalised, with a warning; see `unit_rows`.
+        """
+        features, text_features = unit_rows(features, "images"), unit_rows(text_features, "texts")
         return (self.logit_scale * features @ text_features.T).softmax(dim=1)

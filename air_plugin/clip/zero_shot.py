@@ -12,6 +12,7 @@ from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.features import FeatureTable, extract_features
 from air_plugin.utils.class_names import fill
 from air_plugin.utils.store import Store
+from air_plugin.utils.tensors import unit_rows
 
 
 class _Item(Protocol):
@@ -41,7 +42,7 @@ class UnlabelledImages:
     @property
     def features(self) -> Tensor:
         """(N, D) unit features of the images without augmentation."""
-        return self.table.plain
+        return unit_rows(self.table.plain, "images")
 
 
 def template_features(backbone: Backbone, classnames: Sequence[str], template: str) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from air_plugin.diffusion.text_limits import require_fit
 from air_plugin.utils.class_names import fill
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import digest, write_atomically
@@ -116,10 +117,11 @@ def generate(pipeline: Any, jobs: Sequence[ImageJob], folder: Path, *, batch_siz
         batch_size: images generated at once; it changes them by rounding at most.
 
     Raises:
-        UserError: an image failed at every attempt.
+        UserError: a prompt is longer than a text tower, or an image failed at every attempt.
     """
     from tqdm import tqdm
 
+    require_fit(pipeline, (job.prompt for job in jobs))
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _read_manifest(folder)
     generated = 0

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from air_plugin.config import Sampler
+from air_plugin.diffusion.text_limits import require_fit
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.errors import UserError, unknown
 from air_plugin.utils.offline import is_offline
@@ -302,7 +303,12 @@ def _fingerprint(pipeline: Any) -> str:
 
 @torch.no_grad()
 def encode_prompts(pipeline: Any, prompts: list[str]) -> Conditioning:
-    """The inputs of the U-Net for T prompts."""
+    """The inputs of the U-Net for T prompts.
+
+    Raises:
+        UserError: a prompt is longer than a text tower.
+    """
+    require_fit(pipeline, prompts)
     encoded = pipeline.encode_prompt(
         prompt=prompts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
     )

@@ -22,7 +22,7 @@ from air_plugin.clip.loading import load_backbone
 from air_plugin.inference.predict import Bundle
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import digest, write_atomically
-from air_plugin.utils.tensors import DTYPES, save_tensors
+from air_plugin.utils.tensors import DTYPES, save_tensors, unit_rows
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def save_bundle(
     Raises:
         ValueError: the arguments do not fit each other.
     """
-    text = (text if text.ndim == 3 else text[None]).float()
+    text = unit_rows((text if text.ndim == 3 else text[None]).float(), "texts")
     shape = (len(classnames), text.shape[2])
     if text.shape[1:] != shape or (auxiliary is not None and auxiliary.weight.shape != shape):
         raise ValueError(f"heads must be {shape}, classes by features")

@@ -19,6 +19,7 @@ from air_plugin.functional.fusion import fuse
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.image_files import find_images
 from air_plugin.utils.images import READERS, UnreadableImage, load_rgb
+from air_plugin.utils.tensors import unit_rows
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +66,12 @@ class Bundle:
 
     @torch.no_grad()
     def classify(self, features: Tensor) -> dict[str, Tensor]:
-        """(N, D) unit image features of its backbone to the (N, C) probabilities of every head."""
-        return head_probs(features.to(self.text), self.text, self.auxiliary, logit_scale=self.logit_scale)
+        """(N, D) unit image features of its backbone to the (N, C) probabilities of every head.
+
+        Features of another length are normalised, with a warning; see `unit_rows`.
+        """
+        features = unit_rows(features.to(self.text), "images")
+        return head_probs(features, self.text, self.auxiliary, logit_scale=self.logit_scale)
 
     def predict(
         self, images: Images, *, top: int = 1, batch_size: int = 64, head: str | None = None, progress: bool = False

@@ -419,3 +419,15 @@ def test_sampled_prototypes_depend_on_seed_epoch_and_batch_alone(air):
 
     assert generated() == generated(seed=0, epoch=0)
     assert len({tuple(generated(**where)) for where in ({}, {"seed": 1}, {"epoch": 1}, {"batch_idx": 1})}) == 4
+
+
+@pytest.mark.public_reports
+@pytest.mark.parametrize("change", [{"PROMPT": "w" * 20 + " {}"}, {"LORA.GENERIC": "w" * 33}])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_text_that_the_generator_would_cut_is_refused_before_anything_is_made(
+    build, store: Store, change: dict[str, str], enabled: bool
+):
+    """Item 3 of the public reports: not after the LoRA is trained. One class name is too long for the prompt."""
+    with pytest.raises(UserError, match="tokens, but the generator's text tower takes 32"):
+        build(**change, **{"LORA.ENABLED": enabled})
+    assert not [path for path in store.root.rglob("*") if path.is_file()]

@@ -236,3 +236,30 @@ def test_the_card_says_what_a_classifier_was_made_of(tiny_backbone: Backbone):
     assert (card["generator"], card["generator_fingerprint"], card["lora"]) == ("mini", "g" * 64, "k")
     drawn_by_nobody = make_card(tiny_backbone, NAMES, settings=settings)
     assert (drawn_by_nobody["generator"], drawn_by_nobody["lora"]) == (None, None)
+
+
+# Features of other lengths
+
+
+def lengths() -> Tensor:
+    return torch.linspace(0.1, 25.0, 11)[:, None]
+
+
+@pytest.mark.public_reports
+@pytest.mark.parametrize("scale", [None, 20.0])
+def test_the_length_of_features_does_not_matter(scale: float | None):
+    """Item 10 of the public reports: they were fused off by up to 0.39."""
+    images, prototypes, text_logits = unit(11, 16, seed=1), unit(4, 6, 16), unit(11, 4, seed=2)
+    classifier = AuxiliaryClassifier.from_prototypes(prototypes, scale=scale)
+    longer = AuxiliaryClassifier.from_prototypes(3 * prototypes, scale=scale)
+    assert torch.allclose(longer.weight, classifier.weight, atol=1e-6)
+    for of in (classifier.scores, classifier.probs, lambda features: classifier.fuse(text_logits, features)):
+        assert torch.allclose(of(lengths() * images), of(images), atol=1e-5)
+
+
+@pytest.mark.public_reports
+def test_a_feature_of_zeros_gives_no_nan():
+    """Item 10 of the public reports."""
+    classifier = AuxiliaryClassifier.from_prototypes(unit(4, 6, 16), scale=20.0)
+    fused = classifier.fuse(torch.zeros(1, 4), torch.zeros(1, 16)).softmax(dim=1)
+    assert torch.allclose(fused, torch.full((1, 4), 0.25))

@@ -71,6 +71,14 @@ def test_zero_shot_probabilities_are_clips(tiny_backbone: Backbone):
     assert torch.allclose(tiny_backbone.text_probs(images, texts), logits.softmax(dim=1), atol=1e-5)
 
 
+@pytest.mark.public_reports
+def test_the_length_of_features_does_not_matter(tiny_backbone: Backbone):
+    """Item 10 of the public reports."""
+    images, texts = tiny_backbone.encode_images(pixels()), tiny_backbone.encode_texts(TEXTS)
+    expected = tiny_backbone.text_probs(images, texts)
+    assert torch.allclose(tiny_backbone.text_probs(5 * images, 0.1 * texts), expected, atol=1e-5)
+
+
 def test_text_is_never_cut_in_silence(tiny_backbone: Backbone):
     longest = " ".join(["dog"] * 75)  # with start and end 77
     assert tiny_backbone.tokenize([longest])[0].argmax() == 76

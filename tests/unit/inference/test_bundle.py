@@ -359,3 +359,24 @@ def test_predictions_come_while_they_are_made(bundle: Bundle, pictures: list[str
 def test_more_classes_than_there_are_is_all_of_them(bundle: Bundle, pictures: list[str]):
     (one,) = bundle.predict(pictures[0], top=9)
     assert {label for label, _ in one.top} == set(NAMES) and sum(p for _, p in one.top) == pytest.approx(1)
+
+
+@pytest.mark.public_reports
+def test_the_length_of_features_does_not_matter(bundle: Bundle, tiny_backbone: Backbone, tmp_path: Path):
+    """Item 10 of the public reports: features and prompts of other lengths, in every head."""
+    features = unit(5, 24, seed=8)
+    expected = bundle.classify(features)
+    for head, probs in bundle.classify(features * torch.tensor([0.2, 1, 3, 9, 40])[:, None]).items():
+        assert torch.allclose(probs, expected[head], atol=1e-5)
+    names, head = bundle.classnames, bundle.auxiliary
+    save_bundle(
+        tmp_path / "long",
+        backbone=tiny_backbone,
+        classnames=names,
+        text=7 * bundle.text,
+        auxiliary=head,
+        primary="text",
+        card={},
+    )
+    found = load_bundle(tmp_path / "long", backbone=tiny_backbone).classify(features)["text"]
+    assert torch.allclose(found, expected["text"], atol=1e-5)
