@@ -36,7 +36,7 @@ def test_the_second_tower_has_its_own_limit():
     pipeline = make_pipeline("sdxl")
     pipeline.tokenizer_2.model_max_length = 20
     require_fit(pipeline, ["s" * 18])
-    with pytest.raises(UserError, match="has 21 tokens, .* takes 20 "):
+    with pytest.raises(UserError, match=r"has 21 tokens, .* takes 20 "):
         encode_prompts(pipeline, ["s" * 19])
 
 
