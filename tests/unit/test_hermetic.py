@@ -17,8 +17,8 @@ TESTS = Path(__file__).resolve().parents[1]
 def test_another_machine_is_out_of_reach_and_this_one_is_not():
     with pytest.raises(OSError, match=r"reached for the network: example\.org"):
         socket.create_connection(("example.org", 80), timeout=1)
-    with pytest.raises(OSError, match=r"reached for the network: 192\.0\.2\.1"):
-        socket.socket().connect(("192.0.2.1", 80))
+    with socket.socket() as plain, pytest.raises(OSError, match=r"reached for the network: 192\.0\.2\.1"):
+        plain.connect(("192.0.2.1", 80))
     assert hermetic.network == ["example.org", "192.0.2.1"]
     hermetic.network.clear()  # or this test would fail
     with socket.create_server(("127.0.0.1", 0)) as server:
