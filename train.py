@@ -233,10 +233,12 @@ def write_outputs(trainer: Any, folder: Path, label: str) -> None:
     cfg = trainer.cfg
     if hasattr(trainer, "auxiliary"):
         from air_plugin.auxiliary.gallery import plot_gallery
+        from air_plugin.utils.plotting import optional_picture
 
         source = "generated" if cfg.AIR.PROTOTYPES == "synthetic" else "pseudo-labelled"
         prototypes, names = trainer.auxiliary.prototypes, trainer.classnames
-        plot_gallery(prototypes, names, trainer.unlabelled, folder / "gallery.png", source=source)
+        with optional_picture(folder / "gallery.png"):
+            plot_gallery(prototypes, names, trainer.unlabelled, folder / "gallery.png", source=source)
     write_bundle(trainer, folder / "bundle")
     predictions(trainer).save(folder / "predictions.json")
     make_result(cfg, trainer, label).save(folder / "result.json")

@@ -188,6 +188,7 @@ def run_stage(args: argparse.Namespace) -> int:
     from air_plugin.config import AirSettings
     from air_plugin.utils.checks import require_template
     from air_plugin.utils.class_names import read_class_file
+    from air_plugin.utils.files import require_writable
     from air_plugin.utils.image_files import find_images
     from air_plugin.utils.provenance import Stages
     from air_plugin.utils.store import Store
@@ -203,6 +204,9 @@ def run_stage(args: argparse.Namespace) -> int:
     require_stage(settings, until)
     if until == "classifier" and settings.prototypes == "real" and not args.out:
         raise UserError("AIR.PROTOTYPES is real, which leaves no artifact; name the classifier's file by --out")
+    require_writable(args.store, "--store", folder=True)
+    if out := getattr(args, "out", None):
+        require_writable(out, "--out")
     paths = [str(path) for path in find_images(args.images)]
     store, stages, device = Store(args.store), Stages(), pick_device(args.device)
     backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, precision=cfg.TRAINER.PROMPT.PREC, device=device)
@@ -245,8 +249,10 @@ def open_bundle(args: argparse.Namespace) -> Bundle:
 
 def run_predict(args: argparse.Namespace) -> int:
     """Print or write a bundle's predictions of images."""
-    from air_plugin.utils.files import write_atomically
+    from air_plugin.utils.files import require_writable, write_atomically
 
+    if args.csv:
+        require_writable(args.csv, "--csv")
     bundle = open_bundle(args)
     found = bundle.predict(args.images, top=args.top, batch_size=args.batch, head=args.head, progress=True)
     if not args.csv:
@@ -259,7 +265,7 @@ def run_predict(args: argparse.Namespace) -> int:
     for place in range(2, min(args.top, len(bundle.classnames)) + 1):
         columns += [f"label_{place}", f"probability_{place}"]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *map(row_of, found)])
+    csv.writer(text, lineterminator="\n").writerows([columns, *map(csv_row, found)])
     write_atomically(args.csv, text.getvalue().encode("utf-8", "surrogateescape"))
     print(f"wrote {args.csv}")
     return 0
@@ -271,12 +277,22 @@ def row_of(one: Prediction) -> list[str]:
     return [str(one.path), *(word for label, value in pairs for word in (label, f"{value:.6f}"))]
 
 
+def csv_row(one: Prediction) -> list[str]:
+    """The same for a spreadsheet: no cell is a formula, and a path still names its file."""
+    from air_plugin.utils.files import csv_text
+
+    path, *rest = row_of(one)
+    return [path if csv_text(path) == path else os.path.join(os.curdir, path), *map(csv_text, rest)]
+
+
 def run_export(args: argparse.Namespace) -> int:
     """Write a bundle as an ONNX file."""
     from air_plugin.inference.onnx import export_onnx
     from air_plugin.utils.extras import require_extra
+    from air_plugin.utils.files import require_writable
 
     require_extra("onnx", purpose="air export")  # before the bundle is loaded
+    require_writable(args.file, "FILE.onnx")
     export_onnx(open_bundle(args), args.file)
     print(f"wrote {args.file}")
     return 0

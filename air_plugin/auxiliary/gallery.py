@@ -13,6 +13,7 @@ from air_plugin.auxiliary.stages import Prototypes
 from air_plugin.clip.zero_shot import UnlabelledImages
 from air_plugin.utils.files import write_atomically
 from air_plugin.utils.images import load_rgb
+from air_plugin.utils.plotting import plain_text, writable_text
 
 KEPT, DROPPED, REAL, CLASSES = 8, 4, 6, 20
 SIDE, GAP, DOTS = 64, 4, 110  # of an image and between two, in pixels; pixels an inch
@@ -32,7 +33,7 @@ def plot_gallery(
 
     Args:
         prototypes: images and which of them were kept.
-        classnames: C names; the first 20 are shown.
+        classnames: C names, plain text; the first 20 are shown.
         unlabelled: N images and their zero-shot probabilities.
         target: the PNG file.
         source: what the prototypes' images are.
@@ -41,23 +42,24 @@ def plot_gallery(
     from matplotlib.figure import Figure
 
     rows = min(len(classnames), CLASSES)
+    names = [writable_text(name) for name in classnames[:rows]]
     sheet = Image.new("RGB", (_left(KEPT + DROPPED + REAL + 2) - GAP, rows * (SIDE + GAP) - GAP), "white")
     for row in range(rows):
         for column, path in _row(prototypes, row, unlabelled.paths, unlabelled.probs[:, row]).items():
             sheet.paste(load_rgb(path).resize((SIDE, SIDE)), (_left(column), row * (SIDE + GAP)))
-    inches = [size / DOTS for size in sheet.size]
-    figure = Figure(figsize=(inches[0] + 1.5, inches[1] + 0.5), dpi=DOTS, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()  # one for all images: one for each takes longer than plotting the images
-    axes.imshow(sheet)
-    axes.spines[:].set_visible(False)
-    axes.set_xticks([])
-    axes.set_yticks([row * (SIDE + GAP) + SIDE / 2 for row in range(rows)], classnames[:rows])
-    axes.tick_params(length=0)
-    for column, head in ((0, f"{source}, kept"), (KEPT + 1, "dropped"), (KEPT + DROPPED + 2, "real, unlabelled")):
-        axes.text(_left(column), -GAP, head)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    inches, buffer = [size / DOTS for size in sheet.size], io.BytesIO()
+    with plain_text(names):
+        figure = Figure(figsize=(inches[0] + 1.5, inches[1] + 0.5), dpi=DOTS, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()  # one for all images: one for each takes longer than plotting the images
+        axes.imshow(sheet)
+        axes.spines[:].set_visible(False)
+        axes.set_xticks([])
+        axes.set_yticks([row * (SIDE + GAP) + SIDE / 2 for row in range(rows)], names)
+        axes.tick_params(length=0)
+        for column, head in ((0, f"{source}, kept"), (KEPT + 1, "dropped"), (KEPT + DROPPED + 2, "real, unlabelled")):
+            axes.text(_left(column), -GAP, head)
+        figure.savefig(buffer, format="png")
     write_atomically(target, buffer.getvalue())
 
 

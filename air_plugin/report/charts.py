@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from math import ceil
 from typing import Any
+
+from air_plugin.utils.plotting import plain_text, writable_text
 
 COLOURS = 6  # --c0 .. --c5 in page.html.j2; 0 is grey, for the baseline
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -43,6 +44,7 @@ class Panel:
     rings: Sequence[Line] = ()
 
 
+@plain_text(())  # the page's fonts take the place of matplotlib's
 def bar_chart(names: Sequence[str], series: Sequence[tuple[int, Sequence[float]]], *, y_label: str, alt: str) -> str:
     """Groups of bars, at most 12 a row of the chart.
 
@@ -71,11 +73,12 @@ def bar_chart(names: Sequence[str], series: Sequence[tuple[int, Sequence[float]]
         axes.set_ylim(0, 100)
         axes.set_yticks([0, 25, 50, 75, 100])
         turn: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
-        axes.set_xticks(range(len(shown)), shown, parse_math=False, **turn)  # a name may hold a dollar
+        axes.set_xticks(range(len(shown)), shown, **turn)
         axes.tick_params(axis="x", length=0)
     return _svg(figure, alt)
 
 
+@plain_text(())
 def line_chart(panels: Sequence[Panel], *, alt: str) -> str:
     """Panels side by side; every point has a mark and its spread a bar.
 
@@ -132,22 +135,16 @@ def _axes(figure: Any, place: tuple[int, int, int], *, y_label: str) -> Any:
 
 def _short(name: str, longest: int = 22) -> str:
     """A name that fits below a bar."""
-    name = " ".join(_plain(name).split())
+    name = " ".join(writable_text(name).split())
     return name if len(name) <= longest else f"{name[: longest - 3]}..."
-
-
-def _plain(text: str) -> str:
-    """Lone surrogates, which JSON may hold and no file can, become question marks."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _svg(figure: Any, alt: str) -> str:
     """The figure as an HTML element: without prologue or unused ids, in the colours of the page."""
     from matplotlib import rc_context
 
-    buffer, alt = io.StringIO(), _plain(alt)
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": alt}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has other fonts
+    buffer, alt = io.StringIO(), writable_text(alt)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": alt}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text[text.index("<svg") :], flags=re.DOTALL)

@@ -17,7 +17,8 @@ from air_plugin.report.statistics import accuracies
 from air_plugin.report.tables import label_accuracies, notes, primary, stage_names, tables
 from air_plugin.utils.errors import UserError, unknown
 from air_plugin.utils.extras import require_extra
-from air_plugin.utils.files import write_atomically
+from air_plugin.utils.files import csv_text, require_writable, write_atomically
+from air_plugin.utils.plotting import optional_picture
 
 LOG = logging.getLogger(__name__)
 Form = Literal["github", "latex", "csv", "html"]
@@ -61,6 +62,8 @@ def report(
         UserError: nothing to report, results that cannot be compared, an unknown name, a file that cannot be written.
     """
     require_extra("report", purpose="air report")
+    if out:
+        require_writable(out, "--out")
     shown = [*methods, *([baseline] if methods and baseline and baseline not in methods else [])]
     folder = output / only if only else output
     collection = collect(
@@ -79,9 +82,13 @@ def report(
         lines.append(_TEXTS[form](view, details=details))
     if form == "github" and not out:
         lines += [f"gallery: {path}\n" for path in _place_galleries(collection, output)]
-    if page:
+    if page and form == "html":
         _write_page(view, page)
         lines.append(f"page: {page}\n")
+    elif page:
+        with optional_picture(page):  # the table is worth more than its page
+            _write_page(view, page)
+            lines.append(f"page: {page}\n")
     return "".join(lines)
 
 
@@ -112,12 +119,17 @@ def as_github(view: Comparison, *, details: bool) -> str:
     """Markdown that reads as text, too."""
     from tabulate import tabulate
 
-    parts = ["\n".join(notes(view, details=details))]
+    parts = ["\n".join(_markdown(line) for line in notes(view, details=details))]
     for heading, (headers, rows) in tables(view, details=details):
-        escaped = [[cell.replace("|", "\\|") for cell in row] for row in [headers, *rows]]
+        escaped = [[_markdown(cell) for cell in row] for row in [headers, *rows]]
         text = tabulate(escaped[1:], headers=escaped[0], tablefmt="github", disable_numparse=True)
-        parts += [heading, text] if heading else [text]
+        parts += [_markdown(heading), text] if heading else [text]
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown(text: str) -> str:
+    """A text with a backslash before what would end a cell or become code, mathematics, HTML or a link."""
+    return re.sub(r"([\\|`$*<]|\](?=[(\[]))", r"\\\1", text)
 
 
 def as_latex(view: Comparison, *, details: bool) -> str:
@@ -139,14 +151,19 @@ def _as_math(cell: re.Match[str]) -> str:
 
 
 def as_csv(view: Comparison, *, details: bool) -> str:
-    """One table, numbers in columns of their own; the notes stand before it, behind `#`."""
+    """One table, numbers in columns of their own; the notes stand before it, behind `#`.
+
+    Texts that a spreadsheet would run as a formula have a quote in front.
+    """
     text = io.StringIO()
     text.writelines(f"# {line}\n" for line in notes(view, details=details))
     rows = [_csv_row(view, method, details=details) for method in view.collection.methods]
     # Quotes around all that is no number: readers that know comments take a # inside of quotes for text.
-    writer = csv.DictWriter(text, list(rows[0]), quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerows(
+        [csv_text(cell) if isinstance(cell, str) else cell for cell in row]
+        for row in [list(rows[0]), *(row.values() for row in rows)]
+    )
     return text.getvalue()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -13,7 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 from runs import ROOT
+from shared import copy_to_change
 
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.cli import main
@@ -193,3 +197,51 @@ def test_the_stages_need_a_folder_and_names_and_no_dassl(air: Callable[..., Done
     assert head.card["template"] == "a photo of the digit {}." and head.card["lora"] == Path(told["adapter"]).name
     features = backbone.encode_images(torch.zeros(1, 3, 32, 32))
     assert head.fuse(torch.zeros(1, 10, dtype=torch.float16), features).shape == (1, 10)
+
+
+@pytest.mark.public_reports
+def test_a_table_of_predictions_holds_no_formula(
+    air: Callable[..., Done], runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """15: a path that begins like a formula still names its file, a label has a quote in front."""
+    bundle = copy_to_change(runs / "zero-shot" / "bundle", tmp_path / "bundle", "bundle.json")
+    card = json.loads((bundle / "bundle.json").read_text())
+    card["classes"] = [f"={name}" for name in card["classes"]]
+    (bundle / "bundle.json").write_text(json.dumps(card))
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("=cmd.png")
+    assert air("predict", "bundle", "=cmd.png", "--csv", "out.csv").returncode == 0
+    (row,) = list(csv.DictReader(io.StringIO(Path("out.csv").read_text())))
+    assert row["path"] == "./=cmd.png" and row["label"].startswith("'=")
+
+
+@pytest.mark.public_reports
+@pytest.mark.parametrize("command", ["predict", "export", "report", "prototypes", "lora"])
+def test_what_cannot_be_written_is_refused_before_the_work(
+    command: str, air: Callable[..., Done], runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16: one line, exit code 2, and no model was loaded."""
+
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr("air_plugin.inference.bundle.load_bundle", work)
+    monkeypatch.setattr("air_plugin.clip.loading.load_backbone", work)
+    monkeypatch.setattr("air_plugin.report.formats.collect", work)
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    bundle, place = str(runs / "AiR" / "bundle"), str(tmp_path / "file" / "x")
+    stage = [str(tmp_path / "images"), "--classes", str(tmp_path / "classes.txt")]
+    words = {
+        "predict": [bundle, str(tmp_path / "images"), "--csv", place],
+        "export": [bundle, place],
+        "report": [str(tmp_path), "--out", place],
+        "prototypes": [*stage, "--store", str(tmp_path / "store"), "--out", place],
+        "lora": [*stage, "--store", place],
+    }
+    done = air(command, *words[command])
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and f"cannot write {place}: " in done.stderr
+    assert (tmp_path / "file").read_text() == "kept"

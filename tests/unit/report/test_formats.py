@@ -21,6 +21,7 @@ from air_plugin.report.formats import as_csv, as_github, as_latex, report
 from air_plugin.report.statistics import Difference, accuracies, interval, paired_difference
 from air_plugin.report.tables import _change
 from air_plugin.utils.errors import UserError
+from air_plugin.utils.files import csv_text
 
 
 def rows_of(text: str) -> list[list[str]]:
@@ -154,6 +155,44 @@ def test_details_have_every_head_the_pseudo_labels_and_every_seed(tmp_path: Path
 def test_a_bar_in_a_title_stays_in_its_cell(tmp_path: Path):
     write(tmp_path, result(config="a|b"), "digits/AiR/a/seed1")
     assert rows_of(github(tmp_path))[1] == ["AiR (a\\|b)", "80.0", "1"]
+
+
+@pytest.mark.public_reports
+@pytest.mark.parametrize(
+    ("title", "shown"),
+    [
+        ("a`b`", "a\\`b\\`"),
+        ("$5 and $6", "\\$5 and \\$6"),
+        ("<b>bold</b>", "\\<b>bold\\</b>"),
+        ("[x](http://y)", "[x\\](http://y)"),
+        ("back\\slash *", "back\\\\slash \\*"),
+    ],
+)
+def test_markdown_shows_titles_as_they_are(title: str, shown: str, tmp_path: Path):
+    """15: no code, mathematics, HTML, link or second row is made of a name."""
+    write_run(tmp_path, [True, False])
+    (tmp_path / "digits" / "methods.json").write_text(
+        json.dumps([{"trainer": "AiR", "config": "mini", "title": title}])
+    )
+    assert [row[0] for row in rows_of(github(tmp_path))][1:] == [shown]
+
+
+@pytest.mark.public_reports
+def test_a_page_that_fails_leaves_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """15: no picture costs a table; where the page is all that was asked for, its failure is an error."""
+
+    def fail(*_: object) -> None:
+        raise ValueError("no such glyph")
+
+    write_run(tmp_path, [True, False])
+    monkeypatch.setattr(page, "write_page", fail)
+    text = report(tmp_path, page=tmp_path / "page.html")
+    assert cells(text, "AiR (mini)") == ["50.0", "1"] and "page:" not in text
+    assert "page.html was not made" in caplog.text and "no such glyph" in caplog.text
+    with pytest.raises(ValueError, match="glyph"):
+        report(tmp_path, form="html")
 
 
 # Lambda, rounds and seconds
@@ -390,7 +429,7 @@ def test_csv_keeps_awkward_titles_and_one_row_a_method(tmp_path: Path):
     awkward(tmp_path)
     text = as_csv(view_of(tmp_path, ci95=True), details=False)
     found = read_csv(text)
-    assert [row["method"] for row in found] == AWKWARD
+    assert [row["method"] for row in found] == [csv_text(title) for title in AWKWARD]
     assert list(found[0]) == ["method", "trainer", "config", "digits mean", "digits ci95", "digits seeds"]
     assert text.splitlines()[0].startswith("# digits: backbone mini")
     for line in text.splitlines():
