@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from air_plugin.utils.errors import UserError, exit_code, unknown
+from air_plugin.utils.files import require_writable
 from air_plugin.utils.logs import show_logs
 from scripts.compose import ROOT, defaults, register_all, resolve, settings_of
 
@@ -93,7 +95,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> bool:
     mark = folder / "settings.json"
     wanted = plain(settings)
     try:
-        found = upgrade(json.loads(mark.read_text()))
+        found = upgrade(json.loads(mark.read_text("utf-8")))
         if new := wanted.keys() - found.keys():  # settings that did not exist yet when the run was made
             found |= {key: value for key, value in plain(flatten(defaults())).items() if key in new}
     except (FileNotFoundError, ValueError):
@@ -107,7 +109,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> bool:
             "(scripts: OUTPUT)"
         )
     try:
-        return bool(json.loads((folder / "result.json").read_text()))
+        return bool(json.loads((folder / "result.json").read_text("utf-8")))
     except (FileNotFoundError, ValueError):
         return False
 
@@ -228,6 +230,16 @@ def put_log_aside(folder: Path) -> None:
         log.rename(log.with_name(time.strftime("log.txt-%Y-%m-%d-%H-%M-%S", time.localtime(log.stat().st_mtime))))
 
 
+def start_log(folder: Path) -> None:
+    """Copy what is printed from now on to the run's log.txt, in UTF-8 whatever the console has."""
+    from dassl.utils import setup_logger
+
+    setup_logger(str(folder))
+    file = getattr(sys.stdout, "file", None)
+    if isinstance(file, io.TextIOWrapper):
+        file.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
 def write_outputs(trainer: Any, folder: Path, label: str) -> None:
     """What a finished run leaves in its folder; result.json, the mark of completion, comes last."""
     cfg = trainer.cfg
@@ -253,15 +265,14 @@ def run(cfg: Any, label: str, *, train: bool = True) -> int:
         train: False builds the trainer, and nothing more.
     """
     folder = Path(cfg.OUTPUT_DIR)
+    require_writable(folder, "--output-dir (scripts: OUTPUT)", folder=True)
     begun = (folder / "settings.json").exists()
     if claim(folder, settings_of(cfg)):
         print(f"{folder}: complete, nothing to do")
         return 0
-    from dassl.utils import setup_logger
-
     cfg.freeze()
     put_log_aside(folder)
-    setup_logger(cfg.OUTPUT_DIR)
+    start_log(folder)
     try:
         trainer = build(cfg)
     except UserError:
@@ -276,10 +287,8 @@ def run(cfg: Any, label: str, *, train: bool = True) -> int:
 
 def evaluate(cfg: Any, model_dir: str, *, epoch: int | None) -> int:
     """Test the weights of a run, the last epoch's or those of `epoch`; returns the exit code."""
-    from dassl.utils import setup_logger
-
     cfg.freeze()
-    setup_logger(cfg.OUTPUT_DIR)
+    start_log(Path(cfg.OUTPUT_DIR))
     trainer = build(cfg)
     trainer.load_model(model_dir or cfg.OUTPUT_DIR, epoch=epoch)
     trainer.test()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from air_plugin.utils.errors import UserError, exit_code
-from air_plugin.utils.logs import show_logs
+from air_plugin.utils.logs import escape_unshowable, show_logs
 
 if TYPE_CHECKING:
     from air_plugin.auxiliary.build import Auxiliary, Until
@@ -256,8 +256,7 @@ def run_predict(args: argparse.Namespace) -> int:
     bundle = open_bundle(args)
     found = bundle.predict(args.images, top=args.top, batch_size=args.batch, head=args.head, progress=True)
     if not args.csv:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="surrogateescape")  # file names may be no UTF-8
+        escape_unshowable(keep_bytes=True)  # file names may be no UTF-8
         csv.writer(sys.stdout, delimiter="\t", lineterminator="\n").writerows(map(row_of, found))
         sys.stdout.flush()  # a closed pipe shows here, not at the end of the process
         return 0

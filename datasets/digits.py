@@ -50,7 +50,7 @@ class Digits(SplitDataset):
             with randomness_kept():  # otherwise the very first run samples other shots
                 write_digits(folder, self.change)
         try:
-            split = json.loads((folder / SPLIT).read_text())
+            split = json.loads((folder / SPLIT).read_text("utf-8"))
             train, val, test = (self._read(folder, split[name]) for name in ("train", "val", "test"))
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
             raise UserError(f"{folder} is damaged ({error}); remove it and it is written again") from error

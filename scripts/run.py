@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 from air_plugin.config import upgrade_options  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code  # noqa: E402
+from air_plugin.utils.files import require_writable  # noqa: E402
 from air_plugin.utils.logs import show_logs  # noqa: E402
 from scripts.compose import compose, config_file, facts_of, resolve, uses_generator  # noqa: E402
 
@@ -97,7 +98,7 @@ def parse() -> argparse.Namespace:
 def default_config(dataset_file: Path) -> str:
     import yaml
 
-    return yaml.safe_load(dataset_file.read_text())["DATASET"]["DEFAULT_CONFIG"]
+    return yaml.safe_load(dataset_file.read_text("utf-8"))["DATASET"]["DEFAULT_CONFIG"]
 
 
 def without_air(options: list[str]) -> list[str]:
@@ -120,7 +121,7 @@ def experiment_of(name: str, options: list[str]) -> tuple[list[Row], str | None]
     """
     import yaml
 
-    experiment = yaml.safe_load(config_file("experiments", name, "experiment").read_text())
+    experiment = yaml.safe_load(config_file("experiments", name, "experiment").read_text("utf-8"))
     rows = []
     for row in experiment["rows"]:
         given = options if uses_generator(row["trainer"]) else without_air(options)
@@ -132,7 +133,7 @@ def experiment_of(name: str, options: list[str]) -> tuple[list[Row], str | None]
 
 def data_root() -> Path:
     if "DATA" not in os.environ:
-        (ROOT / "data").mkdir(exist_ok=True)
+        require_writable(ROOT / "data", "DATA", folder=True)
     root = Path(os.environ.get("DATA", ROOT / "data"))
     if not root.is_dir():
         raise UserError(f"data root {root} is missing; make it, or name another with DATA=...")
@@ -175,7 +176,7 @@ def work(run: Run, *, quiet: bool) -> tuple[int, str]:
     if not quiet:
         return train.contained(lambda: train.run(run.cfg, run.label)), ""
     errors = io.StringIO()
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(errors):
+    with open(os.devnull, "w", encoding="utf-8", errors="backslashreplace") as nowhere, redirect_stdout(nowhere), redirect_stderr(errors):
         return train.contained(lambda: train.run(run.cfg, run.label)), errors.getvalue()
 
 
@@ -250,6 +251,7 @@ def list_runs(rows: list[Row], dataset: str, config: str) -> tuple[list[Run], di
         UserError: nothing can be run.
     """
     root, output = data_root(), output_root()
+    require_writable(output, "OUTPUT", folder=True)
     runs: list[Run] = []
     titles: dict[tuple[str, str], str] = {}
     for row in rows:
@@ -307,7 +309,7 @@ def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:
     from air_plugin.utils.files import write_atomically
 
     try:
-        known = json.loads(path.read_text())
+        known = json.loads(path.read_text("utf-8"))
         cells = {(row["trainer"], row["config"]) for row in known}
     except (FileNotFoundError, ValueError, TypeError, KeyError):  # none yet, or not ours
         known, cells = [], set()

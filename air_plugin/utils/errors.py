@@ -8,6 +8,20 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 
+from air_plugin.utils.logs import escape_unshowable
+
+# Why a path cannot be read or written, where the person can change that; a missing file is left to who looks for it.
+UNUSABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
+
 
 class UserError(Exception):
     """Bad input. The message is one line: what is wrong, where, and how to correct it."""
@@ -53,15 +67,25 @@ def explain(error: Exception) -> str | None:
         return f"{error} Lower OPTIM.LR"
     if is_disk_full(error):
         return "the disk is full; free some space and run again, finished work is kept"
+    if isinstance(error, OSError) and error.filename and error.errno in UNUSABLE:
+        return f"cannot use {error.filename}: {error.strerror}"
     if re.match(r"[A-Z]+(\.[A-Z_]+)+ ", str(error)):  # Dassl's message about a config key
         return str(error)
     return None
 
 
 def exit_code(work: Callable[[], int]) -> int:
-    """Run a command; an error that the user can correct becomes one line on stderr and exit code 2."""
+    """Run a command of a terminal; returns its exit code.
+
+    An error that the user can correct becomes one line on stderr and exit code 2, an interruption (Ctrl-C) one line
+    and 130. What the console's encoding lacks is shown as an escape, such as \\u5bff.
+    """
+    escape_unshowable()
     try:
         return work()
+    except KeyboardInterrupt:
+        print("interrupted: finished work is kept; the same command goes on from there", file=sys.stderr)
+        return 130
     except Exception as error:
         message = explain(error)
         if message is None:

@@ -50,12 +50,16 @@ def require_writable(path: Path, what: str, *, folder: bool = False) -> None:
     home = path if folder else path.parent
     probe = home / f".{uuid.uuid4().hex}.tmp"
     try:
+        if folder:
+            str(path).encode()  # tensorboard and torch take no other names
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISDIR(os.stat(path).st_mode) != folder:  # raises for a name that is too long
                 raise OSError(0, "it is a file" if folder else "it is a folder")
         home.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} is {path}, which is not UTF-8; choose another") from error
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; choose another {what}") from error
 

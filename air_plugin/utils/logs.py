@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import logging
 import sys
 from contextlib import nullcontext
@@ -19,6 +21,31 @@ def show_logs() -> None:
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, _Terminal) for handler in logger.handlers):
         logger.addHandler(_Terminal())
+
+
+def escape_unshowable(*, keep_bytes: bool = False) -> None:
+    """Let stdout and stderr show what their encoding (cp1252, C) lacks as escapes, instead of an error.
+
+    Args:
+        keep_bytes: bytes of a file's name that are no text stay as they are, so that the name still opens the file.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="air.bytes" if keep_bytes else "backslashreplace")
+
+
+def _bytes_or_escapes(error: UnicodeError) -> tuple[str | bytes, int]:
+    """An error handler of `codecs`: bytes that Python holds as surrogates, and escapes for all other letters."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letter, following = ord(error.object[error.start]), error.start + 1
+    if 0xDC80 <= letter <= 0xDCFF:
+        return bytes([letter - 0xDC00]), following
+    one = UnicodeEncodeError(error.encoding, error.object, error.start, following, error.reason)
+    return codecs.backslashreplace_errors(one)
+
+
+codecs.register_error("air.bytes", _bytes_or_escapes)
 
 
 class _Terminal(logging.Handler):

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def plain_text(texts: Iterable[str]) -> Iterator[None]:
     """
     from matplotlib import rc_context
 
-    settings = {"text.usetex": False, "text.parse_math": False, "font.family": font_families(texts)}
+    settings: Any = {"text.usetex": False, "text.parse_math": False, "font.family": font_families(texts)}
     with rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield

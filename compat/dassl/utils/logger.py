@@ -22,7 +22,7 @@ class Logger:
         self.file: TextIO | None = None
         if fpath is not None:
             mkdir_if_missing(osp.dirname(fpath))
-            self.file = open(fpath, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+            self.file = open(fpath, "a", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
 
     def __enter__(self) -> Logger:
         return self
