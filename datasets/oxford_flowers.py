@@ -58,7 +58,9 @@ class OxfordFlowers(PublishedDataset):
     def _numbered_names(self) -> dict[int, str]:
         """Class number, from 1, -> name."""
         if (self.folder / "cat_to_name.json").is_file():
-            return {int(key): name for key, name in json.loads(self.need("cat_to_name.json").read_text("utf-8")).items()}
+            return {
+                int(key): name for key, name in json.loads(self.need("cat_to_name.json").read_text("utf-8")).items()
+            }
         from torchvision.datasets import Flowers102
 
         return {number: name.rstrip("?") for number, name in enumerate(Flowers102.classes, start=1)}

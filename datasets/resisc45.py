@@ -44,7 +44,10 @@ class RESISC45(PublishedDataset):
 
     def _files(self, part: str) -> list[str]:
         """File names of a list in COCO's format, such as `images.zip@airport/airport_001.jpg`."""
-        return [image["file_name"] for image in json.loads(self.need(f"{part}.json", why=NEEDS).read_text("utf-8"))["images"]]
+        return [
+            image["file_name"]
+            for image in json.loads(self.need(f"{part}.json", why=NEEDS).read_text("utf-8"))["images"]
+        ]
 
     def _item(self, name: str, labels: dict[str, int]) -> Item:
         file = name.rpartition("/")[2]

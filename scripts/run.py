@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -176,7 +177,11 @@ def work(run: Run, *, quiet: bool) -> tuple[int, str]:
     if not quiet:
         return train.contained(lambda: train.run(run.cfg, run.label)), ""
     errors = io.StringIO()
-    with open(os.devnull, "w", encoding="utf-8", errors="backslashreplace") as nowhere, redirect_stdout(nowhere), redirect_stderr(errors):
+    with (
+        open(os.devnull, "w", encoding="utf-8", errors="backslashreplace") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(errors),
+    ):
         return train.contained(lambda: train.run(run.cfg, run.label)), errors.getvalue()
 
 
@@ -192,6 +197,14 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def show_messages(messages: str, name: str, shown: set[str]) -> None:
+    """Print what a run wrote to stderr, its warnings with its name; a line that an earlier run wrote is left out."""
+    for line in messages.splitlines():
+        if line not in shown:
+            shown.add(line)
+            print(f"{line} ({name})" if line.startswith("warning: ") else line, file=sys.stderr, flush=True)
+
+
 def run_all(runs: list[Run], *, at_once: int) -> int:
     """Do the runs; returns the exit code of the first one that failed, else 0."""
     if at_once == 1:
@@ -203,18 +216,25 @@ def run_all(runs: list[Run], *, at_once: int) -> int:
         return 0
     print(f"{len(runs)} runs, {at_once} at a time; each writes its log.txt", flush=True)
     context = multiprocessing.get_context("spawn")
+    shown: set[str] = set()
     with ProcessPoolExecutor(at_once, mp_context=context, initializer=end_with_parent) as pool:
+        # Workers inherit that Ctrl-C is blocked: this process ends them, and it alone writes a message.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         waiting = {pool.submit(work, run, quiet=True): run.name for run in runs}
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         try:
             for number, future in enumerate(as_completed(waiting), start=1):
                 print(f"== {waiting[future]} ({number} of {len(runs)})", flush=True)
                 code, messages = future.result()
-                if messages:
-                    print(messages, end="", file=sys.stderr)
+                show_messages(messages, waiting[future], shown)
                 if code:  # the others may fail with the same message; one line is enough
                     return code
         except BrokenProcessPool:
             raise UserError("a run was killed, perhaps for want of memory; run again with JOBS=1") from None
+        except KeyboardInterrupt:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
     return 0
@@ -251,7 +271,6 @@ def list_runs(rows: list[Row], dataset: str, config: str) -> tuple[list[Run], di
         UserError: nothing can be run.
     """
     root, output = data_root(), output_root()
-    require_writable(output, "OUTPUT", folder=True)
     runs: list[Run] = []
     titles: dict[tuple[str, str], str] = {}
     for row in rows:
@@ -281,6 +300,7 @@ def run(args: argparse.Namespace) -> int:
     )
     compose(rows[-1].trainer, rows[-1].config(config))  # an unknown CONFIG is an error, not a row that is left out
     runs, titles = list_runs(rows, args.dataset, config)
+    require_writable(output_root(), "OUTPUT", folder=True)
     code = run_all(runs, at_once=min(jobs(max(one.cfg.AIR.THREADS for one in runs)), len(runs)))
     if not code:
         print(table(args, titles, baseline), end="")

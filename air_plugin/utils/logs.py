@@ -58,3 +58,5 @@ class _Terminal(logging.Handler):
         progress = getattr(sys.modules.get("tqdm"), "tqdm", None)
         with progress.external_write_mode(stream) if progress else nullcontext():  # takes progress bars off meanwhile
             print(text, file=stream, flush=True)
+        if stream is sys.stderr and (file := getattr(sys.stdout, "file", None)):  # Dassl's copy of stdout: log.txt
+            file.write(f"{text}\n")
