@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from air_plugin.former_settings import renamed, upgrade, upgrade_options, upgrade_tree, warn_once
-from air_plugin.settings import FROM_BACKBONE, SECTIONS, AirSettings, LoraSettings, Sampler, all_settings
+from yacs.config import CfgNode
+
+from air_plugin.dassl_settings import DASSL_SETTINGS
+from air_plugin.former_settings import renamed, upgrade, upgrade_options, warn_once
+from air_plugin.merging import AirCfgNode, flatten, merge_file, merge_options, read_yaml
+from air_plugin.settings import (
+    FROM_BACKBONE,
+    SECTIONS,
+    AirSettings,
+    DropInSettings,
+    LoraSettings,
+    Sampler,
+    all_settings,
+    template_of,
+)
+from air_plugin.utils.checks import require
 from air_plugin.utils.errors import UserError, unknown
-from air_plugin.utils.sections import AUTO, Section, Setting, settings_of
+from air_plugin.utils.sections import AUTO, LARGEST, LARGEST_WHOLE, Section, Setting, settings_of
 
 __all__ = [
     "AUTO",
@@ -25,151 +36,88 @@ __all__ = [
     "merge_file",
     "merge_options",
     "page",
+    "read_yaml",
+    "refuse_drop_in_keys",
+    "require_ranges",
+    "template_of",
     "upgrade",
     "upgrade_options",
     "validate",
     "warn_once",
 ]
 
-MAY_BE_AUTO = tuple(setting.key for setting in all_settings() if setting.auto)
-
 
 def add_air_config(cfg: Any) -> None:
-    """Add our keys to a Dassl config (a yacs CfgNode), before files and options are merged."""
-    from yacs.config import CfgNode
+    """Add our keys to a Dassl config (a yacs CfgNode), before files and options are merged.
 
-    for setting in all_settings():
-        *sections, name = setting.key.split(".")
+    A key that is there already stays as it is: a host's own TRAINER.PROMPT or DATASET.TEMPLATE wins. The drop-in reads
+    nothing but AIR.* of what is added. Afterwards `cfg.merge_from_file` and `cfg.merge_from_list` take our keys'
+    values as `merge_file` and `merge_options` do: 0 and `auto` for a number, for instance.
+    """
+    for one in all_settings():
+        *sections, name = one.key.split(".")
         node = cfg
         for section in sections:
-            if section not in node:
+            if isinstance(node, CfgNode) and section not in node:
                 node[section] = CfgNode()
-            node = node[section]
-        node[name] = list(setting.default) if isinstance(setting.default, tuple) else setting.default
+            node = node[section] if isinstance(node, CfgNode) else None
+        if isinstance(node, CfgNode) and name not in node:
+            node[name] = list(one.default) if isinstance(one.default, tuple) else one.default
     for old, new in renamed().items():  # for yacs' own merge_from_file and merge_from_list
-        if not cfg.key_is_renamed(old):
+        if not cfg.key_is_renamed(old) and old not in flatten(cfg):
             cfg.register_renamed_key(old, new)
+    if type(cfg) is CfgNode:
+        object.__setattr__(cfg, "__class__", AirCfgNode)  # yacs' own takes values alone
 
 
 def validate(cfg: Any, *sections: str) -> None:
     """Check every setting of some sections of a config, for instance "TRAINER.CPL".
 
     Raises:
-        UserError: a value is out of range; the message names its key.
+        UserError: a value is out of range, or a section is not there; the message names its key.
     """
     for section in SECTIONS:
         if section.SECTION in sections:
-            section.from_cfg(cfg)
+            try:
+                section.from_cfg(cfg)
+            except (KeyError, TypeError) as error:
+                raise UserError(
+                    f"the config has no section {section.SECTION} of ours ({error}): call add_air_config(cfg) where "
+                    "the trainers' keys are added, and leave out Dassl's clean_cfg, which removes sections"
+                ) from error
 
 
-def merge_file(
-    cfg: Any, path: str | Path, *, sections: Sequence[str] | None = None, _above: tuple[Path, ...] = ()
-) -> None:
-    """Merge a YAML file into a config. Its key `_BASE_` names a file, relative to it, or a list of such, merged first.
+def require_ranges(cfg: Any, *sections: str) -> None:
+    """Check that every number of a config is in its range: ours and those of Dassl that a run depends on.
 
     Args:
         cfg: a yacs CfgNode.
-        path: the file.
-        sections: the top-level keys to take; None is all.
+        sections: top-level keys; none is all.
 
     Raises:
-        UserError: the file is missing or no YAML, or a key is unknown or of another type.
+        UserError: a number is out of range; the message names its key.
     """
-    import yaml
-
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        folder = Path(path).parent
-        known = [file.stem for file in folder.glob("*.yaml")]
-        raise unknown(f"config file in {folder}", Path(path).stem, known) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"config file {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"config file {path} is no mapping of keys to values")
-    base = tree.pop("_BASE_", None)
-    for name in base if isinstance(base, list) else [base] if base else []:
-        above = (*_above, Path(path).resolve())
-        below = (Path(path).parent / str(name)).resolve()
-        if below in above:
-            raise UserError(f"config file {path}: its _BASE_ {name} leads back to it")
-        merge_file(cfg, below, sections=sections, _above=above)
-    if sections is not None:
-        tree = {key: value for key, value in tree.items() if key in sections}
-    _merge(cfg, upgrade_tree(tree), prefix="", where=f" in {path}")
+    values = flatten(cfg)
+    for one in (*all_settings(), *DASSL_SETTINGS):
+        if one.key not in values or not one.is_number or (sections and one.key.split(".")[0] not in sections):
+            continue
+        value = values[one.key]
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            one.check(None if one.auto and number == AUTO else number)
 
 
-def merge_options(cfg: Any, options: Sequence[str]) -> None:
-    """Merge KEY VALUE pairs of a command line into a config; values are read as YAML.
-
-    Raises:
-        UserError: as `merge_file`, or a key without its value.
-    """
-    import yaml
-
-    if len(options) % 2:
-        raise UserError(f"options are pairs of KEY VALUE; '{options[-1]}' has no partner")
-    options = upgrade_options(options)
-    texts = {key for key, value in flatten(cfg).items() if isinstance(value, str)}
-    for key, text in zip(options[::2], options[1::2], strict=True):
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        if key in texts and not isinstance(value, str):
-            value = text  # "{}", "style: a {}", "no" and the like are text where text is wanted
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        _merge(cfg, value, prefix="", where="")
-
-
-def _merge(cfg: Any, tree: Mapping[str, Any], *, prefix: str, where: str) -> None:
-    from yacs.config import CfgNode
-
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        if name not in cfg:
-            raise unknown(f"config key{where}", key, flatten(cfg, prefix))
-        old = cfg[name]
-        if isinstance(old, CfgNode):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{key}{where} is a section, not a value; its keys: {', '.join(old)}")
-            _merge(old, value, prefix=f"{key}.", where=where)
-        else:
-            if key in MAY_BE_AUTO and AUTO in (old, value):
-                old = value if value == AUTO else 0.0
-            cfg[name] = _coerce(old, value, f"{key}{where}")
-
-
-def _coerce(old: Any, value: Any, key: str) -> Any:
-    """A value as the type that its key has."""
-    import yaml
-
-    if isinstance(old, (list, tuple)) and isinstance(value, str) and value[:1] == "(" and value[-1:] == ")":
-        with contextlib.suppress(yaml.YAMLError):
-            value = yaml.safe_load(f"[{value[1:-1]}]")  # yacs' way of writing a tuple
-    if isinstance(old, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-4 as text
-        except ValueError:
-            pass
-    elif isinstance(old, str) and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    elif isinstance(old, (list, tuple)) and isinstance(value, (list, tuple)):
-        return type(old)(value)
-    elif old is None or type(old) is type(value) or (isinstance(old, str) and value is None):
-        return "" if value is None and isinstance(old, str) else value
-    raise UserError(f"{key} is {value!r}, a {type(value).__name__}; it must be a {type(old).__name__}")
-
-
-def flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
-    """Every value of a config by its full key."""
-    from yacs.config import CfgNode
-
-    values: dict[str, Any] = {}
-    for name, value in cfg.items():
-        values.update(flatten(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else {f"{prefix}{name}": value})
-    return values
+def refuse_drop_in_keys(cfg: Any) -> None:
+    """Raise a UserError where a setting is given that only a drop-in reads: it would be ignored."""
+    for one in settings_of(DropInSettings):
+        value = one.read(cfg)
+        instead = {"AIR.TEMPLATE": "DATASET.TEMPLATE", "AIR.BACKBONE_PRECISION": "TRAINER.PROMPT.PREC"}
+        require(
+            value == one.default,
+            one.key,
+            value,
+            f"left out: only AuxiliaryMixin over another's trainer reads it; set "
+            f"{instead.get(one.key, 'MODEL.BACKBONE.NAME')}",
+        )
 
 
 def describe(pattern: str = "") -> str:
@@ -209,6 +157,9 @@ Every setting of AiR with its default. A setting is given in a YAML file (`AIR: 
 
 Files are merged in this order: data set, trainer, backbone, generator, preset; then options of the command line.
 `_BASE_` in a file names files that are merged before it. `{AUTO}` stands for a number that is chosen without labels.
+Numbers are decimal: `010` is ten, `0x10` and `1:30` are errors. Where the table has no upper
+limit, it is {LARGEST:,} for numbers and {LARGEST_WHOLE:,} for whole numbers. Dassl's numbers have ranges,
+too (air_plugin/dassl_settings.py).
 """
     former = [f"| `{old}` | {_code(new)} |" for old, new in renamed().items()]
     former += [

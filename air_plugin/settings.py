@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from air_plugin.utils.checks import require
-from air_plugin.utils.sections import AUTO, Section, Setting, setting, settings_of
+from air_plugin.utils.checks import require, require_template
+from air_plugin.utils.sections import AUTO, LARGEST_SEED, Section, Setting, setting, settings_of
 
 Captions = Literal["confident", "above_median", "all", "generic"]
 LossForm = Literal["consistency", "synthetic"]
@@ -121,7 +121,20 @@ class RunSettings(Section):
     cache: str = setting("", "folder of the store; empty: cache/ in the output folder")
     threads: int = setting(0, "threads of torch on the CPU; 0: torch's own number", low=0)
     generation_per_seed: bool = setting(False, "every seed has its own adapter and images; else all share one set")
-    generation_seed: int = setting(0, "seed of the shared set")
+    generation_seed: int = setting(0, "seed of the shared set", low=0, high=LARGEST_SEED)
+
+
+@dataclass(frozen=True)
+class DropInSettings(Section):
+    """What a drop-in reads in place of keys that a host may use otherwise; trainers of this repository refuse them."""
+
+    SECTION = "AIR"
+
+    backbone: str = setting(
+        "", "of zero-shot labels and kept images; a name, folder or ARCHITECTURE:FILE; empty: MODEL.BACKBONE.NAME"
+    )
+    backbone_precision: Literal["fp32", "fp16", "bf16"] = setting("fp32", "precision of that backbone")
+    template: str = setting("", "captions, and prompts of the zero-shot labels; empty: DATASET.TEMPLATE")
 
 
 @dataclass(frozen=True)
@@ -193,7 +206,7 @@ class AirSettings(Section):
     safety_checker: bool = setting(False, "use the generator's safety checker; images that it blackens are made again")
     precision: str = setting("fp32", "precision of the generator: fp32, fp16 or bf16")
     prompt: str = setting("", "prompt of the images; empty: DATASET.TEMPLATE", template=True)
-    steps: int = setting(20, "sampling steps; at most 50 where SCHEDULER is lcm", low=1)
+    steps: int = setting(20, "sampling steps; at most 50 where SCHEDULER is lcm", low=1, high=1000)
     guidance: float = setting(7.5, "classifier-free guidance", low=0)
     size: int = setting(256, "side of the images in pixels, in training and generation", low=1)
     batch: int = setting(16, "images generated at once", low=1)
@@ -242,10 +255,23 @@ class AirSettings(Section):
         """
         values = {one.field: one.read(cfg) for one in settings_of(cls)}
         if not values["prompt"]:
-            values["prompt"] = DatasetSettings.from_cfg(cfg).template
+            values["prompt"] = template_of(cfg)
         run = RunSettings.from_cfg(cfg)
         seed = max(cfg.SEED, 0) if run.generation_per_seed else run.generation_seed
         return cls(**values, seed=seed, lora=LoraSettings.from_cfg(cfg))
+
+
+def template_of(cfg: Any) -> str:
+    """The template of captions, zero-shot labels and generated images.
+
+    Raises:
+        UserError: it is no text with one {}; the message names its key.
+    """
+    if cfg.AIR.TEMPLATE:
+        require_template("AIR.TEMPLATE", cfg.AIR.TEMPLATE)
+        return cfg.AIR.TEMPLATE
+    require_template("DATASET.TEMPLATE", cfg.DATASET.TEMPLATE)
+    return cfg.DATASET.TEMPLATE
 
 
 SECTIONS: tuple[type[Section], ...] = (
@@ -256,6 +282,7 @@ SECTIONS: tuple[type[Section], ...] = (
     LabelerSettings,
     TransclipSettings,
     RunSettings,
+    DropInSettings,
     AirSettings,
     LoraSettings,
 )

@@ -27,6 +27,6 @@ def require_template(key: str, value: str) -> None:
     """Raise a UserError that names a config key whose value is no text with one {} in it."""
     try:
         fields = [field for _, field, _, _ in Formatter().parse(value) if field is not None]
-    except ValueError:  # a brace without its partner
+    except (ValueError, TypeError):  # a brace without its partner; no text
         fields = []
     require(fields == [""], key, repr(value), "a template with one {} for the class name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -10,6 +11,9 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_ty
 from air_plugin.utils.checks import require, require_choice, require_template
 
 AUTO = "auto"  # in the place of a number that is then chosen without labels
+LARGEST = 1_000_000  # of numbers without a limit of their own: products of several are finite in single precision
+LARGEST_WHOLE = 2**31 - 1
+LARGEST_SEED = 2**32 - 1  # NumPy's
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class Setting:
 
     key: full, for instance AIR.LORA.RANK.
     field: its name in the section's dataclass.
-    low, above, high: the range of a number: low <= value, above < value, value <= high.
+    low, above, high, below: the range of a number: low <= value, above < value, value <= high, value < below. Where
+        there is no upper limit it is LARGEST, of whole numbers LARGEST_WHOLE.
     auto: the value may be `auto`; the dataclass then has None.
     template: a text with one {} for the class name.
     filled: needs at least one element.
@@ -33,6 +38,7 @@ class Setting:
     low: float | None = None
     above: float | None = None
     high: float | None = None
+    below: float | None = None
     auto: bool = False
     template: bool = False
     filled: bool = False
@@ -46,11 +52,11 @@ class Setting:
     @property
     def range(self) -> str:
         """In words; empty where every value of the type is valid."""
-        limits = {"greater than": self.above, "at least": self.low, "at most": self.high}
+        limits = {"greater than": self.above, "at least": self.low, "at most": self.high, "below": self.below}
         if self.low is not None and self.high is not None:
-            text = f"in [{self.low:g}, {self.high:g}]"
+            text = f"in [{self.low:.10g}, {self.high:.10g}]"
         else:
-            text = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
+            text = " and ".join(f"{word} {limit:.10g}" for word, limit in limits.items() if limit is not None)
         return f"{text}, or {AUTO}" if self.auto else text
 
     def read(self, cfg: Any) -> Any:
@@ -69,9 +75,26 @@ class Setting:
             require_template(self.key, value)
         elif self.filled:
             require(bool(value), self.key, value, "at least one module name")
-        elif not (self.auto and value is None):
-            low, high = self.low is None or value >= self.low, self.high is None or value <= self.high
-            require(low and high and (self.above is None or value > self.above), self.key, value, self.range)
+        elif self.is_number and not (self.auto and value is None):
+            self._check_number(value)
+
+    @property
+    def is_number(self) -> bool:
+        return type(self.default) in (int, float)
+
+    def _check_number(self, value: Any) -> None:
+        whole = isinstance(self.default, int)
+        kind, name = (numbers.Integral, "a whole number") if whole else (numbers.Real, "a number")
+        require(isinstance(value, kind) and not isinstance(value, bool), self.key, repr(value), name)
+        low = (self.low is None or value >= self.low) and (self.above is None or value > self.above)
+        high = (self.high is None or value <= self.high) and (self.below is None or value < self.below)
+        # NaN fails every comparison
+        require(low and high, self.key, value, self.range)
+        largest = LARGEST_WHOLE if whole else LARGEST
+        if self.high is None and self.below is None:
+            require(value <= largest, self.key, value, f"at most {largest}")
+        if self.low is None and self.above is None:
+            require(value >= -largest, self.key, value, f"at least {-largest}")
 
 
 def setting(default: Any, help: str, **definition: Any) -> Any:

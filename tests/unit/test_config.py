@@ -304,7 +304,7 @@ def test_settings_are_frozen(cfg: CfgNode):
         ("AIR.BETA", -1.0, "at least 0"),
         ("AIR.AUX_SCALE", 0.0, "greater than 0"),
         ("AIR.GUIDANCE", -1.0, "at least 0"),
-        ("AIR.STEPS", 0, "at least 1"),
+        ("AIR.STEPS", 0, "in [1, 1000]"),
         ("AIR.SIZE", 0, "at least 1"),
         ("AIR.BATCH", 0, "at least 1"),
         ("AIR.PRIMARY", "fusd", "text, fused"),

@@ -20,7 +20,7 @@ FLOORS = (
     ("mixin", "inference"),
     ("auxiliary",),
     ("diffusion",),
-    ("clip", "report", "config", "settings", "former_settings", "datasets"),
+    ("clip", "report", "config", "settings", "former_settings", "merging", "dassl_settings", "datasets"),
     ("functional", "utils", "mini", "compat"),
 )
 LEVEL = {room: -number for number, floor in enumerate(FLOORS) for room in floor}
