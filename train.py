@@ -27,7 +27,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", default="", help="folder of the data sets")
     parser.add_argument("--output-dir", default="./output/run", help="folder of this run")
     parser.add_argument("--resume", default="", help="folder of a run to go on from; --output-dir does so itself")
-    parser.add_argument("--seed", type=int, default=-1, help="0 or more fixes every random choice")
+    parser.add_argument("--seed", type=int, default=-1, help="0 to 4294967295 fixes every random choice")
     parser.add_argument("--source-domains", nargs="+")
     parser.add_argument("--target-domains", nargs="+")
     parser.add_argument("--transforms", nargs="+", help="names of training transforms (INPUT.TRANSFORMS)")
@@ -73,14 +73,16 @@ def set_up(args: argparse.Namespace) -> tuple[Any, str]:
         "MODEL.HEAD.NAME": args.head,
         "OUTPUT_DIR": args.output_dir,
         "RESUME": args.resume,
-        "SEED": args.seed if args.seed >= 0 else None,
+        "SEED": None if args.seed == -1 else args.seed,
     }
     return resolve(args.config_file, dataset_file=args.dataset_config_file, options=args.opts, flags=flags)
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON keeps them: tuples are lists."""
-    return json.loads(json.dumps(settings))
+    from air_plugin.utils.files import to_json
+
+    return json.loads(to_json(settings))
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> bool:
@@ -90,7 +92,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> bool:
         UserError: the folder holds a run of other settings.
     """
     from air_plugin.config import flatten, upgrade
-    from air_plugin.utils.files import write_atomically
+    from air_plugin.utils.files import to_json, write_atomically
 
     mark = folder / "settings.json"
     wanted = plain(settings)
@@ -100,7 +102,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> bool:
             found |= {key: value for key, value in plain(flatten(defaults())).items() if key in new}
     except (FileNotFoundError, ValueError):
         found = wanted
-        write_atomically(mark, json.dumps(wanted, indent=1, sort_keys=True).encode(), durable=True)
+        write_atomically(mark, to_json(wanted, indent=1, sort_keys=True).encode(), durable=True)
     differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
     if differing:
         change = ", ".join(f"{key} {found.get(key)!r} -> {wanted.get(key)!r}" for key in differing[:3])
@@ -138,10 +140,12 @@ def build(cfg: Any) -> Any:
     trainers = TRAINER_REGISTRY.registered_names()
     if base in trainers and cfg.TRAINER.NAME not in trainers:
         TRAINER_REGISTRY.register(augment(TRAINER_REGISTRY.get(base)))
-    for kind, name, registry in (
-        ("trainer", cfg.TRAINER.NAME, TRAINER_REGISTRY),
-        ("data set", cfg.DATASET.NAME, DATASET_REGISTRY),
+    for kind, name, registry, where in (
+        ("trainer", cfg.TRAINER.NAME, TRAINER_REGISTRY, "--trainer AiR"),
+        ("data set", cfg.DATASET.NAME, DATASET_REGISTRY, "--dataset-config-file configs/datasets/digits.yaml"),
     ):
+        if not name:
+            raise UserError(f"no {kind} is named; give one, for instance {where}")
         if name not in registry.registered_names():
             raise unknown(kind, name, registry.registered_names())
     if not cfg.DATASET.ROOT:

@@ -147,7 +147,7 @@ def settings_of(args: argparse.Namespace) -> Any:
     """A config with our keys alone, no Dassl needed."""
     from yacs.config import CfgNode
 
-    from air_plugin.config import add_air_config, merge_file, merge_options
+    from air_plugin.config import add_air_config, merge_file, merge_options, refuse_drop_in_keys, require_ranges
 
     cfg = CfgNode({"DATASET": {}, "TRAINER": {}, "MODEL": {"BACKBONE": {"NAME": "mini"}}, "SEED": args.seed})
     add_air_config(cfg)
@@ -155,6 +155,8 @@ def settings_of(args: argparse.Namespace) -> Any:
     for path in args.config or ([MINI] if generator == "mini" else []):
         merge_file(cfg, path, sections=("MODEL", "TRAINER", "AIR"))
     merge_options(cfg, args.options)
+    require_ranges(cfg)
+    refuse_drop_in_keys(cfg)
     return cfg
 
 

@@ -17,9 +17,9 @@ from air_plugin.auxiliary.build import Auxiliary, build_auxiliary
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.clip.loading import load_backbone
 from air_plugin.clip.zero_shot import UnlabelledImages, look_at_unlabelled, template_features, unlabelled_paths
-from air_plugin.config import AirSettings
+from air_plugin.config import AirSettings, require_ranges, template_of
 from air_plugin.functional.fusion import fuse
-from air_plugin.utils.checks import require_template
+from air_plugin.settings import DropInSettings, RunSettings
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.images import READERS, load_rgb
 from air_plugin.utils.logs import show_logs
@@ -70,8 +70,11 @@ class AuxiliaryMixin(_Host):
                 "the config has no section AIR; call add_air_config(cfg) of air_plugin where the trainers' keys are "
                 "added (CoOp: extend_cfg in train.py)"
             )
+        require_ranges(cfg, "AIR", "DATALOADER", "SEED")
         self.air = AirSettings.from_cfg(cfg)
-        require_template("DATASET.TEMPLATE", cfg.DATASET.TEMPLATE)
+        RunSettings.from_cfg(cfg)
+        DropInSettings.from_cfg(cfg)
+        template_of(cfg)
 
     def build_model(self) -> None:
         super().build_model()
@@ -95,11 +98,12 @@ class AuxiliaryMixin(_Host):
             )
         store = Store(cfg.AIR.CACHE or Path(cfg.OUTPUT_DIR) / "cache")
         self.classnames = list(dataset.classnames)
-        backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, precision=cfg.TRAINER.PROMPT.PREC, device=self.device)
+        name = cfg.AIR.BACKBONE or cfg.MODEL.BACKBONE.NAME
+        backbone = load_backbone(name, precision=cfg.AIR.BACKBONE_PRECISION, device=self.device)
         self.unlabelled, _ = look_at_unlabelled(
             backbone,
             paths,
-            template_features(backbone, self.classnames, cfg.DATASET.TEMPLATE),
+            template_features(backbone, self.classnames, template_of(cfg)),
             store=store,
             batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
             workers=cfg.DATALOADER.NUM_WORKERS,
@@ -260,22 +264,28 @@ class AuxiliaryMixin(_Host):
         return features if self._reusable else self._unit_features(images)
 
 
-def augment(trainer: type) -> type:
-    """A Dassl trainer's class with the auxiliary classifier, called `<its name>+AiR`.
+def augment(trainer: type, *, name: str = "") -> type:
+    """A Dassl trainer's class with the auxiliary classifier.
 
     Its mixin is `AuxiliaryMixin`, or the class that the trainer's attribute `auxiliary_mixin` names.
+
+    Args:
+        trainer: a Dassl trainer's class.
+        name: of the new class; empty: `<trainer's name>+AiR`. The trainer's own name serves where its code reads
+            TRAINER.NAME; the new class then takes its place in the registry (`force`).
 
     Raises:
         UserError: the trainer has the auxiliary classifier already.
 
     Example:
         >>> TRAINER_REGISTRY.register(augment(CoOp))  # --trainer CoOp+AiR
+        >>> TRAINER_REGISTRY.register(augment(PromptKD, name="PromptKD"), force=True)  # --trainer PromptKD
     """
     if issubclass(trainer, AuxiliaryMixin):
         raise UserError(f"trainer {trainer.__name__} has the auxiliary classifier already; leave +AiR out")
     mixin = getattr(trainer, "auxiliary_mixin", AuxiliaryMixin)
     body = {"__doc__": trainer.__doc__, "__module__": trainer.__module__}
-    return type(f"{trainer.__name__}+AiR", (mixin, trainer), body)
+    return type(name or f"{trainer.__name__}+AiR", (mixin, trainer), body)
 
 
 def _unit(features: Tensor) -> Tensor:

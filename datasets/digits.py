@@ -18,7 +18,7 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 
 from air_plugin.utils.checks import require_range
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.files import write_atomically
+from air_plugin.utils.files import to_json, write_atomically
 from datasets.base import SplitDataset
 from datasets.sources import Source
 
@@ -160,4 +160,4 @@ def write_digits(folder: Path, change: Callable[[Image, int], Image] = Digits.ch
         name: [[f"images/{i:04d}.png", int(data.target[i]), CLASSES[data.target[i]]] for i in sorted(chosen)]
         for name, chosen in (("train", train), ("val", []), ("test", test))
     }
-    write_atomically(folder / SPLIT, json.dumps(items).encode(), durable=True)
+    write_atomically(folder / SPLIT, to_json(items).encode(), durable=True)

@@ -53,10 +53,14 @@ class Folder(SplitDataset):
         root = folder_of(cfg.DATASET.ROOT)
         names, _ = read_class_file(class_file(root))
         if cfg.DATASET.NUM_SHOTS >= 1:
-            raise UserError(
-                f"DATASET.NUM_SHOTS is {cfg.DATASET.NUM_SHOTS}, but {root / TRAIN} has no labels, and CoOp learns from "
-                "labels; use UPL, CPL or AiR"
+            trainer = cfg.TRAINER.NAME
+            learns = trainer.removesuffix("+AiR") == "CoOp"
+            hint = (
+                "and CoOp learns from labels; use UPL, CPL or AiR"
+                if learns
+                else f"and {trainer} needs none; leave it out"
             )
+            raise UserError(f"DATASET.NUM_SHOTS is {cfg.DATASET.NUM_SHOTS}, but {root / TRAIN} has no labels, {hint}")
         if cfg.DATASET.SUBSAMPLE_CLASSES != "all":
             raise UserError(f"DATASET.SUBSAMPLE_CLASSES must be all: {root / TRAIN} has no labels to choose by")
         train = [Datum(impath=str(path), label=-1) for path in find_images(root / TRAIN)]

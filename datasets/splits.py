@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.files import write_atomically
+from air_plugin.utils.files import to_json, write_atomically
 
 Item = tuple[str, int, str]  # path below the image folder (with /), label, class name
 Split = dict[str, list[Item]]  # its keys are PARTS
@@ -102,7 +102,7 @@ def _item(path: str, label: int, name: str) -> Item:
 
 def save_split(split: Split, path: Path) -> None:
     """Save a split atomically; a folder that may not be written is left as it is, for the split is always the same."""
-    text = json.dumps({part: split[part] for part in PARTS})
+    text = to_json({part: split[part] for part in PARTS})
     try:
         write_atomically(path, text.encode(), durable=True)
     except OSError as error:

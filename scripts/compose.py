@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 import traceback
@@ -14,8 +15,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "compat"))  # last: an installed Dassl wins, the stand-in serves where there is none
 
-from air_plugin.config import FROM_BACKBONE, warn_once  # noqa: E402
+from air_plugin.config import FROM_BACKBONE, upgrade, warn_once  # noqa: E402
 from air_plugin.utils.errors import UserError, unknown  # noqa: E402
+from air_plugin.utils.files import to_json  # noqa: E402
 
 # Keys that may differ between two runs of the same settings.
 PLACES = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT", "AIR.CACHE", *FROM_BACKBONE)
@@ -152,14 +154,14 @@ def resolve(
         config_files: of the trainer, in this order.
         dataset_file: of the data set; "" where there is none.
         options: KEY, VALUE, KEY, VALUE ...
-        flags: values by full key; false ones are not set.
+        flags: values by full key; None and "" are not set.
         taken: a folder of results. Where it has none of this label, but one of the label in former names, that one is
             taken, so that runs of the version before are found.
 
     Raises:
-        UserError: a file or key is wrong, or the data set is unknown.
+        UserError: a file, key or number is wrong, or the data set is unknown.
     """
-    from air_plugin.config import flatten, merge_file, merge_options, upgrade_options
+    from air_plugin.config import flatten, merge_file, merge_options, require_ranges, upgrade_options
 
     cfg = defaults()
     options = upgrade_options(options)
@@ -168,7 +170,7 @@ def resolve(
         if path:
             merge_file(cfg, path)
     for key, value in (flags or {}).items():
-        if value:
+        if value is not None and value != "":
             *sections, name = key.split(".")
             node = cfg
             for section in sections:
@@ -176,16 +178,19 @@ def resolve(
             node[name] = value
     before = flatten(cfg)
     merge_options(cfg, options)
+    require_ranges(cfg)
     own = facts_of(cfg).template_at(cfg.DATASET.ROOT)
     for values, key in ((before, "DATASET.TEMPLATE"), (cfg.DATASET, "TEMPLATE")):
         if values[key] == OWN_TEMPLATE:
             values[key] = own
-    new = {key for key, value in flatten(cfg).items() if value != before[key]}
+    new = {key: value for key, value in flatten(cfg).items() if value != before[key]}
     changed = {key: text for key, text in zip(options[::2], options[1::2], strict=True) if key in new}
-    name, former = label(config_files, changed), label(config_files, in_former_names(changed))
+    changed |= {key: str(new[key]) for key in changed if type(new[key]) is int}  # 010 and 10 are one number
+    name = label(config_files, changed)
     if taken is not None and not (taken / name).exists():
-        for old in (former, former.replace("mini+plus", "mini_plus")):
-            if old != name and (taken / old).is_dir():
+        former = former_label(config_files, in_former_names(changed))
+        for old in (former_label(config_files, changed), former, former.replace("mini+plus", "mini_plus")):
+            if old != name and (taken / old).is_dir() and _may_hold(taken / old, {key: new[key] for key in changed}):
                 warn_once(f"results in {taken.parent} are in folders with former names of settings, which are used")
                 return cfg, old
     return cfg, name
@@ -203,13 +208,45 @@ def in_former_names(changed: Mapping[str, str]) -> dict[str, str]:
 def label(config_files: Sequence[str | Path], changed: Mapping[str, str]) -> str:
     """A config's name: its files', and what the command line changes in them (but not the places).
 
-    A trainer's default.yaml is not named where another file is: vit_b32, vit_b32+sdxl.
+    A trainer's default.yaml is not named where another file is: vit_b32, vit_b32+sdxl. Two values have two names: one
+    that is no file name is followed by its digest.
     """
+    return _named(config_files, {key: _in_file_name(text) for key, text in changed.items()})
+
+
+def former_label(config_files: Sequence[str | Path], changed: Mapping[str, str]) -> str:
+    """The name of the version before, in which two values could have one name."""
+    return _named(config_files, changed, clean=r"[^\w.=,+-]+")
+
+
+def _named(config_files: Sequence[str | Path], changed: Mapping[str, str], *, clean: str = "") -> str:
     parts = [Path(file).stem for file in config_files]
     parts = [part for part in parts if part != "default"] or parts
     name = "+".join([*parts, *(f"{key}={text}" for key, text in changed.items() if key not in PLACES)])
-    name = re.sub(r"[^\w.=,+-]+", "_", name)
-    return name if len(name) <= 100 else f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    name = re.sub(clean, "_", name) if clean else name
+    return name if len(name) <= 100 else f"{name[:90]}-{_short_digest(name)}"
+
+
+def _in_file_name(text: str) -> str:
+    clean = re.sub(r"[^\w.=,-]+", "_", text)
+    return clean if clean == text else f"{clean}-{_short_digest(text)}"
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def _may_hold(folder: Path, values: Mapping[str, Any]) -> bool:
+    """Whether no run in a folder has another value of one of these settings."""
+    wanted = json.loads(to_json(values))
+    for mark in folder.glob("*/settings.json"):
+        try:
+            found = upgrade(json.loads(mark.read_text("utf-8")))
+        except (OSError, ValueError):
+            continue
+        if any(found.get(key, value) != value for key, value in wanted.items()):
+            return False
+    return True
 
 
 def settings_of(cfg: Any) -> dict[str, Any]:

@@ -34,10 +34,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from air_plugin.config import upgrade_options  # noqa: E402
+from air_plugin.config import read_yaml, upgrade_options  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code  # noqa: E402
 from air_plugin.utils.files import require_writable  # noqa: E402
 from air_plugin.utils.logs import show_logs  # noqa: E402
+from air_plugin.utils.sections import LARGEST_SEED  # noqa: E402
 from scripts.compose import compose, config_file, facts_of, resolve, uses_generator  # noqa: E402
 
 # What CoOp's own script takes after DATASET and CONFIG: CTP NCTX SHOTS CSC.
@@ -97,9 +98,7 @@ def parse() -> argparse.Namespace:
 
 
 def default_config(dataset_file: Path) -> str:
-    import yaml
-
-    return yaml.safe_load(dataset_file.read_text("utf-8"))["DATASET"]["DEFAULT_CONFIG"]
+    return read_yaml(dataset_file.read_text("utf-8"))["DATASET"]["DEFAULT_CONFIG"]
 
 
 def without_air(options: list[str]) -> list[str]:
@@ -120,9 +119,7 @@ def experiment_of(name: str, options: list[str]) -> tuple[list[Row], str | None]
     Raises:
         UserError: there is no such experiment, or a row names an unknown preset.
     """
-    import yaml
-
-    experiment = yaml.safe_load(config_file("experiments", name, "experiment").read_text("utf-8"))
+    experiment = read_yaml(config_file("experiments", name, "experiment").read_text("utf-8"))
     rows = []
     for row in experiment["rows"]:
         given = options if uses_generator(row["trainer"]) else without_air(options)
@@ -154,17 +151,25 @@ def check_options(options: list[str]) -> None:
             raise UserError(f"{key} is no option of the scripts; set the environment's {name}")
 
 
-def seeds() -> list[str]:
-    found = os.environ.get("SEEDS", "1 2 3").split()
-    if not found or not all(seed.isdigit() for seed in found):
-        raise UserError(f"SEEDS is '{os.environ.get('SEEDS')}'; it must be whole numbers, for instance \"1 2 3\"")
-    return found
+def seeds() -> list[int]:
+    """SEEDS; one that is named twice counts once."""
+    given = os.environ.get("SEEDS", "1 2 3")
+    found = [whole_number(word) for word in given.split()]
+    if not found or not all(0 <= seed <= LARGEST_SEED for seed in found):
+        what = f'whole numbers from 0 to {LARGEST_SEED}, for instance "1 2 3"'
+        raise UserError(f"SEEDS is '{given}'; it must be {what}")
+    return list(dict.fromkeys(found))
+
+
+def whole_number(word: str) -> int:
+    """Decimal digits as a number; -1 for everything else."""
+    return int(word) if re.fullmatch("[0-9]{1,20}", word) else -1
 
 
 def jobs(threads: int) -> int:
     """How many runs go on at once: JOBS; else cores / AIR.THREADS, 4 at the most, or 1 where no threads are set."""
     wanted = os.environ.get("JOBS", "")
-    if wanted and not (wanted.isdigit() and int(wanted) > 0):
+    if wanted and whole_number(wanted) < 1:
         raise UserError(f"JOBS is '{wanted}'; it must be a whole number, at least 1")
     if wanted:
         return int(wanted)
@@ -258,7 +263,8 @@ def resolve_row(row: Row, dataset: str, config: str, *, root: Path, output: Path
         flags={"DATASET.ROOT": str(root), "TRAINER.NAME": row.trainer, "AIR.CACHE": str(output / "cache")},
         taken=output / dataset / row.trainer,
     )
-    if cfg.DATASET.NUM_SHOTS >= 1 and not facts_of(cfg).has_training_labels:
+    learns_from_labels = row.trainer.removesuffix("+AiR") == "CoOp"
+    if learns_from_labels and cfg.DATASET.NUM_SHOTS >= 1 and not facts_of(cfg).has_training_labels:
         print(f"left out: {row.name}, which needs training labels")
         return None
     return cfg, label
@@ -281,7 +287,7 @@ def list_runs(rows: list[Row], dataset: str, config: str) -> tuple[list[Run], di
         titles[row.trainer, label] = row.title
         for seed in seeds():
             own = cfg.clone()
-            own.SEED = int(seed)
+            own.SEED = seed
             own.OUTPUT_DIR = str(output / dataset / row.trainer / label / f"seed{seed}")
             runs.append(Run(f"{dataset} / {row.name} / {label} / seed {seed}", own, label))
     if not runs:
@@ -326,7 +332,7 @@ def table(args: argparse.Namespace, titles: dict[tuple[str, str], str], baseline
 
 def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:
     """Let `air report` know the titles of an experiment's rows; those of an earlier one stay as they are."""
-    from air_plugin.utils.files import write_atomically
+    from air_plugin.utils.files import to_json, write_atomically
 
     try:
         known = json.loads(path.read_text("utf-8"))
@@ -338,7 +344,7 @@ def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:
         for (trainer, config), title in titles.items()
         if (trainer, config) not in cells
     ]
-    write_atomically(path, json.dumps([*known, *new], indent=1).encode())
+    write_atomically(path, to_json([*known, *new], indent=1).encode())
 
 
 if __name__ == "__main__":

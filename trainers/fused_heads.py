@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from air_plugin.auxiliary.build import build_auxiliary
+from air_plugin.config import refuse_drop_in_keys
 from air_plugin.functional.fusion import fuse
 from air_plugin.mixin import AuxiliaryMixin
 
@@ -25,6 +26,7 @@ class FusedHeads(AuxiliaryMixin):
 
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
+        refuse_drop_in_keys(cfg)
         self.primary = self.air.primary
 
     def build_auxiliary(self) -> None:

@@ -20,7 +20,7 @@ from air_plugin.clip.features import FeatureBatches, FeatureTable, extract_featu
 from air_plugin.clip.loading import load_backbone
 from air_plugin.clip.prompts import PromptedCLIP, PromptEnsemble, PromptLearner
 from air_plugin.clip.zero_shot import UnlabelledImages, look_at_unlabelled, template_features, unlabelled_paths
-from air_plugin.config import validate
+from air_plugin.config import require_ranges, validate
 from air_plugin.functional.metrics import head_metrics, head_predictions
 from air_plugin.functional.transclip import transclip
 from air_plugin.inference.bundle import preprocessing_of
@@ -39,7 +39,8 @@ class PromptTrainer(TrainerX):
     primary: str = "text"
 
     def check_cfg(self, cfg: Any) -> None:
-        validate(cfg, "DATASET", "TRAINER.PROMPT")
+        validate(cfg, "DATASET", "TRAINER.PROMPT", "TRAINER.TRANSCLIP")
+        require_ranges(cfg)
         require(cfg.OPTIM.MAX_EPOCH >= 1, "OPTIM.MAX_EPOCH", cfg.OPTIM.MAX_EPOCH, "at least 1")
 
     def build_model(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from air_plugin.functional.fusion import fuse
 from air_plugin.utils.errors import UserError
+from air_plugin.utils.files import to_json
 from air_plugin.utils.tensors import save_tensors, tensor_digest, unit_rows
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class AuxiliaryClassifier:
             "card": dict(self.card),
             "digest": tensor_digest(tensors),
         }
-        save_tensors(Path(path), tensors, metadata={HEADER: json.dumps(header)})
+        save_tensors(Path(path), tensors, metadata={HEADER: to_json(header)})
 
     @classmethod
     def load(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from air_plugin.diffusion.lora import adapter_loaded, train_lora
 from air_plugin.diffusion.pipeline import Generator, require_size
 from air_plugin.functional.prototypes import gather_prototypes, real_prototypes, select_prototypes
 from air_plugin.utils.digests import content_digest
-from air_plugin.utils.files import write_atomically
+from air_plugin.utils.files import to_json, write_atomically
 from air_plugin.utils.store import Entry, Store, key_of
 from air_plugin.utils.tensors import save_tensors
 
@@ -179,7 +178,7 @@ def _select(generated: Tensor, entry: Entry, count: int) -> None:
     """Fill an artifact with the prototypes among (C, M, D) features."""
     kept = select_prototypes(generated, count)
     save_tensors(entry.path / FILE, {"prototypes": gather_prototypes(generated, kept), "kept": kept})
-    write_atomically(entry.path / "provenance.json", json.dumps(entry.settings, indent=1).encode())
+    write_atomically(entry.path / "provenance.json", to_json(entry.settings, indent=1).encode())
     entry.finish([FILE, "provenance.json"])
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from air_plugin.utils.errors import UserError
+from air_plugin.utils.files import to_json
 
 if TYPE_CHECKING:
     from air_plugin.clip.backbone import Backbone
@@ -83,7 +84,7 @@ class PromptLearner(nn.Module):
         return pool.gather(1, self.order[..., None].expand(-1, -1, pool.shape[2])), self.end
 
     def get_extra_state(self) -> Tensor:
-        return torch.frombuffer(bytearray(json.dumps(self.identity).encode()), dtype=torch.uint8)
+        return torch.frombuffer(bytearray(to_json(self.identity).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
         saved = json.loads(bytes(state.cpu().tolist()))

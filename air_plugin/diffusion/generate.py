@@ -17,7 +17,7 @@ from PIL import Image
 from air_plugin.diffusion.text_limits import require_fit
 from air_plugin.utils.class_names import fill
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.files import digest, write_atomically
+from air_plugin.utils.files import digest, to_json, write_atomically
 from air_plugin.utils.seeding import stable_seed
 from air_plugin.utils.store import key_of
 
@@ -195,7 +195,7 @@ def _save_image(folder: Path, job: ImageJob, image: np.ndarray, attempt: int) ->
     write_atomically(folder / f"{job.key}.png", data)
     line = {**asdict(job), "key": job.key, "attempt": attempt, "sha256": digest(data)}
     with open(folder / MANIFEST, "a", encoding="utf-8") as manifest:
-        manifest.write(json.dumps(line) + "\n")
+        manifest.write(to_json(line) + "\n")
     return line
 
 

@@ -21,7 +21,7 @@ from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.loading import load_backbone
 from air_plugin.inference.predict import Bundle
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.files import digest, write_atomically
+from air_plugin.utils.files import digest, to_json, write_atomically
 from air_plugin.utils.tensors import DTYPES, save_tensors, unit_rows
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def save_bundle(
         "card": dict(card),
         "files": {HEADS: digest((folder / HEADS).read_bytes())},
     }
-    write_atomically(folder / MARK, json.dumps(mark, indent=1, ensure_ascii=False).encode(), durable=True)
+    write_atomically(folder / MARK, to_json(mark, indent=1, ensure_ascii=False).encode(), durable=True)
 
 
 def load_bundle(
@@ -142,7 +142,7 @@ def preprocessing_of(backbone: Backbone) -> dict[str, Any]:
             found["mean"], found["std"] = ([float(value) for value in values] for values in (step.mean, step.std))
         elif "Crop" in type(step).__name__:
             found["crop"] = step.size
-    return json.loads(json.dumps(found))
+    return json.loads(to_json(found))
 
 
 def _read_mark(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 import uuid
@@ -18,6 +17,7 @@ from air_plugin.inference.bundle import preprocessing_of
 from air_plugin.inference.predict import Bundle, head_probs
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.extras import require_extra
+from air_plugin.utils.files import to_json
 
 TOLERANCE = 1e-4  # of every output, between onnxruntime and torch
 BATCHES = (1, 3)  # sizes that the file is tried with
@@ -68,7 +68,7 @@ def export_onnx(bundle: Bundle, path: str | Path) -> None:
     try:
         _export(model, _pixels(bundle, 2), temporary, names=names)
         made = onnx.load(temporary)
-        onnx.helper.set_model_props(made, {key: json.dumps(value) for key, value in _metadata(bundle).items()})
+        onnx.helper.set_model_props(made, {key: to_json(value) for key, value in _metadata(bundle).items()})
         onnx.save(made, temporary)
         for size in BATCHES:
             _check(model, _pixels(bundle, size), temporary, names=names)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from air_plugin.utils.files import to_json
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from open_clip import CLIP
@@ -68,7 +70,7 @@ def build_hf_tokenizer() -> CLIPTokenizer:
     vocabulary = {names.get(token, token): index for token, index in source.encoder.items()}
     merges = ["#version: 0.2", *(" ".join(pair) for pair in source.bpe_ranks)]
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        (Path(folder) / "vocab.json").write_text(to_json(vocabulary), encoding="utf-8")
         (Path(folder) / "merges.txt").write_text("\n".join(merges) + "\n", encoding="utf-8")
         return CLIPTokenizer.from_pretrained(
             folder,

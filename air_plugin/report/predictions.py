@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ import numpy as np
 from air_plugin.report.record import RunResult
 from air_plugin.report.schema import Indices, Invalid, Line, Shares, load, plain, read
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.files import write_atomically
+from air_plugin.utils.files import to_json, write_atomically
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +76,7 @@ class Predictions:
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
-        write_atomically(path, json.dumps(plain(self)).encode(), durable=True)
+        write_atomically(path, to_json(plain(self)).encode(), durable=True)
 
 
 def load_predictions(result: RunResult) -> Predictions | None:

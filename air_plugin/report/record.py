@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 from air_plugin.report.old_format import upgrade_result
 from air_plugin.report.schema import Count, Invalid, Line, Number, Percent, load, plain, read
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.files import write_atomically
+from air_plugin.utils.files import to_json, write_atomically
 
 USUAL_CLASS_NAMES = "coop"
 
@@ -149,7 +148,7 @@ class RunResult:
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all, and wait until the disk has it: result.json marks a run as complete."""
-        write_atomically(path, json.dumps(plain(self), indent=1).encode(), durable=True)
+        write_atomically(path, to_json(plain(self), indent=1).encode(), durable=True)
 
     @property
     def folder(self) -> Path:

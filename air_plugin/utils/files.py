@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import math
 import os
 import stat
 import uuid
 from pathlib import Path
+from typing import Any
 
 from air_plugin.utils.errors import UserError
 
@@ -72,6 +75,31 @@ def csv_text(text: str) -> str:
         ("'=1+1", 'cat')
     """
     return f"'{text}" if text.lstrip().startswith(FORMULA) else text
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """A value as JSON; `options` are json.dumps's.
+
+    Raises:
+        ValueError: it holds NaN or infinity, which are no JSON; the message names the first one.
+
+    Example:
+        >>> to_json({"accuracy": 0.5})
+        '{"accuracy": 0.5}'
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError as error:
+        raise ValueError(f"{_first_not_finite(value) or 'a value'} is no JSON: {error}") from error
+
+
+def _first_not_finite(value: Any, name: str = "") -> str:
+    """The place of the first number that is NaN or infinite; empty where there is none."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else f"{name or 'the value'} {value}"
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    found = (_first_not_finite(part, f"{name}.{key}" if name else str(key)) for key, part in items)
+    return next(filter(None, found), "")
 
 
 def digest(data: bytes) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from air_plugin.utils.files import digest, write_atomically
+from air_plugin.utils.files import digest, to_json, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ MARK = "entry.json"
 
 def key_of(settings: Mapping[str, Any]) -> str:
     """The key of an artifact: the first 16 hexadecimal digits of the SHA-256 of its settings."""
-    return digest(json.dumps(settings, sort_keys=True).encode())[:16]
+    return digest(to_json(settings, sort_keys=True).encode())[:16]
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Entry:
         """
         files = {name: digest((self.path / name).read_bytes()) for name in names}
         mark = {"settings": self.settings, "files": files}
-        write_atomically(self.path / MARK, json.dumps(mark, indent=1, sort_keys=True).encode(), durable=True)
+        write_atomically(self.path / MARK, to_json(mark, indent=1, sort_keys=True).encode(), durable=True)
         self.complete = True
         for path in sorted(self.path.rglob("*"), reverse=True):
             relative = path.relative_to(self.path).as_posix()
@@ -97,7 +97,7 @@ class Store:
         """
         from filelock import FileLock
 
-        plain = json.loads(json.dumps(settings))
+        plain = json.loads(to_json(settings))
         path = self.root / kind / key_of(plain)
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):

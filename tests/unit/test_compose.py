@@ -48,7 +48,7 @@ def test_a_file_or_an_option_sets_another_template(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("DATASET: {NAME: EuroSAT, TEMPLATE: 'my {}.'}")
     assert resolve([], dataset_file=tmp_path / "mine.yaml")[0].DATASET.TEMPLATE == "my {}."
     cfg, label = resolve([MINI], dataset_file=tmp_path / "mine.yaml", options=["DATASET.TEMPLATE", "a {}"])
-    assert (cfg.DATASET.TEMPLATE, label) == ("a {}", "mini+DATASET.TEMPLATE=a_")
+    assert cfg.DATASET.TEMPLATE == "a {}" and label.startswith("mini+DATASET.TEMPLATE=a_-")
     cfg, label = resolve([MINI], dataset_file=DIGITS, options=["DATASET.TEMPLATE", "a photo of the digit {}."])
     assert label == "mini"  # it is the data set's own anyway
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from air_plugin.mini.training.corpus import Corpus, render_masks
 from air_plugin.mini.training.fonts import find_faces, is_held_out
+from air_plugin.utils.files import to_json
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
 def save_json(value: Mapping[str, Any], path: Path) -> None:
     """Write a JSON file whole or not at all."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.write_text(to_json(value, indent=1) + "\n")
     os.replace(partial, path)
 
 

@@ -11,7 +11,6 @@ unchanged. Its labels may be used to choose settings; those of the real digits a
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from air_plugin.mini.training.common import SEED, load_corpus
+from air_plugin.utils.files import to_json
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TRAIN, TEST = 1000, 797
@@ -51,7 +51,7 @@ def main() -> None:
     for number, (image, label) in enumerate(zip(images, classes, strict=True)):
         save_image(image, folder / "images" / f"{number:04d}.png")
         items.append([f"images/{number:04d}.png", label, NAMES[label]])
-    (folder / "split.json").write_text(json.dumps({"train": items[:TRAIN], "val": [], "test": items[TRAIN:]}))
+    (folder / "split.json").write_text(to_json({"train": items[:TRAIN], "val": [], "test": items[TRAIN:]}))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from air_plugin.report.collection import Cell, Method
 from air_plugin.report.fusion import fusion_of
 from air_plugin.report.sections.view import View, as_markup, legend, titles
 from air_plugin.report.statistics import accuracies
+from air_plugin.utils.files import to_json
 
 # Settings that tell where and how a run was made, not what it computes.
 ELSEWHERE = {"SEED", "OUTPUT_DIR", "RESUME", "DATASET.ROOT", "AIR.CACHE", "AIR.THREADS", "DATALOADER.NUM_WORKERS"}
@@ -25,7 +25,7 @@ def _series(view: View, key: str, *free: str) -> list[list[tuple[float, Method]]
         rest = {k: v for k, v in run.settings.items() if k not in {key, *free} | ELSEWHERE}
         value = run.number_setting(key)
         if value is not None:
-            groups[json.dumps([method.trainer, rest], sort_keys=True)].append((value, method))
+            groups[to_json([method.trainer, rest], sort_keys=True)].append((value, method))
     found = [sorted(group, key=lambda entry: entry[0]) for group in groups.values()]
     return [group for group in found if len({value for value, _ in group}) > 1]
 
