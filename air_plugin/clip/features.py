@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from air_plugin.clip.preparation import describe
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.images import UnreadableImage, load_rgb
-from air_plugin.utils.seeding import member_seed, stable_seed
+from air_plugin.utils.seeding import member_seed, seeded, stable_seed
 from air_plugin.utils.store import Entry, Store
 from air_plugin.utils.tensors import load_tensors, save_tensors
+from air_plugin.utils.workers import batched, map_in_processes, one_ahead
 
 if TYPE_CHECKING:
     from air_plugin.clip.backbone import Backbone
@@ -112,8 +114,11 @@ class FeatureBatches:
             yield {"img": first, "img2": second, **{name: values[rows] for name, values in self.targets.items()}}
 
 
-class _Views(Dataset[Tensor | str]):
-    """Images to (V, 3, H, W) pixels; augmentation depends only on the seed, the index of the image and the view."""
+class _Views:
+    """Images to (V, 3, H, W) pixels, or why there are none.
+
+    Augmentation depends only on the seed, the index of the image and the view.
+    """
 
     def __init__(
         self, paths: Sequence[str], plain: Transform, augment: Transform | None, views: int, seed: int
@@ -123,17 +128,18 @@ class _Views(Dataset[Tensor | str]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Tensor | str:
+    def read(self, place: tuple[int, str]) -> np.ndarray | str:
+        """An image by its index and its path."""
+        index, path = place
         try:
-            image = load_rgb(self.paths[index])
+            image = load_rgb(path)
         except UnreadableImage as error:
             return str(error)
         pixels = [self.plain(image)]
         for view in range(1, self.views):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(stable_seed(self.seed, index, view))
+            with seeded(stable_seed(self.seed, index, view)):
                 pixels.append(self.augment(image))  # type: ignore[misc]
-        return torch.stack(pixels)
+        return torch.stack(pixels).numpy()
 
 
 def extract_features(
@@ -156,7 +162,8 @@ def extract_features(
         store: keeps the table; the key consists of the images' content, the backbone's weights and what the transforms
             do (see `describe`).
         views: V >= 1, view 0 included.
-        augment: PIL image to (3, H, W), random through torch's global generator; needed where views > 1.
+        augment: PIL image to (3, H, W), random through the global generators of torch, Python
+            and NumPy; needed where views > 1.
         seed: of the augmentation.
         batch_size: images a forward pass.
         workers: processes that read images.
@@ -166,13 +173,14 @@ def extract_features(
         The table, and whether it was in the store.
 
     Raises:
-        UserError: images are unreadable; the message names them.
+        UserError: images are unreadable, and the message names them, or a worker was killed; run again, finished work
+            is kept.
     """
     files = [str(path) for path in paths]
     if not files:
         raise UserError(f"{title}: there are no images")
     settings = {
-        "recipe": 2,
+        "recipe": 3,
         "images": content_digest(files, cache=store.digests),
         "backbone": backbone.fingerprint,
         "plain": describe(backbone.preprocess),
@@ -223,14 +231,17 @@ def _encode(
     """(n, V, D) features of some images, and the errors of those that cannot be read."""
     parts: list[Tensor] = []
     errors: list[str] = []
-    subset = torch.utils.data.Subset(dataset, indices)
-    generator = torch.Generator()  # else the loader would use the global generator, which a cached run does not
-    loader = DataLoader(subset, batch_size=batch_size, num_workers=workers, collate_fn=list, generator=generator)
-    for batch in loader:
-        errors += [item for item in batch if isinstance(item, str)]
-        pixels = [item for item in batch if not isinstance(item, str)]
-        if pixels and not errors:
-            stacked = torch.stack(pixels)  # (n, V, 3, H, W)
-            flat = backbone.encode_images(stacked.flatten(0, 1)).cpu()
-            parts.append(flat.reshape(len(stacked), dataset.views, -1))
+    places = [(index, dataset.paths[index]) for index in indices]
+    with (
+        closing(map_in_processes(dataset.read, places, workers=workers)) as read,
+        closing(batched(read, batch_size)) as plain,
+        closing(one_ahead(plain) if workers else plain) as batches,
+    ):
+        for batch in batches:
+            errors += [item for item in batch if isinstance(item, str)]
+            pixels = [item for item in batch if not isinstance(item, str)]
+            if pixels and not errors:
+                stacked = torch.from_numpy(np.stack(pixels))  # (n, V, 3, H, W)
+                flat = backbone.encode_images(stacked.flatten(0, 1)).cpu()
+                parts.append(flat.reshape(len(stacked), dataset.views, -1))
     return torch.cat(parts) if parts else torch.empty(0), errors

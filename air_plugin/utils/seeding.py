@@ -34,6 +34,24 @@ def randomness_kept() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of Python, NumPy and torch (CPU) for a while; afterwards they are as before.
+
+    Transforms of images use all three: torchvision's torch, Dassl's Random2DTranslation Python's.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed changes GPUs' generators, too
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
 def member_seed(member: int) -> tuple[int, ...]:
     """The further parts of a member's `stable_seed`; the first member has none, and so the seed of a single model."""
     return (member,) if member else ()

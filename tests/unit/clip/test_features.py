@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -290,3 +295,94 @@ def test_stable_seed_is_the_same_everywhere():
 
 
 # Images of every mode
+
+
+# Workers
+
+
+def killing(image: Image.Image) -> Tensor:
+    """Kills its process at an image that is black."""
+    if not np.asarray(image).any():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return shaken(image)
+
+
+@pytest.mark.public_reports
+def test_a_killed_worker_costs_no_finished_work(
+    tiny_backbone: Backbone, store: Store, pictures: list[str], calls: Calls, monkeypatch: pytest.MonkeyPatch
+):
+    """Item 13 of the public reports."""
+    monkeypatch.setattr(features_module, "CHUNK", 2)
+    options = {"store": store, "views": 2, "augment": killing, "batch_size": 2, "workers": 2}
+    whole = Path(pictures[5]).read_bytes()
+    Image.new("RGB", (20, 18)).save(pictures[5])
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"killed by signal 9.*finished work is kept"):
+            extract_features(tiny_backbone, pictures, **options)
+    assert sum(calls.images) == 2 * 4  # two views of two finished chunks, encoded once
+    Path(pictures[5]).write_bytes(whole)
+    assert len(extract_features(tiny_backbone, pictures, **options)[0]) == 7
+
+
+@pytest.mark.public_reports
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmentation_by_other_generators_is_reproducible_and_changes_none(
+    tiny_backbone: Backbone, tmp_path: Path, pictures: list[str], workers: int
+):
+    """A sibling of item 23 of the public reports: Dassl's Random2DTranslation uses Python's `random`."""
+
+    def moved(image: Image.Image) -> Tensor:
+        return shaken(image).roll((random.randrange(16), int(np.random.randint(16))), dims=(1, 2))
+
+    tables = []
+    for attempt in range(2):
+        random.seed(attempt)
+        np.random.seed(attempt)
+        torch.manual_seed(attempt)
+        before = random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()
+        store = Store(tmp_path / f"{workers}-{attempt}")
+        tables.append(
+            extract_features(tiny_backbone, pictures, store=store, views=4, augment=moved, workers=workers)[0].features
+        )
+        assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist())
+    assert torch.equal(*tables)
+    assert len({tuple(row) for row in tables[0][:, 1:].flatten(0, 1).tolist()}) == 7 * 3
+
+
+SMALL = """if True:
+    import dataclasses, os, sys
+    from pathlib import Path
+    sys.path[:0] = sys.argv[1:3]
+    import torch
+    from small_models import make_backbone, write_pictures
+    from torchvision.transforms import v2
+    from air_plugin.clip.backbone import Backbone
+    from air_plugin.clip.features import extract_features
+    from air_plugin.utils.store import Store
+
+    torch.set_num_threads(1)
+    large = v2.Compose([v2.Resize((320, 320)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    encode = Backbone.encode_images
+    Backbone.encode_images = lambda self, pixels: encode(self, pixels[..., 100:116, 100:116])
+    backbone = dataclasses.replace(make_backbone(), preprocess=large)
+    folder, tables = Path(sys.argv[3]), []
+    pictures = write_pictures(folder / "pictures", 9)
+    for workers in (0, 2):
+        store = Store(folder / str(workers))
+        options = dict(views=3, augment=large, batch_size=4, workers=workers)
+        tables.append(extract_features(backbone, pictures, store=store, **options)[0].features)
+    assert os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize == 64 * 1024
+    assert torch.equal(*tables) and len(tables[0]) == 9
+"""
+
+
+@pytest.mark.public_reports
+def test_workers_need_no_shared_memory(tmp_path: Path):
+    """Item 13 of the public reports: /dev/shm holds 64 kB, less than one image of the three views."""
+    small = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*small, "true"], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    root = Path(__file__).resolve().parents[3]
+    command = [sys.executable, "-c", SMALL, str(root), str(root / "tests"), str(tmp_path)]
+    done = subprocess.run([*small, *command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
