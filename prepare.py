@@ -12,6 +12,7 @@ from typing import Any
 
 from air_plugin.utils.errors import UserError, exit_code
 from air_plugin.utils.extras import require_extra
+from air_plugin.utils.logs import show_logs
 from datasets.download import fetch
 from datasets.sources import ByHand, Source
 from scripts.compose import ROOT, config_file, dataset_class, facts_of, resolve
@@ -93,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run; returns the exit code, 2 for bad input."""
+    show_logs()
     return exit_code(lambda: run(parse(argv)))
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from dassl.data.datasets import DatasetBase, Datum
 
+from air_plugin.utils.class_names import warn_of_same_prompts
 from air_plugin.utils.errors import unknown
 from datasets.sources import Source
 
+LOG = logging.getLogger("air_plugin.datasets")  # an entry shows what `air_plugin` logs
 SUBSETS = ("all", "base", "new")
 
 
@@ -61,6 +65,7 @@ class SplitDataset(DatasetBase):
         if subset != "all":
             everything, train, val, test = (_keep(items, kept) for items in (everything, train, val, test))
         self._names = [classnames[label] for label in kept]
+        warn_of_same_prompts(tuple(self._names))
         self.hidden_labels = {item.impath: item.label for item in everything}
         train_u = [Datum(impath=path, label=-1) for path in sorted(self.hidden_labels)]
         super().__init__(train_x=train, train_u=train_u, val=val or None, test=test)
@@ -76,6 +81,12 @@ class SplitDataset(DatasetBase):
     @property
     def lab2cname(self) -> dict[int, str]:
         return dict(enumerate(self._names))
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Warn, once in a process: a run reads its data set several times."""
+    LOG.warning(message)
 
 
 def _keep(items: list[Datum], kept: range) -> list[Datum]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dassl.data.datasets import DATASET_REGISTRY
 
 from datasets.published import PublishedDataset
@@ -30,6 +32,11 @@ class DescribableTextures(PublishedDataset):
         ],
         optional=[split_by_zhou("DescribableTextures", "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x")],
     )
+
+    def known_folders(self) -> Sequence[str]:
+        """From lines such as `banded/banded_0002.jpg`."""
+        rows = self.lines("labels/train1.txt", fields=1)  # it names images of every class
+        return self.one_a_class(sorted({path.partition("/")[0] for (path,) in rows}))
 
     def own_lists(self) -> Split:
         labels = {folder: label for label, folder in enumerate(self.class_folders())}

@@ -22,6 +22,7 @@ CLASSES = {
     "SeaLake": ("Sea or Lake", "lake or sea"),
 }
 COOP = {folder: coop for folder, (coop, _) in CLASSES.items()}
+GRIP = dict(CLASSES.values())
 NEEDS = " (the split family elevater needs ELEVATER's lists of eurosat_clip: train.txt, val.txt, test.txt)"
 
 
@@ -32,10 +33,11 @@ class EuroSAT(PublishedDataset):
     dataset_dir = "eurosat"
     template = "a centered satellite photo of {}."  # CoOp's
     image_dir = "2750"
+    folders = tuple(CLASSES)
     classes = 10
     split_file = "split_zhou_EuroSAT.json"
     sizes = {"zhou": (13_500, 5_400, 8_100), "elevater": (10_000, 0, 5_000)}
-    grip = dict(enumerate(grip for _, grip in CLASSES.values()))
+    grip = {}
     source = Source(
         files=[
             File(
@@ -56,6 +58,11 @@ class EuroSAT(PublishedDataset):
 
     def own_lists(self) -> Split:
         return {part: [self._item(*row) for row in self.lines(f"{part}.txt", fields=2, why=NEEDS)] for part in PARTS}
+
+    def renamed(self, names: list[str], version: str) -> list[str]:
+        """GRIP's names follow CoOp's, not the labels, which a split file may number otherwise."""
+        names = super().renamed(names, version)
+        return [GRIP.get(name, name) for name in names] if version == "grip" else names
 
     def _item(self, path: str, label: str) -> Item:
         """From a line such as `2750.zip@2750/Forest/Forest_7.jpg 1`; a file's name begins with its folder's."""

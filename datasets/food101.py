@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dassl.data.datasets import DATASET_REGISTRY
 
 from datasets.published import PublishedDataset
@@ -29,6 +31,11 @@ class Food101(PublishedDataset):
         ],
         optional=[split_by_zhou("Food101", "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl")],
     )
+
+    def known_folders(self) -> Sequence[str]:
+        """From lines such as `apple_pie/1005649`."""
+        rows = self.lines("meta/train.txt", fields=1)  # it names images of every class
+        return self.one_a_class(sorted({path.partition("/")[0] for (path,) in rows}))
 
     def own_lists(self) -> Split:
         return {"train": self._items("train.txt"), "val": [], "test": self._items("test.txt")}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from dassl.data.datasets import DATASET_REGISTRY
 
+from air_plugin.utils.image_files import warn_of_left_out
 from datasets.published import PublishedDataset, images_in
 from datasets.sources import DRIVE, ByHand, Source
 from datasets.splits import Item, Split
@@ -45,8 +48,12 @@ class ImageNet(PublishedDataset):
         rows = sorted(self.lines("classnames.txt", fields=2))
         self.one_a_class([name for _, name in rows])
         folder = self.need(f"images/{part}")
-        return [
+        self.check_folders(folder, [wnid for wnid, _ in rows])
+        left_out = Counter[str]()
+        items = [
             (f"{part}/{wnid}/{file}", label, name)
             for label, (wnid, name) in enumerate(rows)
-            for file in images_in(folder / wnid)
+            for file in images_in(folder / wnid, left_out)
         ]
+        warn_of_left_out(folder, left_out, used=len(items))
+        return items

@@ -12,8 +12,8 @@ from typing import Any
 from dassl.data.datasets import Datum
 
 from air_plugin.utils.errors import UserError, unknown
-from air_plugin.utils.image_files import is_image_name
-from datasets.base import SplitDataset
+from air_plugin.utils.image_files import is_image_name, warn_of_left_out, why_left_out
+from datasets.base import SplitDataset, warn_once
 from datasets.splits import MADE, PARTS, SEED, Item, Split, class_names, divide, read_split, save_split
 
 FAMILIES = ("zhou", "elevater")
@@ -33,6 +33,7 @@ class PublishedDataset(SplitDataset):
         split_file: name of CoOp's split; "" where there is none.
         sizes: family -> published numbers of train, val and test images; others are warned about.
         covered: the own lists name every image on disk; if one is named nowhere, a list was cut short.
+        folders: names of the class folders, as published; empty where lists name the folders, or there are none.
         balanced: every own list has the same number of images of every class; other numbers mean the same.
         own_is_zhou: CoOp itself uses the own lists, so no split is made.
         grip: label -> class name where those of GRIP and CPL (DATASET.CLASS_NAMES grip) differ; None: it has none.
@@ -42,6 +43,7 @@ class PublishedDataset(SplitDataset):
     image_dir = "images"
     classes = 0
     split_file = ""
+    folders: Sequence[str] = ()
     sizes: Mapping[str, tuple[int, int, int]] = {}
     covered = False
     balanced = False
@@ -61,6 +63,8 @@ class PublishedDataset(SplitDataset):
         split = self._zhou() if family == "zhou" else self._elevater()
         names = self.renamed(self._names_in(split), cfg.DATASET.CLASS_NAMES)
         self.check_images(split)
+        if self.reading == self.folder / MADE:
+            self._check_made(split)
         self.warn_of_sizes(split)
         super().__init__(
             cfg,
@@ -92,6 +96,24 @@ class PublishedDataset(SplitDataset):
         self.check_images(split)
         save_split(split, self.folder / MADE)
         return split
+
+    def _check_made(self, split: Split) -> None:
+        """Compare a split that was made here with what would be made now: images may have come since.
+
+        Raises:
+            UserError: they differ; the message says in what.
+        """
+        made = _places(split)
+        now = _places(self._guarded(self.zhou_split))
+        kinds = {"are new": sorted(now.keys() - made.keys()), "are gone": sorted(made.keys() - now.keys())}
+        if not any(kinds.values()):  # else the rest is divided otherwise, too
+            kinds = {"have another class or part": sorted(path for path in made if made[path] != now[path])}
+        faults = [f"{len(paths):,} images {kind}, first {paths[0]}" for kind, paths in kinds.items() if paths]
+        if faults:
+            raise UserError(
+                f"{self.folder / MADE} was made from {len(made):,} images that were there then; today "
+                f"{', '.join(faults)}; remove it, and it is made again"
+            )
 
     def _elevater(self) -> Split:
         own = self._guarded(self.own_lists)
@@ -150,7 +172,16 @@ class PublishedDataset(SplitDataset):
         if self.reading.exists():
             return self.reading
         missing = next(folder for folder in (self.root, self.folder, self.reading) if not folder.exists())
-        raise UserError(f"{self.name}: {missing} is missing{why}; fetch it: {self.command}")
+        other = self._renamed_images() if path and path == self.image_dir and self.folder.is_dir() else None
+        remedy = f"{other} holds such folders: rename it" if other else f"fetch it: {self.command}"
+        raise UserError(f"{self.name}: {missing} is missing{why}; {remedy}")
+
+    def _renamed_images(self) -> Path | None:
+        """A folder beside the image folder's place that holds most of the class folders; None where there is none."""
+        for path in sorted(self.folder.iterdir()):
+            if 2 * sum((path / folder).is_dir() for folder in self.folders) > self.classes:
+                return path
+        return None
 
     def lines(self, path: str, *, fields: int, why: str = "") -> list[list[str]]:
         """The lines of a list, cut at spaces into so many fields, of which the last takes the rest.
@@ -193,35 +224,59 @@ class PublishedDataset(SplitDataset):
             raise ValueError(f"{len(names)} class names instead of {self.classes}")
         return names
 
+    def known_folders(self) -> Sequence[str]:
+        """The names of the class folders, in any order."""
+        return self.folders
+
     def class_folders(self, ignored: Iterable[str] = ()) -> list[str]:
-        """The names of the class folders, sorted.
+        """The names of the class folders, sorted: a class's label is its place here, whatever lies on disk.
+
+        Args:
+            ignored: folders that are no class.
 
         Raises:
-            UserError: there are too many or too few.
+            UserError: a folder is missing, or is of no class.
         """
-        with os.scandir(self.images) as entries:
-            found = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-        folders = [folder for folder in found if folder not in set(ignored)]
-        if len(folders) != self.classes:
-            raise UserError(f"{self.images} has {len(folders)} class folders instead of {self.classes}; {self.command}")
-        return folders
+        known = sorted(set(self.known_folders()))
+        self.check_folders(self.images, known, ignored=ignored)
+        return known
+
+    def check_folders(self, place: Path, known: Iterable[str], *, ignored: Iterable[str] = ()) -> None:
+        """Compare the folders in a place with those that must be there; links to folders count as folders.
+
+        Raises:
+            UserError: a folder is missing, or is of no class; the message names the first of each.
+        """
+        with os.scandir(place) as entries:
+            found = {entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()}
+        missing = sorted(set(known) - found)
+        strange = sorted(found - set(known) - set(ignored))
+        faults = [f"class folder {name} is missing" for name in missing[:1]]
+        faults += [f"folder {name} is no class's" for name in strange[:1]]
+        if faults:
+            more = f" ({len(missing)} missing, {len(strange)} of no class)" if len(missing) + len(strange) > 2 else ""
+            hint = "rename it, or" if missing and strange else "or"
+            remedy = f"{hint} fetch it: {self.command}" if missing else "remove it"
+            raise UserError(f"{place}: {' and '.join(faults)}{more}; {remedy.removeprefix('or ')}")
 
     def by_folder(self, names: Mapping[str, str] | None = None, *, ignored: Iterable[str] = ()) -> list[Item]:
-        """Every image of the class folders; labels in the order of the folders.
+        """Every image of the class folders.
 
         Args:
             names: folder -> class name, where it is not the folder's.
             ignored: folders that are no class.
 
         Raises:
-            UserError: the number of folders is wrong, or one has no images.
+            UserError: a folder is missing, is of no class, or has no images.
         """
         items: list[Item] = []
+        left_out = Counter[str]()
         for label, folder in enumerate(self.class_folders(ignored)):
-            files = images_in(self.images / folder)
+            files = images_in(self.images / folder, left_out)
             if not files:
                 raise UserError(f"{self.images / folder} has no images; {self.command}")
             items.extend((f"{folder}/{file}", label, (names or {}).get(folder, folder)) for file in files)
+        warn_of_left_out(self.images, left_out, used=len(items))
         return items
 
     def renamed(self, names: list[str], version: str) -> list[str]:
@@ -275,11 +330,16 @@ class PublishedDataset(SplitDataset):
         published = self.sizes.get(self.split_family.split(",")[0], found)
         if found != published:
             numbers = [" + ".join(f"{number:,}" for number in some) for some in (found, published)]
-            print(f"warning: {self.name} has {numbers[0]} train + val + test images; published: {numbers[1]}")
+            warn_once(f"{self.folder} has {numbers[0]} train + val + test images; published: {numbers[1]}")
+
+
+def _places(split: Split) -> dict[str, tuple[str, int, str]]:
+    """Path -> part, label and class name."""
+    return {path: (part, label, name) for part in PARTS for path, label, name in split[part]}
 
 
 def files_in(folder: Path) -> list[str]:
-    """Names of the files in a folder but for hidden ones; none where it is missing."""
+    """Names of the files in a folder, links to files among them, but for hidden ones; none where it is missing."""
     try:
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
@@ -287,6 +347,24 @@ def files_in(folder: Path) -> list[str]:
         return []
 
 
-def images_in(folder: Path) -> list[str]:
-    """Names of the image files in a folder, sorted; none where it is missing."""
-    return sorted(filter(is_image_name, files_in(folder)))
+def images_in(folder: Path, left_out: Counter[str]) -> list[str]:
+    """Names of the image files in a class folder, sorted; none where it is missing.
+
+    Args:
+        folder: links in it count as what they point to.
+        left_out: counts, by kind, of everything else in it but hidden files.
+    """
+    names = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                reason = "" if is_image_name(entry.name) and entry.is_file() else why_left_out(Path(entry.path))
+                if reason:
+                    left_out[reason] += 1
+                else:
+                    names.append(entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(names)

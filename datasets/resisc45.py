@@ -10,6 +10,13 @@ from datasets.published import PublishedDataset
 from datasets.sources import File, Source, split_of_elevater
 from datasets.splits import PARTS, Item, Split
 
+FOLDERS = (
+    "airplane airport baseball_diamond basketball_court beach bridge chaparral church circular_farmland cloud "
+    "commercial_area dense_residential desert forest freeway golf_course ground_track_field harbor industrial_area "
+    "intersection island lake meadow medium_residential mobile_home_park mountain overpass palace parking_lot "
+    "railway railway_station rectangular_farmland river roundabout runway sea_ice ship snowberg sparse_residential "
+    "stadium storage_tank tennis_court terrace thermal_power_station wetland "
+)
 NEEDS = " (the split family elevater needs ELEVATER's lists of resisc45_clip: train.json, val.json, test.json)"
 
 
@@ -21,6 +28,7 @@ class RESISC45(PublishedDataset):
     template = "a photo of a {}"  # GRIP's and CPL's; CoOp has none
     image_dir = "NWPU-RESISC45"
     classes = 45
+    folders = FOLDERS.split()
     sizes = {"elevater": (6_300, 0, 25_200)}
     grip = {}
     source = Source(
@@ -36,7 +44,7 @@ class RESISC45(PublishedDataset):
     )
 
     def zhou_split(self) -> Split:
-        return self.divided(self.by_folder({folder: folder.replace("_", " ") for folder in self.class_folders()}))
+        return self.divided(self.by_folder({folder: folder.replace("_", " ") for folder in self.folders}))
 
     def own_lists(self) -> Split:
         labels = {folder: label for label, folder in enumerate(self.class_folders())}

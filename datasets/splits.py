@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import to_json, write_atomically
+from datasets.base import warn_once
 
 Item = tuple[str, int, str]  # path below the image folder (with /), label, class name
 Split = dict[str, list[Item]]  # its keys are PARTS
@@ -108,4 +109,4 @@ def save_split(split: Split, path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        print(f"warning: {path} cannot be written ({error.strerror}); the split is made anew every time")
+        warn_once(f"{path} cannot be written ({error.strerror}); the split is made anew every time")

@@ -262,11 +262,24 @@ def fgvc_aircraft(root: Path, per_class: int = 6) -> Layout:
     return layout
 
 
+CALTECH = (
+    "accordion airplanes anchor ant barrel bass beaver binocular bonsai brain brontosaurus buddha butterfly camera "
+    "cannon car_side ceiling_fan cellphone chair chandelier cougar_body cougar_face crab crayfish crocodile "
+    "crocodile_head cup dalmatian dollar_bill dolphin dragonfly electric_guitar elephant emu euphonium ewer Faces "
+    "ferry flamingo flamingo_head garfield gerenuk gramophone grand_piano hawksbill headphone hedgehog helicopter "
+    "ibis inline_skate joshua_tree kangaroo ketch lamp laptop Leopards llama lobster lotus mandolin mayfly menorah "
+    "metronome minaret Motorbikes nautilus octopus okapi pagoda panda pigeon pizza platypus pyramid revolver rhino "
+    "rooster saxophone schooner scissors scorpion sea_horse snoopy soccer_ball stapler starfish stegosaurus "
+    "stop_sign strawberry sunflower tick trilobite umbrella watch water_lilly wheelchair wild_cat windsor_chair "
+    "wrench yin_yang "
+)
+
+
 def caltech101(root: Path, per_class: int = 6) -> Layout:
     folder = root / "caltech-101"
     layout = Layout("caltech101", folder, folder / "101_ObjectCategories", "split_zhou_Caltech101.json", own=None)
     renamed = {"Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike", "airplanes": "airplane"}
-    folders = [*renamed, "car_side", *(f"object_{number:02d}" for number in range(95))]
+    folders = CALTECH.split()
     classes = [(name, renamed.get(name, name)) for name in sorted(folders)]
     fill(layout, per_class, classes, lambda c, n: f"{c}/image_{n + 1:04d}.jpg")
     put(layout.images, "BACKGROUND_Google/image_0001.jpg", "Faces_easy/image_0001.jpg")

@@ -19,7 +19,8 @@ def head_metrics(scores: Tensor, labels: Tensor | None, classnames: Sequence[str
 
     Returns:
         accuracy, macro_f1 (over the classes that occur among the labels, as Dassl computes it), and per_class: the
-        accuracy of each class that occurs. All in percent; None, None and {} without labels.
+        accuracy of each class that occurs; of classes with one name, the later ones are called "name (2)", "name (3)".
+        All in percent; None, None and {} without labels.
     """
     if labels is None:
         return {"accuracy": None, "macro_f1": None, "per_class": {}}
@@ -27,12 +28,25 @@ def head_metrics(scores: Tensor, labels: Tensor | None, classnames: Sequence[str
 
     predicted, true = scores.argmax(dim=1).cpu().numpy(), labels.cpu().numpy()
     hit = predicted == true
+    names = _distinct(classnames)
     present = np.unique(true)
     return {
         "accuracy": 100.0 * float(hit.mean()),
         "macro_f1": 100.0 * float(f1_score(true, predicted, average="macro", labels=present)),
-        "per_class": {classnames[c]: 100.0 * float(hit[true == c].mean()) for c in present.tolist()},
+        "per_class": {names[c]: 100.0 * float(hit[true == c].mean()) for c in present.tolist()},
     }
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind each that has occurred before: cap, hat, cap (2)."""
+    found: dict[str, None] = {}
+    for name in names:
+        new, number = name, 1
+        while new in found or (number > 1 and new in names):
+            number += 1
+            new = f"{name} ({number})"
+        found[new] = None
+    return list(found)
 
 
 def head_predictions(probs: Tensor) -> dict[str, list[Any]]:

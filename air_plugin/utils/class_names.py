@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
 import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from air_plugin.utils.checks import require_template
 from air_plugin.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def read_class_file(path: Path) -> tuple[list[str], str]:
@@ -46,6 +52,7 @@ def read_class_file(path: Path) -> tuple[list[str], str]:
         raise UserError(f"{path} has {len(templates)} template lines; leave one")
     for text in templates:
         require_template(f"the template in {path}", text)
+    warn_of_same_prompts(tuple(names))
     return names, "".join(templates)
 
 
@@ -81,3 +88,25 @@ def fill(template: str, classname: str) -> str:
         'a satellite photo of annual crop.'
     """
     return template.format(classname.replace("_", " "))
+
+
+def same_prompts(names: Sequence[str]) -> list[list[str]]:
+    """Groups of class names whose prompts are the same: text encoders of CLIP read neither case nor underscores.
+
+    Example:
+        >>> same_prompts(["Fern", "moss", "fern"])
+        [['Fern', 'fern']]
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[" ".join(name.replace("_", " ").split()).casefold()].append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+@functools.cache
+def warn_of_same_prompts(names: tuple[str, ...]) -> None:
+    """Log, once for these class names, which of them no prompt tells apart."""
+    groups = same_prompts(names)
+    if groups:
+        some = "; ".join(" = ".join(map(repr, group)) for group in groups[:3]) + ("; ..." if len(groups) > 3 else "")
+        log.warning("%d of the classes have the prompt of another class: %s", sum(map(len, groups)), some)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from air_plugin.utils.errors import UserError
@@ -61,13 +61,29 @@ def find_images(folder: Path) -> list[Path]:
             left_out[reason] += 1
         else:
             found.append(path)
-    kinds = ", ".join(f"{number} {reason}" for reason, number in sorted(left_out.items()))
     if not found:
+        kinds = _counts(left_out)
         raise UserError(f"no images below {folder}" + (f"; left out: {kinds}" if kinds else ""))
+    warn_of_left_out(folder, left_out, used=len(found))
+    return sorted(found)
+
+
+def warn_of_left_out(folder: Path, left_out: Mapping[str, int], *, used: int) -> None:
+    """Log how many files of which kind are not used, once for a folder and these numbers.
+
+    Args:
+        folder: that was listed.
+        left_out: kind (see `why_left_out`) -> number.
+        used: number of images.
+    """
+    kinds = _counts(left_out)
     if kinds and (folder, kinds) not in _warned:
         _warned.add((folder, kinds))
-        log.warning("%s: left out %s; %d images are used", folder, kinds, len(found))
-    return sorted(found)
+        log.warning("%s: left out %s; %d images are used", folder, kinds, used)
+
+
+def _counts(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {reason}" for reason, number in sorted(left_out.items()))
 
 
 def _walk(top: Path) -> Iterator[tuple[Path, str]]:
@@ -88,15 +104,17 @@ def _walk(top: Path) -> Iterator[tuple[Path, str]]:
                 yield Path(folder, name), "hidden folders"
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
-            yield Path(folder, name), _why_left_out(Path(folder, name))
+            yield Path(folder, name), why_left_out(Path(folder, name))
 
 
-def _why_left_out(path: Path) -> str:
+def why_left_out(path: Path) -> str:
     """Why a file is not used; empty where it is an image."""
     if path.name.startswith("."):
         return "hidden files"
     if not path.exists():
         return "broken links"
+    if path.is_dir():
+        return "folders"
     if not path.is_file():
         return "special files"
     if is_image_file(path):

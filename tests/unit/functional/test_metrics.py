@@ -73,3 +73,13 @@ def test_pseudo_label_metrics_without_labels_or_without_images():
     none = torch.tensor([], dtype=torch.long)
     empty = pseudo_label_metrics(none, mask[:0], none, total=4, labels=torch.ones(4))
     assert empty["selected"] == 0 and empty["coverage"] == 0.0 and empty["accuracy"] is None
+
+
+@pytest.mark.public_reports
+def test_classes_of_one_name_keep_their_own_accuracies():
+    """Item 11: the last one replaced the others. A name that looks numbered is nobody else's."""
+    names = ["mitten", "cap", "cap", "cap (2)", "mitten"]
+    labels = torch.tensor([0, 1, 1, 2, 3, 4])
+    predicted = torch.tensor([4, 1, 0, 2, 3, 4])
+    found = head_metrics(torch.eye(5)[predicted], labels, names)["per_class"]
+    assert found == {"mitten": 0.0, "cap": 50.0, "cap (3)": 100.0, "cap (2)": 100.0, "mitten (2)": 100.0}
