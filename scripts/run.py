@@ -190,8 +190,9 @@ def work(run: Run, *, quiet: bool) -> tuple[int, str]:
         return train.contained(lambda: train.run(run.cfg, run.label)), errors.getvalue()
 
 
-def end_with_parent() -> None:
-    """End a worker at once when the script is killed: the next script may resume the same run."""
+def begin_worker() -> None:
+    """Let a worker clean up when the script ends it, and end at once when the script is killed: another may resume."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parent = os.getppid()
 
     def watch() -> None:
@@ -222,7 +223,7 @@ def run_all(runs: list[Run], *, at_once: int) -> int:
     print(f"{len(runs)} runs, {at_once} at a time; each writes its log.txt", flush=True)
     context = multiprocessing.get_context("spawn")
     shown: set[str] = set()
-    with ProcessPoolExecutor(at_once, mp_context=context, initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(at_once, mp_context=context, initializer=begin_worker) as pool:
         # Workers inherit that Ctrl-C is blocked: this process ends them, and it alone writes a message.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         waiting = {pool.submit(work, run, quiet=True): run.name for run in runs}
@@ -237,6 +238,7 @@ def run_all(runs: list[Run], *, at_once: int) -> int:
         except BrokenProcessPool:
             raise UserError("a run was killed, perhaps for want of memory; run again with JOBS=1") from None
         except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
             for worker in multiprocessing.active_children():
                 worker.terminate()
             raise
