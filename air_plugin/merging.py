@@ -45,10 +45,20 @@ class AirCfgNode(CfgNode):
     yacs alone refuses 0 and `auto` where a key has a number with a point.
     """
 
+    # Sections are plain nodes, for yacs merges nodes of one class alone.
+    @classmethod
+    def load_cfg(cls, cfg_file_obj_or_str: Any) -> CfgNode:
+        return CfgNode.load_cfg(cfg_file_obj_or_str)
+
+    @classmethod
+    def _decode_cfg_value(cls, value: Any) -> Any:
+        return CfgNode._decode_cfg_value(value)
+
     def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
         pairs = [cfg_list[start : start + 2] for start in range(0, len(cfg_list), 2)]
-        super().merge_from_list([part for pair in pairs if not _is_ours(self, pair[0]) for part in pair])
-        for key, value in (pair for pair in pairs if len(pair) == 2 and _is_ours(self, pair[0])):
+        ours = [pair for pair in pairs if len(pair) == 2 and _is_ours(self, pair[0])]
+        super().merge_from_list([part for pair in pairs if pair not in ours for part in pair])
+        for key, value in ours:
             _merge_option(self, key, value)
 
     def merge_from_other_cfg(self, cfg_other: CfgNode) -> None:
@@ -59,7 +69,7 @@ class AirCfgNode(CfgNode):
             del _node(other, sections)[name]
         super().merge_from_other_cfg(other)
         for key, value in values.items():
-            _merge(self, _tree(key, value), prefix="", where="")
+            _merge_option(self, key, value)
 
 
 def _node(cfg: Any, sections: Sequence[str]) -> Any:

@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 from air_plugin.config import read_yaml, upgrade_options  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code  # noqa: E402
-from air_plugin.utils.files import require_writable  # noqa: E402
+from air_plugin.utils.files import require_writable, to_json, write_atomically  # noqa: E402
 from air_plugin.utils.logs import show_logs  # noqa: E402
 from air_plugin.utils.sections import LARGEST_SEED  # noqa: E402
 from scripts.compose import compose, config_file, facts_of, resolve, uses_generator  # noqa: E402
@@ -156,8 +156,7 @@ def seeds() -> list[int]:
     given = os.environ.get("SEEDS", "1 2 3")
     found = [whole_number(word) for word in given.split()]
     if not found or not all(0 <= seed <= LARGEST_SEED for seed in found):
-        what = f'whole numbers from 0 to {LARGEST_SEED}, for instance "1 2 3"'
-        raise UserError(f"SEEDS is '{given}'; it must be {what}")
+        raise UserError(f"SEEDS is '{given}'; it must be whole numbers from 0 to {LARGEST_SEED}, for instance 1 2 3")
     return list(dict.fromkeys(found))
 
 
@@ -334,8 +333,6 @@ def table(args: argparse.Namespace, titles: dict[tuple[str, str], str], baseline
 
 def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:
     """Let `air report` know the titles of an experiment's rows; those of an earlier one stay as they are."""
-    from air_plugin.utils.files import to_json, write_atomically
-
     try:
         known = json.loads(path.read_text("utf-8"))
         cells = {(row["trainer"], row["config"]) for row in known}
