@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
 from air_plugin.utils.errors import UserError
+from air_plugin.utils.files import digest
 from trainers.prompt_trainer import PromptTrainer
 
 
@@ -17,12 +21,17 @@ class CoOp(PromptTrainer):
 
     def prepare(self) -> None:
         items = sorted(self.dm.dataset.train_x, key=lambda item: item.impath)
+        self.paths = [item.impath for item in items]
         if any(item.label < 0 for item in items):
             raise UserError(f"{items[0].impath} has no label, and CoOp learns from labels; use UPL, CPL or AiR")
         self.labels = torch.tensor([item.label for item in items], device=self.device)
-        self.table = self.features(
-            [item.impath for item in items], name="features of train", views=self.cfg.TRAINER.PROMPT.VIEWS
-        )
+        self.table = self.features(self.paths, name="features of train", views=self.cfg.TRAINER.PROMPT.VIEWS)
+
+    def training_paths(self) -> list[str]:
+        return self.paths
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "labels": digest(json.dumps(self.labels.tolist()).encode())}
 
     def training_set(self) -> tuple[Tensor, dict[str, Tensor]]:
         return torch.arange(len(self.labels), device=self.device), {"target": self.labels}

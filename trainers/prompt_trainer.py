@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,11 +26,14 @@ from air_plugin.functional.metrics import head_metrics, head_predictions
 from air_plugin.functional.transclip import transclip
 from air_plugin.inference.bundle import preprocessing_of
 from air_plugin.utils.checks import require
+from air_plugin.utils.digests import content_digest
 from air_plugin.utils.errors import UserError
+from air_plugin.utils.files import digest
 from air_plugin.utils.provenance import Stages
 from air_plugin.utils.seeding import member_seed, stable_seed
 from air_plugin.utils.store import Store
 from trainers.fused_heads import FusedHeads
+from trainers.resuming import has_checkpoint, require_same, write_identity
 
 
 class PromptTrainer(TrainerX):
@@ -184,11 +188,38 @@ class PromptTrainer(TrainerX):
         with self.stages.stage("prompt training"):
             super().train()
 
+    def identity(self) -> dict[str, Any]:
+        """What checkpoints depend on beside the settings; JSON values by name."""
+        return {
+            "trainer": self.cfg.TRAINER.NAME,
+            "seed": self.seed,
+            "classes": digest(json.dumps(self.classnames).encode()),
+            "images": content_digest(self.training_paths(), cache=self.store.digests),
+        }
+
+    def training_paths(self) -> list[str]:
+        """The images of the feature table, in its order."""
+        return self.unlabelled.paths
+
     def resume_model_if_exist(self, directory: str) -> int:
-        if not self.get_model_names():
+        """Go on from the checkpoints in the output folder, else from those in `directory` (RESUME).
+
+        Raises:
+            UserError: they are damaged or of another run, or RESUME has none.
+        """
+        names, self.resumed = self.get_model_names(), Path(self.output_dir)
+        if not names:
             return 0  # upstream fails where nothing is trained
+        if not has_checkpoint(self.resumed, names):
+            self.resumed = Path(directory)
+            if self.cfg.RESUME and not has_checkpoint(self.resumed, names):
+                raise UserError(f"RESUME (--resume) is {directory}, which holds no checkpoint of {' and '.join(names)}")
+        identity = self.identity()
+        if has_checkpoint(self.resumed, names):
+            require_same(self.resumed, identity)
+        write_identity(Path(self.output_dir), identity)
         try:
-            return super().resume_model_if_exist(directory)
+            return super().resume_model_if_exist(str(self.resumed))
         except (RuntimeError, FileNotFoundError) as error:
             raise UserError(f"{error}; remove the checkpoints in {directory} to train from the start") from error
 

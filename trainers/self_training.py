@@ -59,6 +59,10 @@ class SelfTraining(PromptTrainer):
         self.rounds: list[Round] = []
         self.max_epoch = self.cfg.TRAINER.PROMPT.ROUNDS * self.cfg.OPTIM.MAX_EPOCH
 
+    def identity(self) -> dict[str, Any]:
+        rounds = self.cfg.TRAINER.PROMPT.ROUNDS  # of more than one, each depends on the length of those before it
+        return {**super().identity(), **({"rounds": [rounds, self.cfg.OPTIM.MAX_EPOCH]} if rounds > 1 else {})}
+
     def pseudo_probs(self) -> Tensor:
         """(N, C) class probabilities of the unlabelled images, rows sum to 1; the pseudo-labels are made of them."""
         return self.model(self.table.plain).softmax(dim=1) if self.rounds else self.unlabelled.probs
@@ -77,9 +81,14 @@ class SelfTraining(PromptTrainer):
     def training_set(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Of a resumed run's round, else of the first one."""
         for number in range(math.ceil(self.start_epoch / self.cfg.OPTIM.MAX_EPOCH)):
-            saved = load_tensors(self._file(number))
+            path = _file(self.resumed, number)
+            saved = load_tensors(path)
             if saved is None:
-                raise UserError(f"{self._file(number)} is missing or damaged; remove {self.output_dir} and run again")
+                raise UserError(f"{path} is missing or damaged; remove {self.resumed} and run again")
+            if saved["mask"].shape[1] != len(self.classnames) or int(saved["index"].max()) >= len(self.table):
+                raise UserError(f"{path} is of other images or classes; choose another OUTPUT_DIR, or remove it")
+            if self.resumed != Path(self.output_dir):
+                save_tensors(_file(self.output_dir, number), saved)
             self.rounds.append(Round(**{name: tensor.to(self.device) for name, tensor in saved.items()}))
         return self._targets() if self.rounds else self.begin_round()
 
@@ -91,7 +100,7 @@ class SelfTraining(PromptTrainer):
         self._warn_of_empty(chosen)
         top1 = probs[chosen.index].masked_fill(~chosen.mask, -1).argmax(dim=1)
         saved = {"index": chosen.index, "mask": chosen.mask, "top1": top1}
-        save_tensors(self._file(len(self.rounds)), saved)
+        save_tensors(_file(self.output_dir, len(self.rounds)), saved)
         self.rounds.append(Round(**saved))
         self.model.prompt_learner.load_state_dict(self.initial)
         self._optims["prompt_learner"], self._scheds["prompt_learner"] = self.new_optimiser()
@@ -105,9 +114,6 @@ class SelfTraining(PromptTrainer):
 
     def _targets(self) -> tuple[Tensor, dict[str, Tensor]]:
         return self.rounds[-1].index, {"target": self.rounds[-1].mask}
-
-    def _file(self, number: int) -> Path:
-        return Path(self.output_dir) / "rounds" / f"{number + 1}.safetensors"
 
     @torch.no_grad()
     def before_epoch(self) -> None:
@@ -134,3 +140,8 @@ class SelfTraining(PromptTrainer):
         labels, total = self.hidden_labels(), len(self.table)
         rounds = [pseudo_label_metrics(r.index, r.mask, r.top1, total=total, labels=labels) for r in self.rounds]
         return {"pseudo_labels": rounds[-1], "rounds": rounds}
+
+
+def _file(folder: str | Path, number: int) -> Path:
+    """What a round, counted from 0, was trained on."""
+    return Path(folder) / "rounds" / f"{number + 1}.safetensors"
