@@ -107,7 +107,9 @@ def labelled_images(folder: Path, classnames: list[str]) -> list[tuple[Path, int
             continue
         label = match_class(path.name, classnames)
         if label is None:
-            raise UserError(f"{path} is no class of {CLASSES}: {unknown('class', path.name, classnames)}")
+            slashes = any("/" in name for name in classnames)
+            hint = "; in a folder's name an underscore or a space stands for the / of a class name" if slashes else ""
+            raise UserError(f"{path} is no class of {CLASSES}: {unknown('class', path.name, classnames)}{hint}")
         found += [(image, label) for image in find_images(path)]
     if not found:
         raise UserError(f"no images below {folder}; it must hold a folder a class. Remove it if you have no labels")

@@ -59,7 +59,8 @@ def read_class_file(path: Path) -> tuple[list[str], str]:
 def match_class(name: str, classnames: list[str]) -> int | None:
     """The index of the class that a folder is named after; None where there is none.
 
-    An exact match, else one that ignores case, underscores and spaces; composed and decomposed letters are equal.
+    An exact match, else one that ignores case, underscores and spaces; composed and decomposed letters are equal. What
+    no folder's name may hold or begin with, a slash and a dot, is ignored, too: a_b is the folder of a/b, net of .net.
 
     Raises:
         UserError: several classes fit.
@@ -77,7 +78,7 @@ def match_class(name: str, classnames: list[str]) -> int | None:
 
 
 def _loose(name: str) -> str:
-    return re.sub(r"[_\s]+", "", unicodedata.normalize("NFC", name)).casefold()
+    return re.sub(r"[_\s/]+|^\.+", "", unicodedata.normalize("NFC", name)).casefold()
 
 
 def fill(template: str, classname: str) -> str:
