@@ -15,6 +15,7 @@ from torch import Tensor
 
 from air_plugin.clip.backbone import Backbone
 from air_plugin.utils.errors import UserError, unknown
+from air_plugin.utils.hub import is_unreachable, refusal
 from air_plugin.utils.offline import go_offline, is_offline
 from air_plugin.utils.tensors import DTYPES, save_tensors
 
@@ -80,7 +81,7 @@ def _load_open_clip(name: str, precision: str) -> Backbone:
                 architecture, pretrained=source, precision=precision, **options
             )
     except Exception as error:
-        unreachable = _is_unreachable(error)
+        unreachable = is_unreachable(error) and not refusal(error, _repository_of(name))
         explained = _unfetched(name, architecture, source) if unreachable else _explained(name, source, error)
         if explained is None:
             raise
@@ -113,20 +114,6 @@ def _without_repetition() -> Iterator[None]:
         hub.propagate = propagated
 
 
-def _is_unreachable(error: BaseException) -> bool:
-    """Whether an error came from a network that does not answer."""
-    from urllib.error import HTTPError, URLError
-
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, (LocalEntryNotFoundError, URLError)) and not isinstance(seen, HTTPError):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
 def _unfetched(name: str, architecture: str, source: str | None) -> UserError:
     """The error for a download that fails because the network does not answer; it names every file that is needed."""
     import open_clip
@@ -152,6 +139,9 @@ def _explained(name: str, source: str | None, error: Exception) -> UserError | N
             f"{source} is a TorchScript archive, which holds a program; it is not loaded; the same "
             "weights as safetensors come with a tag, for instance ViT-B/32 alone"
         )
+    refused = refusal(error, _repository_of(name))
+    if refused:
+        return UserError(f"backbone '{name}' cannot be fetched: {refused}")
     expected = (RuntimeError, ValueError, OSError, AssertionError, KeyError, EOFError, SafetensorError)
     if isinstance(error, expected):
         message = " ".join(str(error).split()) or type(error).__name__
@@ -197,7 +187,7 @@ def _resolve(name: str) -> tuple[str, str, dict[str, Any]]:
         options = {"force_quick_gelu": bool(settings.get("quick_gelu"))}
         if is_offline():
             source, options = _on_disk(name, settings), {**options, **_preprocessing([settings])}
-    elif source.endswith(".safetensors") or (source and Path(source).exists()):
+    elif Path(source).suffix in (".safetensors", *PICKLES) or "/" in source or (source and Path(source).exists()):
         _require_weights(name, Path(source))
         options = {"force_quick_gelu": "/" in given and given in OPENAI_NAMES}
         options.update(_preprocessing([open_clip.get_pretrained_cfg(architecture, tag) for tag in tags]))
@@ -235,6 +225,15 @@ def _on_disk(name: str, settings: Mapping[str, Any]) -> str:
             f"backbone '{name}' is not on this machine, and offline nothing is fetched; {_by_hand(settings)}"
         )
     return str(path)
+
+
+def _repository_of(name: str) -> str:
+    """The hub's repository of a backbone's pretrained tag; the name itself where there is none."""
+    import open_clip
+
+    given, _, tag = name.partition(":")
+    settings = open_clip.get_pretrained_cfg(given.replace("/", "-"), tag or "openai")
+    return os.path.dirname(settings.get("hf_hub") or "") or name
 
 
 def _weights_of(settings: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ LCM has an adapter that is attached during generation.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import warnings
@@ -24,6 +25,7 @@ from air_plugin.config import Sampler
 from air_plugin.diffusion.text_limits import require_fit
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.errors import UserError, unknown
+from air_plugin.utils.hub import is_unreachable, refusal
 from air_plugin.utils.offline import is_offline
 from air_plugin.utils.tensors import DTYPES, tensor_digest
 
@@ -46,6 +48,7 @@ NOISE = (
 )
 WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' own name: pipe.load_lora_weights(folder) reads it
 ACCELERATOR = "accelerator"
+HUB_NAME = r"\w[\w.-]*/[\w.-]+"  # "./folder" is none
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,10 @@ def _load_pipeline(name: str, revision: str, variant: str, safety_checker: bool,
     import diffusers
     from safetensors import SafetensorError
 
-    if "/" not in name and not Path(name).is_dir():
-        raise UserError(f"AIR.GENERATOR is '{name}'; it must be mini, a hub name OWNER/MODEL, or a local folder")
+    name = os.path.expanduser(name)
+    local = Path(name).is_dir()
+    if not local:
+        _require_hub_name(name)
     where = {"revision": revision or None, "local_files_only": is_offline()}
     options: dict[str, Any] = {"dtype" if _takes_dtype(diffusers.__version__) else "torch_dtype": dtype}
     try:
@@ -182,15 +187,31 @@ def _load_pipeline(name: str, revision: str, variant: str, safety_checker: bool,
             return getattr(diffusers, kind).from_pretrained(
                 name, use_safetensors=True, variant=variant or None, **where, **options
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        if is_offline() and not Path(name).is_dir():
+    except Exception as error:
+        faults = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
+        if isinstance(error, UserError) or not (isinstance(error, faults) or is_unreachable(error)):
+            raise
+        refused = None if local else refusal(error, name)
+        if not local and (is_offline() or (is_unreachable(error) and not refused)):
             at = f" --revision {revision}" if revision else ""
+            why = "the network is not to be used" if is_offline() else "the network does not answer"
             raise UserError(
-                f"generator '{name}' is not whole on this disk and the network is not to be used; "
+                f"generator '{name}' is not whole on this disk and {why}; "
                 f"fetch it elsewhere with 'hf download {name}{at}', or give a folder as AIR.GENERATOR"
             ) from error
-        at = f" at AIR.REVISION {revision}" if revision and not Path(name).is_dir() else ""
-        raise UserError(f"generator '{name}'{at} cannot be loaded: {_first_line(error)}") from error
+        at = f" at AIR.REVISION {revision}" if revision and not local else ""
+        raise UserError(f"generator '{name}'{at} cannot be loaded: {refused or _first_line(error)}") from error
+
+
+def _require_hub_name(name: str) -> None:
+    """Raise a UserError where a name that is no folder cannot be one of the hub's either."""
+    if Path(name).exists():
+        raise UserError(f"AIR.GENERATOR {name} is a file; give a folder in diffusers' layout (model_index.json)")
+    if re.fullmatch(HUB_NAME, name):
+        return
+    if "/" in name or "\\" in name:
+        raise UserError(f"AIR.GENERATOR names the folder {name}, which does not exist")
+    raise UserError(f"AIR.GENERATOR is '{name}'; it must be mini, a hub name OWNER/MODEL, or a local folder")
 
 
 def _takes_dtype(version: str) -> bool:
@@ -241,13 +262,18 @@ def _make_scheduler(kind: str, scheduler: Any) -> Any:
 def _find_adapter(name: str, revision: str) -> Path:
     """The file of AIR.LCM_LORA: a file, in a folder, or from the hub."""
     path = Path(name) / WEIGHTS if Path(name).is_dir() else Path(name)
-    if not path.is_file() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".safetensors":
+    if not path.is_file() and re.fullmatch(HUB_NAME, name) and path.suffix != ".safetensors":
         from huggingface_hub import hf_hub_download
 
         try:
             path = Path(hf_hub_download(name, WEIGHTS, revision=revision or None, local_files_only=is_offline()))
-        except (OSError, ValueError) as error:
-            raise UserError(f"AIR.LCM_LORA '{name}' cannot be fetched: {_first_line(error)}") from error
+        except Exception as error:
+            unreachable = not is_offline() and is_unreachable(error)
+            if not (unreachable or isinstance(error, (OSError, ValueError))):
+                raise
+            silent = "the network does not answer" if unreachable else _first_line(error)
+            why = refusal(error, name) or silent
+            raise UserError(f"AIR.LCM_LORA '{name}' cannot be fetched: {why}") from error
     if path.suffix != ".safetensors" or not path.is_file():
         raise UserError(f"AIR.LCM_LORA is '{name}'; give a hub name, a .safetensors file or a folder with {WEIGHTS}")
     return path
