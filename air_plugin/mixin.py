@@ -2,50 +2,50 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from air_plugin.auxiliary.build import Auxiliary, build_auxiliary
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
+from air_plugin.auxiliary.host import ImageModel, Tally, Tower, require_logits, same_tower, unit, uses
+from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.loading import load_backbone
-from air_plugin.clip.zero_shot import UnlabelledImages, look_at_unlabelled, template_features, unlabelled_paths
+from air_plugin.clip.zero_shot import (
+    UnlabelledImages,
+    look_at_unlabelled,
+    measured_images,
+    template_features,
+    unlabelled_paths,
+)
 from air_plugin.config import AirSettings, require_ranges, template_of
 from air_plugin.functional.fusion import fuse
 from air_plugin.settings import DropInSettings, RunSettings
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.images import READERS, load_rgb
 from air_plugin.utils.logs import show_logs
 from air_plugin.utils.provenance import Stages
 from air_plugin.utils.seeding import randomness_kept
-from air_plugin.utils.store import Store
+from air_plugin.utils.store import NotStored, Store
 
-SAME = 0.9995  # cosine of two features of one image, above which one tower made both, be it in fp32, fp16 or bf16
+log = logging.getLogger(__name__)
+
 SAMPLES = 8  # kept images that are compared to find out whether the tower has changed
 
 _Host: Any = object  # a Dassl trainer; the library imports none
-
-
-class ImageModel(Protocol):
-    """What the models of CoOp's family have, and all that `image_features` needs of one by default."""
-
-    image_encoder: nn.Module  # (B, 3, H, W) pixels to (B, D) features
-    dtype: torch.dtype  # of the pixels
 
 
 class AuxiliaryMixin(_Host):
     """Fuses the auxiliary classifier into prediction, p* = p + lambda p^, and into pseudo-labels (AiR, PLG).
 
     Goes before a Dassl trainer that has `cfg` (with `add_air_config`'s keys), `dm`, `model` and `model_inference`. It
-    changes nothing of the training: the generator is adapted and images are generated once the model is built, and the
-    trainer's random numbers stay the same. A model without `image_encoder` and `dtype`, or whose encoder takes more
+    changes nothing of the training: the generator is adapted and images are generated before the first epoch, and the
+    trainer's random numbers stay the same. Weights that are loaded without training (--eval-only) are evaluated with
+    artifacts that are in the store already. A model without `image_encoder` and `dtype`, or whose encoder takes more
     than pixels, needs `image_features` overridden.
 
     A trainer with `pseudo_probs() -> (N, C)` sets `paths` in `build_model`: the N image files in the order of the rows.
@@ -57,9 +57,10 @@ class AuxiliaryMixin(_Host):
     """
 
     air: AirSettings
-    auxiliary: Auxiliary
     unlabelled: UnlabelledImages
     classnames: list[str]
+    _checked = _evaluates = _begun = False
+    _tally: Tally | None = None  # of the test that runs
     _current: Auxiliary | None = None  # the auxiliary classifier in the features of the trainer's own tower
     _reusable: bool | None = None  # whether the output of model.image_encoder equals image_features; None: not compared
 
@@ -77,40 +78,122 @@ class AuxiliaryMixin(_Host):
         template_of(cfg)
 
     def build_model(self) -> None:
+        """Build the host's model, and try on one image what is needed later: errors show before hours of work."""
         super().build_model()
-        with randomness_kept():
-            self.build_auxiliary()
-
-    def build_auxiliary(self) -> None:
-        """Make the auxiliary classifier, or take it from the store."""
         if not logging.getLogger("air_plugin").hasHandlers():
             show_logs()  # the host's train.py does not show ours
-        self._encode([self.dm.dataset.train_x[0].impath])  # an error shows before hours of generation
-        cfg, dataset = self.cfg, self.dm.dataset
+        with randomness_kept(), torch.no_grad():
+            self.check_host()
+        self._checked = True
+
+    @functools.cached_property
+    def auxiliary(self) -> Auxiliary:
+        """The auxiliary classifier; made when it is first needed, which is before the first epoch or in a test."""
+        with randomness_kept(), torch.inference_mode(False), torch.enable_grad():
+            self.build_auxiliary()
+        return vars(self)["auxiliary"]
+
+    def build_auxiliary(self) -> None:
+        """Make the auxiliary classifier, or take it from the store; sets `auxiliary`.
+
+        Raises:
+            UserError: a checkpoint is evaluated, and the store has no artifacts of these classes and images.
+        """
+        cfg = self.cfg
+        store = Store(cfg.AIR.CACHE or Path(cfg.OUTPUT_DIR) / "cache", read_only=self._evaluates)
+        backbone = self._load_backbone()
+        try:
+            self.unlabelled, _ = look_at_unlabelled(
+                backbone,
+                self._unlabelled_paths(),
+                template_features(backbone, self.classnames, template_of(cfg)),
+                store=store,
+                batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
+                workers=cfg.DATALOADER.NUM_WORKERS,
+            )
+            self.auxiliary = build_auxiliary(
+                backbone, self.classnames, self.unlabelled, settings=self.air, store=store, stages=Stages()
+            )
+        except NotStored as error:
+            raise self._not_stored(error) from error
+
+    def _not_stored(self, error: NotStored) -> UserError:
+        return UserError(
+            f"{self._name}: a checkpoint is evaluated, for which nothing is trained or generated, but {error}; name "
+            "the store of the training run with AIR.CACHE, or fill it: the same command without --model-dir"
+        )
+
+    def _load_backbone(self) -> Backbone:
+        name = self.cfg.AIR.BACKBONE or self.cfg.MODEL.BACKBONE.NAME
+        return load_backbone(name, precision=self.cfg.AIR.BACKBONE_PRECISION, device=self.device)
+
+    def _unlabelled_paths(self) -> list[str]:
+        """The unlabelled images: those of the host's pseudo-labels, or of the data set."""
         if not hasattr(super(), "pseudo_probs"):
-            paths = unlabelled_paths(dataset)
-        elif hasattr(self, "paths"):
-            paths = self.paths
-        else:
+            return unlabelled_paths(self.dm.dataset)
+        measured = measured_images(self.dm.dataset, self.paths)
+        if measured:
+            raise UserError(
+                f"{self._name}: {len(measured):,} of the {len(self.paths):,} images of self.paths are in test or val; "
+                "nothing may be adapted to these"
+            )
+        log.info("unlabelled: %s images of self.paths", f"{len(self.paths):,}")
+        return self.paths
+
+    # The host, tried on one image
+
+    def check_host(self) -> None:
+        """Refuse a host that the auxiliary classifier cannot be used with; no state of the host changes."""
+        dataset = self.dm.dataset
+        self.classnames = list(dataset.classnames)
+        if hasattr(super(), "pseudo_probs") and not hasattr(self, "paths"):
             raise UserError(
                 f"{self._name} has pseudo_probs, but no self.paths; set it in build_model: "
                 "the image files, in the order of the rows"
             )
-        store = Store(cfg.AIR.CACHE or Path(cfg.OUTPUT_DIR) / "cache")
-        self.classnames = list(dataset.classnames)
-        name = cfg.AIR.BACKBONE or cfg.MODEL.BACKBONE.NAME
-        backbone = load_backbone(name, precision=cfg.AIR.BACKBONE_PRECISION, device=self.device)
-        self.unlabelled, _ = look_at_unlabelled(
-            backbone,
-            paths,
-            template_features(backbone, self.classnames, template_of(cfg)),
-            store=store,
-            batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
-            workers=cfg.DATALOADER.NUM_WORKERS,
+        path = dataset.train_x[0].impath
+        self._tower.encode([path])
+        try:
+            logits = self._tower.scores(super().model_inference, path)
+        except Exception as error:  # it may need what the host makes later, in before_train
+            log.warning("%s: model_inference cannot be tried before training: %s", self._name, error)
+        else:
+            require_logits(self._name, logits, (1, len(self.classnames)))
+        if not self._any_tower:
+            backbone, size = self._load_backbone(), self.air.size if self.air.prototypes == "synthetic" else None
+            if self._tower.is_trained(path) or not self._tower.is_backbones(backbone, path, size=size):
+                raise self._other_tower()
+        hosts = type(self).__mro__
+        if not uses(hosts[hosts.index(AuxiliaryMixin) + 1 :], "test", "model_inference"):
+            log.warning(
+                "%s: its test() does not name model_inference; where it does not call it, nothing is fused, and the "
+                "test ends in an error; see docs/drop-in.md",
+                self._name,
+            )
+
+    @property
+    def _any_tower(self) -> bool:
+        """Whether the auxiliary classifier can be used in the features of another tower than the frozen backbone."""
+        return self.air.auxiliary == "cosine" and self.air.weight is not None
+
+    def _other_tower(self) -> UserError:
+        return UserError(
+            f"{self._name}: its image tower is not the frozen backbone, or is trained; AIR.AUXILIARY gaussian and "
+            "AIR.LAMBDA auto are made for it; set cosine and a number"
         )
-        self.auxiliary = build_auxiliary(
-            backbone, self.classnames, self.unlabelled, settings=self.air, store=store, stages=Stages()
-        )
+
+    # When it is made
+
+    def before_train(self) -> None:
+        self._evaluates, self._begun = False, True
+        super().before_train()  # a checkpoint to resume from that does not fit is refused first
+        _ = self.auxiliary
+
+    def load_model(self, directory: str, *args: Any, **kwargs: Any) -> Any:
+        """Load weights. Outside of training this begins an evaluation, for which the store must have everything."""
+        loaded = super().load_model(directory, *args, **kwargs)
+        self._evaluates = bool(directory and self.get_model_names()) and not self._begun
+        return loaded
 
     @property
     def _name(self) -> str:
@@ -135,17 +218,14 @@ class AuxiliaryMixin(_Host):
 
     def model_inference(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(B, 3, H, W) images to (B, C) log p*, in place of the trainer's logits."""
-        with self._recording() as outputs:
-            logits = super().model_inference(input, *args, **kwargs)
-        expected = (len(input), len(self.classnames))
-        if not isinstance(logits, Tensor) or logits.shape != expected:
-            given = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            raise UserError(
-                f"{self._name}: model_inference returns {given}, not {expected} logits, images by classes; let "
-                "the trainer's own return these alone"
-            )
         current = self._current or self.refresh()
-        return current.classifier.fuse(logits, self._features(input, outputs))
+        with self._tower.recording() as outputs:
+            logits = super().model_inference(input, *args, **kwargs)
+        require_logits(self._name, logits, (len(input), len(self.classnames)))
+        fused = current.classifier.fuse(logits, self._features(input, outputs))
+        if self._tally is not None:
+            self._tally.predict(logits, fused)
+        return fused
 
     def fused(self, text_probs: Tensor, features: Tensor) -> Tensor:
         """p* = p + lambda p^, normalised (AiR, PLG; functional/fusion.py).
@@ -160,11 +240,12 @@ class AuxiliaryMixin(_Host):
     def pseudo_probs(self) -> Tensor:
         """(N, C) p* of the unlabelled images."""
         probs = super().pseudo_probs()
-        if not hasattr(self, "auxiliary"):
+        if not self._checked:
             raise UserError(
-                f"{self._name}: pseudo_probs is called before the auxiliary classifier is made, which is "
-                "when build_model has ended; call it in before_train"
+                f"{self._name}: pseudo_probs is called within build_model, before the trainer is checked; call it in "
+                "before_train"
             )
+        _ = self.auxiliary  # with it come the unlabelled images
         count = len(self.unlabelled.paths)
         if probs.shape != (count, len(self.classnames)):
             raise UserError(
@@ -173,12 +254,36 @@ class AuxiliaryMixin(_Host):
             )
         return self.fused(probs, self.unlabelled.features)
 
-    # The trainer's image tower
-
     @torch.no_grad()
     def test(self, *args: Any, **kwargs: Any) -> Any:
-        self.refresh()
-        return super().test(*args, **kwargs)
+        """The host's test, with fused predictions; logs lambda and the accuracy of both, from the same pass.
+
+        Raises:
+            UserError: the host's test did not call model_inference, so that nothing was fused.
+        """
+        current = self.refresh()
+        tally, outer = Tally(), self._tally
+        self._tally = tally
+        try:
+            with tally.watching(getattr(self, "evaluator", None)):
+                result = super().test(*args, **kwargs)
+        finally:
+            self._tally = outer
+        if not tally.calls:
+            raise UserError(
+                f"{self._name}: test() did not call model_inference, so nothing was fused, and its result is the "
+                "trainer's own; let test() take its predictions from model_inference, see docs/drop-in.md"
+            )
+        if outer is not None:
+            outer.calls += tally.calls  # a test within a test
+        log.info("%s: lambda %g: %s", self._name, current.classifier.fusion_weight, tally)
+        return result
+
+    # The trainer's image tower
+
+    @property
+    def _tower(self) -> Tower:
+        return Tower(self)
 
     @torch.no_grad()
     def refresh(self) -> Auxiliary:
@@ -192,13 +297,10 @@ class AuxiliaryMixin(_Host):
         prototypes = current.prototypes
         paths = prototypes.kept_images
         some = list(range(0, len(paths), max(1, len(paths) // SAMPLES)))
-        if not _same(self._encode([paths[i] for i in some]), prototypes.features.flatten(0, 1)[some]):
-            if self.air.auxiliary != "cosine" or self.air.weight is None:
-                raise UserError(
-                    f"{self._name}: its image tower is not the frozen backbone, for which AIR.AUXILIARY "
-                    "gaussian and AIR.LAMBDA auto are made; set cosine and a number"
-                )
-            features = self._encode(paths).unflatten(0, prototypes.kept.shape)
+        if not same_tower(self._tower.encode([paths[i] for i in some]), prototypes.features.flatten(0, 1)[some]):
+            if not self._any_tower:
+                raise self._other_tower()
+            features = self._tower.encode(paths).unflatten(0, prototypes.kept.shape)
             former = current.classifier
             head = AuxiliaryClassifier.from_prototypes(features, scale=former.scale)
             card = {**former.card, "backbone_fingerprint": None}  # no other tower makes such features
@@ -207,61 +309,15 @@ class AuxiliaryMixin(_Host):
         self._current = current
         return current
 
-    @torch.no_grad()
-    def _encode(self, paths: Sequence[str | Path]) -> Tensor:
-        """(n, D) unit features of image files, prepared as the trainer's test images are."""
-        transform, size = self._test_transform(), self.cfg.DATALOADER.TEST.BATCH_SIZE
-        parts = []
-        with ThreadPoolExecutor(READERS) as pool, _evaluating(getattr(self, "model", None)):
-            for start in range(0, len(paths), size):
-                images = list(pool.map(lambda path: transform(load_rgb(path)), paths[start : start + size]))
-                parts.append(self._unit_features(torch.stack(images).to(self.device)))
-        return torch.cat(parts)
-
-    def _test_transform(self) -> Callable[[Any], Tensor]:
-        transform = getattr(self.dm.test_loader.dataset, "transform", None)
-        if not callable(transform):
-            raise UserError(
-                f"{self._name}: dm.test_loader.dataset.transform is {type(transform).__name__}, not one "
-                "transform of test images, which the generated images need, too"
-            )
-        return transform
-
-    def _unit_features(self, images: Tensor) -> Tensor:
-        """(B, D) unit `image_features`."""
-        features = self.image_features(images)
-        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
-            given = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
-            raise UserError(
-                f"{self._name}: image_features returns {given} for {len(images)} images, not one row "
-                "each; override it, see docs/drop-in.md"
-            )
-        return _unit(features)
-
-    @contextmanager
-    def _recording(self) -> Iterator[list[Any]]:
-        """Record the outputs of the model's image encoder meanwhile, so that no image is encoded twice."""
-        outputs: list[Any] = []
-        model = getattr(self, "model", None)
-        encoder = getattr(getattr(model, "module", model), "image_encoder", None)
-        if not isinstance(encoder, nn.Module):
-            yield outputs
-            return
-        hook = encoder.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-        try:
-            yield outputs
-        finally:
-            hook.remove()
-
     def _features(self, images: Tensor, outputs: list[Any]) -> Tensor:
         """(B, D) unit features: the recorded output where it equals them, which is compared once after a refresh."""
         single = outputs[0] if len(outputs) == 1 and self._reusable is not False else None
         if not isinstance(single, Tensor) or single.ndim != 2 or len(single) != len(images):
-            return self._unit_features(images)
-        features = _unit(single)
+            return self._tower.unit_features(images)
+        features = unit(single)
         if self._reusable is None:
-            self._reusable = _same(self._unit_features(images), features)
-        return features if self._reusable else self._unit_features(images)
+            self._reusable = same_tower(self._tower.unit_features(images), features)
+        return features if self._reusable else self._tower.unit_features(images)
 
 
 def augment(trainer: type, *, name: str = "") -> type:
@@ -286,25 +342,3 @@ def augment(trainer: type, *, name: str = "") -> type:
     mixin = getattr(trainer, "auxiliary_mixin", AuxiliaryMixin)
     body = {"__doc__": trainer.__doc__, "__module__": trainer.__module__}
     return type(name or f"{trainer.__name__}+AiR", (mixin, trainer), body)
-
-
-def _unit(features: Tensor) -> Tensor:
-    return nn.functional.normalize(features.float(), dim=1)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether one tower made both (n, D) unit features of the same images."""
-    return one.shape == other.shape and bool(((one * other.to(one)).sum(dim=1) > SAME).all())
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """A model in evaluation mode for a while; afterwards each of its parts is in its former mode."""
-    modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
-    if modes:
-        model.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

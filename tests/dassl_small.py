@@ -73,6 +73,27 @@ class TinyColoursBare(DatasetBase):
         super().__init__(train_x=items, test=items[1::2])
 
 
+@DATASET_REGISTRY.register()
+class TinyApart(DatasetBase):
+    """12 training images, the same as unlabelled ones (label -1), and 6 others below `apart` to validate and test."""
+
+    def __init__(self, cfg):
+        root = Path(cfg.DATASET.ROOT)
+        others = read_items(root / "apart")
+        super().__init__(
+            train_x=read_items(root), train_u=read_items(root, label=-1), val=others[::2], test=others[1::2]
+        )
+
+
+@DATASET_REGISTRY.register()
+class TinyApartBare(DatasetBase):
+    """The same with labelled training data and test data only."""
+
+    def __init__(self, cfg):
+        root = Path(cfg.DATASET.ROOT)
+        super().__init__(train_x=read_items(root), test=read_items(root / "apart")[1::2])
+
+
 class TinyNet(nn.Module):
     """Mean colour -> scores."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,9 @@ from air_plugin.auxiliary.build import build_auxiliary
 from air_plugin.config import refuse_drop_in_keys
 from air_plugin.functional.fusion import fuse
 from air_plugin.mixin import AuxiliaryMixin
+from air_plugin.utils.store import NotStored, Store
 
+log = logging.getLogger(f"air_plugin.{__name__}")  # `show_logs` shows what is below air_plugin
 LAMBDAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
@@ -22,6 +25,7 @@ class FusedHeads(AuxiliaryMixin):
     """
 
     primary: str
+    is_left_out = False  # the auxiliary classifier, in an evaluation on other classes
     by_lambda: list[list[float]] | None = None
 
     def check_cfg(self, cfg: Any) -> None:
@@ -29,10 +33,43 @@ class FusedHeads(AuxiliaryMixin):
         refuse_drop_in_keys(cfg)
         self.primary = self.air.primary
 
+    def check_host(self) -> None:
+        """Nothing to try: the image tower is the frozen backbone."""
+
     def build_auxiliary(self) -> None:
+        store = Store(self.store.root, read_only=self._evaluates)
         self.auxiliary = build_auxiliary(
-            self.backbone, self.classnames, self.unlabelled, settings=self.air, store=self.store, stages=self.stages
+            self.backbone, self.classnames, self.unlabelled, settings=self.air, store=store, stages=self.stages
         )
+
+    def train(self) -> None:
+        _ = self.auxiliary  # its stages come before the one of prompt training
+        super().train()
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load weights; to evaluate them, the auxiliary classifier comes from the store.
+
+        For classes that the prompts were not trained with it is left out where the store has none.
+
+        Raises:
+            UserError: the store has no artifacts of the classes that the prompts were trained with.
+        """
+        super().load_model(directory, epoch)
+        if not self._evaluates:
+            return
+        try:
+            _ = self.auxiliary
+        except NotStored as error:
+            if not self.has_other_names:
+                raise self._not_stored(error) from error
+            self.primary, self.is_left_out = "text", True
+            log.warning(
+                "the auxiliary classifier is left out, and the text head is the primary classifier: %s; ZeroshotAiR "
+                "with these classes and this AIR.CACHE makes what is needed",
+                error,
+            )
+        else:
+            log.info("the auxiliary classifier is of this run's %d classes, from the store", len(self.classnames))
 
     def model_inference(self, input: Tensor) -> Tensor:
         return super(AuxiliaryMixin, self).model_inference(input)  # not the mixin's: `head_probs` has fused already
@@ -42,13 +79,13 @@ class FusedHeads(AuxiliaryMixin):
 
     def head_probs(self, features: Tensor) -> dict[str, Tensor]:
         heads = super().head_probs(features)
-        return {**heads, "fused": self.fused(heads["text"], features)}
+        return heads if self.is_left_out else {**heads, "fused": self.fused(heads["text"], features)}
 
     def diagnose(self, heads: dict[str, Tensor], features: Tensor, labels: Tensor) -> None:
         """Accuracy of the fused head for other lambdas; computed afterwards, nothing is chosen by it."""
         super().diagnose(heads, features, labels)
-        if self.cfg.TRAINER.TRANSCLIP.ENABLED:
-            return  # its fused head is another one
+        if self.is_left_out or self.cfg.TRAINER.TRANSCLIP.ENABLED:
+            return  # there is no fused head, or TransCLIP's, which is another one
         classifier = self.auxiliary.classifier
         auxiliary = classifier.probs(features)
         self.by_lambda = [

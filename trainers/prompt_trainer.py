@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from air_plugin.functional.metrics import head_metrics, head_predictions
 from air_plugin.functional.transclip import transclip
 from air_plugin.inference.bundle import preprocessing_of
 from air_plugin.utils.checks import require
+from air_plugin.utils.class_names import listed
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import digest
@@ -35,12 +37,15 @@ from air_plugin.utils.store import Store
 from trainers.fused_heads import FusedHeads
 from trainers.resuming import has_checkpoint, require_same, write_identity
 
+log = logging.getLogger(f"air_plugin.{__name__}")  # `show_logs` shows what is below air_plugin
+
 
 class PromptTrainer(TrainerX):
     """Trains prompts on a feature table. A method overrides `training_set` and `losses`; see trainers/coop.py."""
 
     auxiliary_mixin = FusedHeads  # what `augment` adds
     primary: str = "text"
+    has_other_names = False  # whether the weights that were loaded are of other classes
 
     def check_cfg(self, cfg: Any) -> None:
         validate(cfg, "DATASET", "TRAINER.PROMPT", "TRAINER.TRANSCLIP")
@@ -224,7 +229,13 @@ class PromptTrainer(TrainerX):
             raise UserError(f"{error}; remove the checkpoints in {directory} to train from the start") from error
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load the weights of an epoch (1-based); else the best ones, or the last where there are no best ones."""
+        """Load the weights of an epoch (1-based); else the best ones, or the last where there are no best ones.
+
+        A context that all classes share serves other class names than those it was trained with.
+
+        Raises:
+            UserError: there is no such file, or it does not fit the settings, the backbone or, with CSC, the classes.
+        """
         for name in self.get_model_names():
             folder = Path(directory) / name
             best, last = folder / "model-best.pth.tar", folder / "checkpoint"
@@ -234,7 +245,23 @@ class PromptTrainer(TrainerX):
                 path = best if best.exists() or not last.exists() else folder / last.read_text().strip()
             if not path.is_file():
                 raise UserError(f"no checkpoint {path}; --model-dir is the folder that holds {name}/")
-            self._models[name].load_state_dict(load_checkpoint(str(path))["state_dict"])
+            self._load(self._models[name], path)
+
+    def _load(self, model: nn.Module, path: Path) -> None:
+        learners = [part for part in model.modules() if isinstance(part, PromptLearner)]
+        for learner in learners:
+            learner.other_names_allowed = True
+        try:
+            model.load_state_dict(load_checkpoint(str(path))["state_dict"])
+        except RuntimeError as error:
+            raise UserError(f"{path} does not fit TRAINER.PROMPT: {' '.join(str(error).split())[:300]}") from error
+        names = learners[0].trained_names
+        self.has_other_names = list(names) != self.classnames
+        if self.has_other_names:
+            log.info(
+                "the context was trained with %d other classes (%s); it serves these %d (%s)",
+                *(len(names), listed(names), len(self.classnames), listed(self.classnames)),
+            )
 
     @torch.no_grad()
     def text_features(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,12 @@ from air_plugin.config import validate
 from air_plugin.functional.losses import CandidateForm, candidate_weights, partial_label_loss
 from air_plugin.functional.metrics import pseudo_label_metrics
 from air_plugin.functional.pseudo_labels import Candidates, candidate_sets, hard_labels
+from air_plugin.utils.class_names import listed
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.tensors import load_tensors, save_tensors
 from trainers.prompt_trainer import PromptTrainer
+
+log = logging.getLogger(f"air_plugin.{__name__}")  # `show_logs` shows what is below air_plugin
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class SelfTraining(PromptTrainer):
         labelled = chosen.mask.any(dim=0).tolist()  # (C,)
         empty = [name for name, has_any in zip(self.classnames, labelled, strict=True) if not has_any]
         if empty:
-            print(f"warning: no pseudo-label for {len(empty)} of {len(self.classnames)} classes: {', '.join(empty)}")
+            log.warning("no pseudo-label for %d of %d classes: %s", len(empty), len(self.classnames), listed(empty))
 
     def _targets(self) -> tuple[Tensor, dict[str, Tensor]]:
         return self.rounds[-1].index, {"target": self.rounds[-1].mask}

@@ -14,13 +14,13 @@ from air_plugin.clip.features import extract_features
 from air_plugin.clip.zero_shot import UnlabelledImages
 from air_plugin.config import AirSettings
 from air_plugin.diffusion.captions import choose_captions
-from air_plugin.diffusion.generate import GenerationReport, generate, plan_jobs
+from air_plugin.diffusion.generate import GenerationReport, count_missing, generate, plan_jobs
 from air_plugin.diffusion.lora import adapter_loaded, train_lora
 from air_plugin.diffusion.pipeline import Generator, require_size
 from air_plugin.functional.prototypes import gather_prototypes, real_prototypes, select_prototypes
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.files import to_json, write_atomically
-from air_plugin.utils.store import Entry, Store, key_of
+from air_plugin.utils.store import Entry, NotStored, Store, key_of
 from air_plugin.utils.tensors import save_tensors
 
 FILE = "prototypes.safetensors"
@@ -100,6 +100,9 @@ def generate_images(
 
     Returns:
         The M * C files, first image of every class first, and how many were generated now.
+
+    Raises:
+        NotStored: images are missing in a store that is only read.
     """
     pipeline = generator.pipeline
     require_size(pipeline, settings.size)
@@ -125,8 +128,12 @@ def generate_images(
         "size": settings.size,
     }
     folder = adapter.folder if adapter else None
-    with store.open("images", common) as entry, adapter_loaded(pipeline, folder, accelerator=generator.accelerator):
-        return generate(pipeline, jobs, entry.path, batch_size=settings.batch)
+    with store.open("images", common, grows=True) as entry:
+        missing = count_missing(jobs, entry.path) if store.read_only else 0
+        if missing:
+            raise NotStored(f"{store.root} lacks {missing:,} of the {len(jobs):,} images of these classes")
+        with adapter_loaded(pipeline, folder, accelerator=generator.accelerator):
+            return generate(pipeline, jobs, entry.path, batch_size=settings.batch)
 
 
 def make_prototypes(

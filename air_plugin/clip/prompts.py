@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from air_plugin.utils.class_names import listed
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import to_json
 
@@ -22,7 +23,13 @@ class PromptLearner(nn.Module):
     """Learned context vectors v and fixed class names: prompt_c = [v_1 .. v_n, name_c] (CoOp, section 3.1, eq. 2).
 
     ctx: (n, W), or (C, n, W) with class-specific contexts (CSC); the only parameter.
+    other_names_allowed: whether weights that were trained with other class names may be loaded. Only a context that all
+        classes share serves them (base-to-new and cross-dataset evaluation); training is never resumed with it.
+    trained_names: of the weights that were loaded; empty where none were.
     """
+
+    other_names_allowed = False
+    trained_names: Sequence[str] = ()
 
     fixed: Tensor
     order: Tensor
@@ -88,15 +95,18 @@ class PromptLearner(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         saved = json.loads(bytes(state.cpu().tolist()))
-        if saved["classes"] != self.identity["classes"]:
+        others = saved["classes"] != self.identity["classes"]
+        if others and not (self.other_names_allowed and self.ctx.ndim == 2):
+            why = "; class-specific contexts (TRAINER.PROMPT.CSC) serve no other classes" if self.ctx.ndim == 3 else ""
             raise UserError(
                 f"the checkpoint is of other classes ({_brief(saved['classes'])}) than this run's "
-                f"({_brief(self.identity['classes'])}); use another output folder or --model-dir"
+                f"({_brief(self.identity['classes'])}){why}; use another output folder or --model-dir"
             )
         if saved["backbone"] != self.identity["backbone"]:
             raise UserError(
                 "the checkpoint is of another backbone than this run's; use another output folder or --model-dir"
             )
+        self.trained_names = saved["classes"]
 
 
 class PromptEnsemble(nn.Module):
@@ -141,7 +151,7 @@ class PromptedCLIP(nn.Module):
 
 
 def _brief(names: Sequence[str]) -> str:
-    return f"{len(names)}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+    return f"{len(names)}: {listed(names, first=3)}"
 
 
 def _arrangement(

@@ -218,6 +218,12 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     return records
 
 
+def count_missing(jobs: Sequence[ImageJob], folder: Path) -> int:
+    """How many images of some jobs are not in a folder, or are damaged there."""
+    manifest = _read_manifest(folder)
+    return sum(not _is_whole(folder, job, manifest) for job in jobs)
+
+
 def _is_whole(folder: Path, job: ImageJob, manifest: dict[str, dict[str, Any]]) -> bool:
     """Whether an image exists with the checksum of its record."""
     path = folder / f"{job.key}.png"

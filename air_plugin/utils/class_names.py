@@ -71,7 +71,7 @@ def match_class(name: str, classnames: list[str]) -> int | None:
     found = [index for index, classname in enumerate(classnames) if _loose(classname) == _loose(exact)]
     if len(found) > 1:
         raise UserError(
-            f"folder {name} fits several classes: {', '.join(classnames[i] for i in found)}; "
+            f"folder {name} fits several classes: {listed([classnames[i] for i in found])}; "
             "rename it to exactly one of them"
         )
     return found[0] if found else None
@@ -111,3 +111,14 @@ def warn_of_same_prompts(names: tuple[str, ...]) -> None:
     if groups:
         some = "; ".join(" = ".join(map(repr, group)) for group in groups[:3]) + ("; ..." if len(groups) > 3 else "")
         log.warning("%d of the classes have the prompt of another class: %s", sum(map(len, groups)), some)
+
+
+def listed(names: Sequence[str], *, first: int = 5) -> str:
+    """Some names for one line of a message: the first few, and how many more there are.
+
+    Example:
+        >>> listed(["ant", "bee", "cat", "dog"], first=2)
+        'ant, bee and 2 more'
+    """
+    more = len(names) - first
+    return f"{', '.join(names[:first])} and {more:,} more" if more > 1 else ", ".join(names)

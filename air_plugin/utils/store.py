@@ -19,6 +19,7 @@ from typing import Any
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import digest, to_json, write_atomically
 
 log = logging.getLogger(__name__)
@@ -68,8 +69,14 @@ class Entry:
                 path.unlink()
 
 
+class NotStored(UserError):
+    """A store that is only read has no such artifact."""
+
+
 class Store:
     """A folder of artifacts that several runs may use at the same time.
+
+    read_only: what is not there is not made: `open` raises NotStored. Evaluation uses such a store.
 
     Example:
         >>> with Store("output/cache").open("squares", {"recipe": 1, "n": 3}) as entry:
@@ -79,8 +86,8 @@ class Store:
         ...     squares = entry.tensors("squares.safetensors")["x"]
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    def __init__(self, root: str | Path, *, read_only: bool = False) -> None:
+        self.root, self.read_only = Path(root), read_only
 
     @property
     def digests(self) -> Path:
@@ -88,22 +95,30 @@ class Store:
         return self.root / "digests.sqlite"
 
     @contextmanager
-    def open(self, kind: str, settings: Mapping[str, Any]) -> Iterator[Entry]:
+    def open(self, kind: str, settings: Mapping[str, Any], *, grows: bool = False) -> Iterator[Entry]:
         """Lock an artifact: complete and verified, or to be made (or resumed) in `entry.path`.
 
         Args:
             kind: of the artifact, for instance "features"; the name of the folder above it.
             settings: everything that determines its content; JSON values only.
+            grows: it is never complete, as the folder of images, and is opened in a read-only store, too.
+
+        Raises:
+            NotStored: the store is only read, and the artifact is not there or unfinished.
         """
         from filelock import FileLock
 
         plain = json.loads(to_json(settings))
         path = self.root / kind / key_of(plain)
+        if self.read_only and not (path if grows else path / MARK).exists():
+            raise NotStored(f"{self.root} has no {kind} of these settings, classes and images")
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             for stale in path.glob(".*.tmp"):  # of a process that was killed
                 stale.unlink()
             fault = _fault(path, plain)
+            if fault and self.read_only:
+                raise NotStored(f"{path} in the store is damaged: {fault}")
             if fault:
                 log.info("cache: %s is thrown away and made again: %s", path, fault)
                 shutil.rmtree(path)

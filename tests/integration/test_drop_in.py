@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dassl_small import TinyColours, tiny_cfg, write_images
+from dassl_small import TinyApart, tiny_cfg, write_images
 from drop_in_trainers import CoCoOpShape, CoOpModel, CoOpShape, HeadlessShape, KgCoOpShape, MaPLeShape, VPTShape
 from torch import Tensor, nn
 
@@ -68,6 +68,7 @@ def theirs(mine: type) -> type:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("colours")
     write_images(folder)
+    write_images(folder / "apart")
     return folder
 
 
@@ -89,7 +90,7 @@ def config(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     def make(**options: Any) -> Any:
         cfg = tiny_cfg(data, tmp_path_factory.mktemp("run"))
         add_air_config(cfg)
-        cfg.MODEL.BACKBONE.NAME = "mini"
+        cfg.MODEL.BACKBONE.NAME, cfg.DATASET.NAME = "mini", "TinyApart"
         cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION = (32, 32), "bicubic"
         cfg.INPUT.PIXEL_MEAN = [0.48145466, 0.4578275, 0.40821073]
         cfg.INPUT.PIXEL_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -344,7 +345,8 @@ def test_no_random_number_is_used_up_by_what_we_make(config: Callable, tmp_path:
 
     after = []
     for trainer, options in ((CoOpShape, {}), (Wasteful, {"AIR__LORA__ENABLED": True, "AIR__CACHE": str(tmp_path)})):
-        build(trainer, config(AIR__LORA__STEPS=2, AIR__LORA__BATCH=2, **options))
+        built = build(trainer, config(AIR__LORA__STEPS=2, AIR__LORA__BATCH=2, **options))
+        built.before_train()
         after.append((random.random(), float(np.random.rand()), float(torch.rand(1))))
     assert after[0] == after[1] and list(tmp_path.glob("lora/*/entry.json"))
 
@@ -367,7 +369,7 @@ def test_the_stages_are_shown_unless_the_host_has_its_own_logging(
     logger = logging.getLogger("air_plugin")
     monkeypatch.setattr(logger, "propagate", False)  # pytest's handlers are those of the root
     monkeypatch.setattr(logger, "handlers", [logging.NullHandler()] if configured else [])
-    build(MyCoOp, config())
+    build(MyCoOp, config()).before_train()
     assert ("stage prototypes: " in capsys.readouterr().out) is not configured
 
 
@@ -447,16 +449,17 @@ def test_prototypes_may_be_real_images(data: Path, config: Callable):
     assert torch.allclose(fused, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["TinyColours", "TinyColoursBare"])
+@pytest.mark.parametrize("name", ["TinyApart", "TinyApartBare"])
 def test_unlabelled_images_are_train_u_else_train_x(name: str, config: Callable, data: Path):
     trainer = build(MyCoOp, config(DATASET__NAME=name))
+    trainer.before_train()
     assert trainer.unlabelled.paths == sorted(str(path) for path in data.glob("*.png"))
     assert trainer.unlabelled.probs.shape == (12, 3)
 
 
 def test_labels_change_nothing(config: Callable, monkeypatch: pytest.MonkeyPatch):
-    before = build(MyCoOp, config(DATASET__NAME="TinyColoursBare", AIR__PROTOTYPES="real"))
-    plain = TinyColours.__init__
+    before = build(MyCoOp, config(DATASET__NAME="TinyApartBare", AIR__PROTOTYPES="real"))
+    plain = TinyApart.__init__
 
     def turned(self: Any, cfg: Any) -> None:
         plain(self, cfg)
@@ -464,10 +467,148 @@ def test_labels_change_nothing(config: Callable, monkeypatch: pytest.MonkeyPatch
             item._label = (item._label + 1) % 3
         self._train_u = []
 
-    monkeypatch.setattr(TinyColours, "__init__", turned)
+    monkeypatch.setattr(TinyApart, "__init__", turned)
     after = build(MyCoOp, config(AIR__PROTOTYPES="real"))
     assert after.dm.dataset.train_x[0].label != before.dm.dataset.train_x[0].label
     assert torch.equal(after.auxiliary.classifier.weight, before.auxiliary.classifier.weight)
+
+
+# Tests that are not fused, and what a test says
+
+
+class Bypass(CoOpShape):
+    """Its test does not go through model_inference, as CLAP's does not."""
+
+    def test(self, split: str | None = None) -> float:
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        for batch in self.test_loader:
+            image, label = self.parse_batch_test(batch)
+            self.evaluator.process(self.model(image), label)
+        return self.evaluator.evaluate()["accuracy"]
+
+
+@pytest.mark.public_reports
+def test_a_test_that_fuses_nothing_is_an_error_and_warned_of_before_training(
+    config: Callable, caplog: pytest.LogCaptureFixture
+):
+    """Number 25."""
+    trainer = build(augment(Bypass), config())
+    assert any("its test() does not name model_inference" in message for message in caplog.messages)
+    assert "test() did not call model_inference, so nothing was fused" in message_of(trainer.test)
+    assert "nothing was fused" in message_of(trainer.train)
+    caplog.clear()
+    build(MyKgCoOp, config())
+    build(augment(type("Below", (CoOpShape,), {"test": lambda self: super(CoOpShape, self).test()})), config())
+    assert not any("does not name" in message for message in caplog.messages)
+
+
+class AtTheEnd(CoOpShape):
+    """Gives the evaluator everything at once, by name, and tests the other split within its test."""
+
+    def test(self, split: str | None = None) -> float:
+        if split is None:
+            self.test(split="val")
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        pairs = [self.parse_batch_test(batch) for batch in (self.val_loader if split else self.test_loader)]
+        outputs = torch.cat([self.model_inference(image) for image, _ in pairs])
+        self.evaluator.process(gt=torch.cat([label for _, label in pairs]), mo=outputs)
+        return self.evaluator.evaluate()["accuracy"]
+
+
+class WithoutLabels(CoOpShape):
+    """Keeps the evaluator out of it."""
+
+    def test(self, split: str | None = None) -> float:
+        batch = next(iter(self.test_loader))
+        return float((self.model_inference(batch["img"]).argmax(1) == batch["label"]).float().mean())
+
+
+@pytest.mark.public_reports
+@pytest.mark.parametrize("shape", [CoOpShape, KgCoOpShape, AtTheEnd])
+def test_lambda_and_both_accuracies_are_logged_at_each_test(
+    shape: type, config: Callable, caplog: pytest.LogCaptureFixture
+):
+    """Number 25."""
+    trainer = train(augment(shape), config(AIR__LAMBDA=0.75, OPTIM__LR=0.5))
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "air_plugin"):
+        accuracy = trainer.test()
+    own, fused, count = 0, 0, 0
+    with torch.no_grad():
+        for batch in trainer.test_loader:
+            count += len(batch["label"])
+            own += int((shape.model_inference(trainer, batch["img"]).argmax(1) == batch["label"]).sum())
+            fused += int((trainer.model_inference(batch["img"]).argmax(1) == batch["label"]).sum())
+    assert accuracy == pytest.approx(100 * fused / count)
+    expected = f"lambda 0.75: {100 * own / count:.1f} % alone, {100 * fused / count:.1f} % fused, of {count} images"
+    assert caplog.messages[-1] == f"{shape.__name__}+AiR: {expected}"
+    assert sum("lambda" in message for message in caplog.messages) == (2 if shape is AtTheEnd else 1)
+    assert "process" not in vars(trainer.evaluator)
+
+
+@pytest.mark.public_reports
+def test_accuracies_without_labels_are_unknown(config: Callable, caplog: pytest.LogCaptureFixture):
+    """Number 25."""
+    trainer = build(augment(WithoutLabels), config())
+    with caplog.at_level(logging.INFO, "air_plugin"):
+        trainer.test()
+    assert "lambda 2: accuracies unknown" in caplog.messages[-1]
+
+
+# Nothing is adapted to images that accuracy is measured on, and nothing in an evaluation
+
+
+@pytest.mark.public_reports
+def test_test_images_are_never_adapted_to(config: Callable, tmp_path: Path):
+    """Number 27: TinyColours has its test and validation images among its training images."""
+    cfg = config(DATASET__NAME="TinyColours", AIR__CACHE=str(tmp_path / "cache"))
+    trainer = build(MyCoOp, cfg)
+    assert "all 12 images of train_u are in test or val" in message_of(trainer.train)
+    assert not (tmp_path / "cache").exists()
+    bare = build(MyCoOp, config(DATASET__NAME="TinyColoursBare"))
+    bare.before_train()
+    assert len(bare.unlabelled.paths) == 6
+    assert not {item.impath for item in bare.dm.dataset.test} & set(bare.unlabelled.paths)
+    labels = build(augment(Labels), config(DATASET__NAME="TinyColoursBare"))
+    assert "6 of the 12 images of self.paths are in test or val" in message_of(labels.pseudo_probs)
+
+
+@pytest.mark.public_reports
+def test_evaluation_of_a_checkpoint_makes_nothing(config: Callable, tmp_path: Path):
+    """Number 27: neither adapter nor images; with the run's store it gives the run's result."""
+    options = {"AIR__LORA__ENABLED": True, "AIR__LORA__STEPS": 3, "AIR__LORA__BATCH": 2}
+    first = train(MyCoOp, config(AIR__CACHE=str(tmp_path / "full"), **options))
+
+    def evaluate(cache: str, model_dir: str, **more: Any) -> float:
+        trainer = build(MyCoOp, config(AIR__CACHE=str(tmp_path / cache), **options, **more))
+        trainer.load_model(model_dir, *([2] if model_dir else []))
+        return trainer.test()
+
+    message = message_of(lambda: evaluate("empty", first.output_dir))
+    assert "AIR.CACHE" in message and "without --model-dir" in message and str(tmp_path / "empty") in message
+    assert not list((tmp_path / "empty").rglob("*.safetensors")) + list((tmp_path / "empty").rglob("*.png"))
+    assert evaluate("full", first.output_dir) == first.test()
+    assert "lacks 3 of the 15 images" in message_of(lambda: evaluate("full", first.output_dir, AIR__M=5))
+    evaluate("empty", "")  # what the message tells
+    assert list((tmp_path / "empty").rglob("*.png"))
+    assert evaluate("empty", first.output_dir) == first.test()
+
+
+@pytest.mark.public_reports
+def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_made(config: Callable, tmp_path: Path):
+    """Number 28: a checkpoint of another number of classes, to evaluate or to resume from."""
+    other = build(MyHeadless, config())
+    other.model.head = nn.Linear(other.model.head.in_features, 4)
+    other._models["head"] = other.model.head
+    other.save_model(0, str(tmp_path / "other"))
+    cfg = config(AIR__CACHE=str(tmp_path / "cache"), RESUME=str(tmp_path / "other"))
+    trainer = build(MyHeadless, cfg)
+    for run in (trainer.train, lambda: trainer.load_model(str(tmp_path / "other"), epoch=1)):
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            run()
+    assert not (tmp_path / "cache").exists()
 
 
 # augment
@@ -551,7 +692,10 @@ def test_features_that_are_no_rows_are_named(config: Callable):
     assert "a tuple for 1 images" in message_of(lambda: build(Pair, config()))
 
 
-def test_an_output_that_is_no_logits_is_named(config: Callable):
+@pytest.mark.public_reports
+def test_an_output_that_is_no_logits_is_named(config: Callable, tmp_path: Path):
+    """Number 28."""
+
     class Bare(KgCoOpShape):
         model_inference = CoOpShape.model_inference  # as if its author had forgotten it
 
@@ -559,8 +703,57 @@ def test_an_output_that_is_no_logits_is_named(config: Callable):
         def model_inference(self, input: Tensor) -> Tensor:
             return super().model_inference(input)[:, :2]
 
-    assert "model_inference returns a tuple, not (4, 3) logits" in message_of(build(augment(Bare), config()).test)
-    assert "model_inference returns (4, 2), not (4, 3) logits" in message_of(build(augment(Narrow), config()).test)
+    cfg = config(AIR__CACHE=str(tmp_path / "cache"))
+    assert "model_inference returns a tuple, not (1, 3) logits" in message_of(lambda: build(augment(Bare), cfg))
+    assert "model_inference returns (1, 2), not (1, 3) logits" in message_of(lambda: build(augment(Narrow), cfg))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.public_reports
+@pytest.mark.parametrize("options", [{"AIR__AUXILIARY": "gaussian"}, {"AIR__LAMBDA": "auto"}], ids=["gaussian", "auto"])
+def test_a_tower_that_is_not_the_backbone_is_named_before_anything_is_made(
+    options: dict[str, Any], config: Callable, tmp_path: Path
+):
+    """Number 28: prompts within the encoder, an encoder that is the backbone but is trained, and one that is it."""
+
+    class Tuned(CoOpShape):
+        trained, registered = "image_encoder", "image_encoder"
+
+    for shape in (MyVPT, MyMaPLe, augment(Tuned)):
+        cfg = config(AIR__CACHE=str(tmp_path / "cache"), AIR__SIZE=48, **options)
+        assert "its image tower is not the frozen backbone" in message_of(lambda: build(shape, cfg))  # noqa: B023
+    assert not (tmp_path / "cache").exists()
+    assert train(MyCoOp, config(**options)).test() >= 0
+
+
+@pytest.mark.public_reports
+def test_an_inference_that_needs_training_first_is_tried_later(config: Callable, caplog: pytest.LogCaptureFixture):
+    """Number 28."""
+
+    class Later(CoOpShape):
+        def before_train(self) -> None:
+            super().before_train()
+            self.factor = 1.0
+
+        def model_inference(self, input: Tensor) -> Tensor:
+            return self.factor * super().model_inference(input)
+
+    trainer = build(augment(Later), config())
+    assert any("cannot be tried before training" in message and "factor" in message for message in caplog.messages)
+    trainer.train()
+
+
+@pytest.mark.public_reports
+@pytest.mark.parametrize("mine", [MyVPT, MyCoCoOp])
+def test_trying_one_image_changes_no_state(mine: type, config: Callable):
+    """Number 28: neither weights, nor statistics, nor modes, nor random numbers."""
+    after = []
+    for trainer in (theirs(mine), mine):
+        built = build(trainer, config(AIR__AUXILIARY="cosine"))
+        modes = [part.training for part in built.model.modules()]
+        after.append((built.model.state_dict(), modes, random.random(), float(np.random.rand()), float(torch.rand(1))))
+    assert after[0][1:] == after[1][1:]
+    assert all(torch.equal(value, after[1][0][name]) for name, value in after[0][0].items())
 
 
 def test_pseudo_labels_of_unknown_images_are_named(config: Callable):

@@ -82,16 +82,114 @@ def test_evaluation_alone_gives_the_same_figures(
     ]
 
 
-def test_checkpoint_of_other_classes_is_refused(
-    air: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from datasets import digits
+def accuracy_lines(printed: str) -> list[str]:
+    return [line for line in printed.splitlines() if line.startswith("* accuracy:")]
 
-    monkeypatch.setattr(digits, "CLASSES", [name.upper() for name in digits.CLASSES])
-    args = arguments("CPL", data, tmp_path / "eval")
-    assert train.main(["--eval-only", "--model-dir", str(air), *args]) == 2
+
+@pytest.mark.public_reports
+def test_a_shared_context_serves_other_classes(
+    finished: Callable[..., Path], data: Path, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Number 29: AiR trained on the base classes, evaluated on the new ones; the text head is right, and what becomes
+    of the other head is logged."""
+    base = finished("AiR", "DATASET.SUBSAMPLE_CLASSES", "base")
+    new = ["DATASET.SUBSAMPLE_CLASSES", "new", "AIR.CACHE", str(tmp_path / "cache")]
+    line = ["--eval-only", "--model-dir", str(base), *arguments("AiR", data, tmp_path / "eval", *new)]
+
+    assert train.main(line) == 0
+    shown = capsys.readouterr()
+    assert "trained with 5 other classes (zero, one, two, three, four)" in shown.out
+    (warning,) = (one for one in shown.err.splitlines() if one.startswith("warning: "))
+    assert "the auxiliary classifier is left out, and the text head is the primary classifier" in warning
+    assert not list((tmp_path / "cache").rglob("*.png"))
+    (text,) = accuracy_lines(shown.out)
+    assert text == f"* accuracy: {accuracy_of_context(base, data):.1f}%"
+
+    assert train.main(arguments("ZeroshotAiR", data, tmp_path / "zeroshot", *new)) == 0  # fills the store
+    capsys.readouterr()
+    images = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.png")}
+    assert train.main(line) == 0
+    shown = capsys.readouterr()
+    assert "the auxiliary classifier is of this run's 5 classes, from the store" in shown.out and not shown.err
+    assert text in accuracy_lines(shown.out) and "Evaluate the fused head" in shown.out
+    assert images == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.png")}
+
+
+def accuracy_of_context(run: Path, data: Path) -> float:
+    """Of a run's context with the names of the new digits, on their test images, one image at a time."""
+    from air_plugin.clip.loading import load_backbone
+    from air_plugin.clip.prompts import PromptLearner
+    from air_plugin.utils.images import load_rgb
+    from datasets.digits import CLASSES
+
+    backbone, names = load_backbone("mini"), CLASSES[5:]
+    learner = PromptLearner(backbone, names, n_ctx=len(weights(run)["ctx"]))
+    learner.ctx.data = weights(run)["ctx"]
+    with torch.no_grad():
+        text = backbone.text_encoder(*learner())
+    text = text / text.norm(dim=1, keepdim=True)
+    hits = []
+    for name, label, _ in json.loads((data / "digits" / "split.json").read_text())["test"]:
+        if label >= 5:
+            image = load_rgb(data / "digits" / name)
+            feature = backbone.encode_images(backbone.preprocess(image)[None])[0]
+            hits.append(int((text @ feature).argmax()) == label - 5)
+    return 100 * sum(hits) / len(hits)
+
+
+@pytest.mark.public_reports
+def test_training_is_not_resumed_with_other_classes(
+    finished: Callable[..., Path], data: Path, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Number 29: evaluation takes other names, training does not."""
+    base = finished("CPL", "DATASET.SUBSAMPLE_CLASSES", "base")
+    options = ["DATASET.SUBSAMPLE_CLASSES", "new", "AIR.CACHE", cache]
+    assert train.main(["--resume", str(base), *arguments("CPL", data, tmp_path / "run", *options)]) == 2
     error = capsys.readouterr().err
     assert "other classes" in error and error.count("\n") == 1
+
+
+@pytest.mark.public_reports
+@pytest.mark.parametrize("subset", ["base", "new"])  # the same number of classes, and another one
+def test_class_specific_contexts_serve_no_other_classes(
+    subset: str,
+    finished: Callable[..., Path],
+    data: Path,
+    cache: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Number 29: contexts of single classes stay refused, in one line."""
+    trained_on = {"base": "all", "new": "base"}[subset]
+    run = finished("CPL", "TRAINER.PROMPT.CSC", "True", "DATASET.SUBSAMPLE_CLASSES", trained_on)
+    options = ["TRAINER.PROMPT.CSC", "True", "DATASET.SUBSAMPLE_CLASSES", subset, "AIR.CACHE", cache]
+    assert (
+        train.main(["--eval-only", "--model-dir", str(run), *arguments("CPL", data, tmp_path / "eval", *options)]) == 2
+    )
+    error = capsys.readouterr().err
+    assert "TRAINER.PROMPT.CSC" in error and "serve no other classes" in error and error.count("\n") == 1
+
+
+@pytest.mark.public_reports
+def test_evaluation_on_the_same_classes_trains_nothing_anew(
+    air: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Number 27: without the store of the training run, --eval-only does not adapt a generator."""
+    line = arguments("AiR", data, tmp_path / "eval")
+    assert train.main(["--eval-only", "--model-dir", str(air), *line]) == 2
+    error = capsys.readouterr().err
+    assert "AIR.CACHE" in error and "no lora" in error and error.count("\n") == 1
+
+
+@pytest.mark.public_reports
+def test_weights_that_do_not_fit_are_named_in_one_line(
+    air: Path, data: Path, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Number 28: a context of another length."""
+    line = arguments("CPL", data, tmp_path / "eval", "TRAINER.PROMPT.CTX_INIT", "one more word", "AIR.CACHE", cache)
+    assert train.main(["--eval-only", "--model-dir", str(air), *line]) == 2
+    error = capsys.readouterr().err
+    assert "does not fit TRAINER.PROMPT" in error and error.count("\n") == 1
 
 
 def test_no_image_is_encoded_inside_an_epoch(
@@ -171,7 +269,7 @@ def test_a_class_without_pseudo_labels_is_named_and_training_goes_on(
     monkeypatch.setattr(CPL, "pseudo_probs", without_nine)
     options = ["TRAINER.CPL.BETA", "0.99", "AIR.CACHE", cache]
     assert train.main(arguments("CPL", data, tmp_path / "run", *options)) == 0
-    assert "no pseudo-label for" in capsys.readouterr().out
+    assert "warning: no pseudo-label for 1 of 10 classes: nine" in capsys.readouterr().err
 
 
 BAD = {

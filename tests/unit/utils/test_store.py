@@ -15,7 +15,7 @@ import torch
 
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.files import write_atomically
-from air_plugin.utils.store import Store, key_of
+from air_plugin.utils.store import NotStored, Store, key_of
 from air_plugin.utils.tensors import load_tensors, save_tensors, tensor_digest
 
 SETTINGS = {"recipe": 1, "seed": 3, "names": ["dog", "cät"]}
@@ -239,3 +239,18 @@ def test_two_processes_make_an_artifact_once(tmp_path: Path):
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert made.get(timeout=10) == 1 and made.empty()
+
+
+@pytest.mark.public_reports
+def test_a_store_that_is_only_read_gives_what_is_whole_and_nothing_else(tmp_path: Path) -> None:
+    """Number 27: an evaluation makes nothing."""
+    read_only = Store(tmp_path, read_only=True)
+    with pytest.raises(NotStored, match="has no things"):
+        make(read_only)
+    assert not list(tmp_path.iterdir())
+    make(Store(tmp_path))
+    assert make(read_only)
+    (folder_of(read_only) / "sub" / "b.txt").write_text("damaged")
+    with pytest.raises(NotStored, match=r"the content of sub/b.txt does not match"):
+        make(read_only)
+    assert (folder_of(read_only) / "a.safetensors").exists()
