@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from air_plugin.utils.errors import UserError, exit_code, unknown
 from air_plugin.utils.files import require_writable
 from air_plugin.utils.logs import show_logs
-from scripts.compose import ROOT, defaults, register_all, resolve, settings_of
+from scripts.compose import ROOT, register_all, resolve, settings_of
+from scripts.identity import SETTINGS, claim, forget_data, give_up, inputs_of, recorded
 
 if TYPE_CHECKING:
     from air_plugin.report.predictions import Predictions
@@ -76,44 +76,6 @@ def set_up(args: argparse.Namespace) -> tuple[Any, str]:
         "SEED": None if args.seed == -1 else args.seed,
     }
     return resolve(args.config_file, dataset_file=args.dataset_config_file, options=args.opts, flags=flags)
-
-
-def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON keeps them: tuples are lists."""
-    from air_plugin.utils.files import to_json
-
-    return json.loads(to_json(settings))
-
-
-def claim(folder: Path, settings: dict[str, Any]) -> bool:
-    """Take a run's folder; returns whether the run is complete.
-
-    Raises:
-        UserError: the folder holds a run of other settings.
-    """
-    from air_plugin.config import flatten, upgrade
-    from air_plugin.utils.files import to_json, write_atomically
-
-    mark = folder / "settings.json"
-    wanted = plain(settings)
-    try:
-        found = upgrade(json.loads(mark.read_text("utf-8")))
-        if new := wanted.keys() - found.keys():  # settings that did not exist yet when the run was made
-            found |= {key: value for key, value in plain(flatten(defaults())).items() if key in new}
-    except (FileNotFoundError, ValueError):
-        found = wanted
-        write_atomically(mark, to_json(wanted, indent=1, sort_keys=True).encode(), durable=True)
-    differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-    if differing:
-        change = ", ".join(f"{key} {found.get(key)!r} -> {wanted.get(key)!r}" for key in differing[:3])
-        raise UserError(
-            f"{folder} holds a run of other settings ({change}); remove it or choose another --output-dir "
-            "(scripts: OUTPUT)"
-        )
-    try:
-        return bool(json.loads((folder / "result.json").read_text("utf-8")))
-    except (FileNotFoundError, ValueError):
-        return False
 
 
 # Build
@@ -198,7 +160,7 @@ def make_result(cfg: Any, trainer: Any, config: str) -> RunResult:
             **metrics,
             "other_metrics": {name: metrics[name] for name in sorted(other)},
             "stages": [asdict(stage) for stage in trainer.stages.done],
-            "provenance": {**collect(ROOT), "settings": settings_of(cfg)},
+            "provenance": {**collect(ROOT), "settings": settings_of(cfg), "inputs": recorded(Path(cfg.OUTPUT_DIR))},
         }
     )
 
@@ -270,10 +232,11 @@ def run(cfg: Any, label: str, *, train: bool = True) -> int:
     """
     folder = Path(cfg.OUTPUT_DIR)
     require_writable(folder, "--output-dir (scripts: OUTPUT)", folder=True)
-    begun = (folder / "settings.json").exists()
-    if claim(folder, settings_of(cfg)):
+    begun = (folder / SETTINGS).exists()
+    if claim(folder, settings_of(cfg), inputs_of(cfg)):
         print(f"{folder}: complete, nothing to do")
         return 0
+    forget_data()  # the data may change while this run works
     cfg.freeze()
     put_log_aside(folder)
     start_log(folder)
@@ -281,7 +244,7 @@ def run(cfg: Any, label: str, *, train: bool = True) -> int:
         trainer = build(cfg)
     except UserError:
         if not begun:  # nothing was done: no unfinished run for the tables to name
-            (folder / "settings.json").unlink(missing_ok=True)
+            give_up(folder)
         raise
     if train:
         trainer.train()
@@ -316,6 +279,7 @@ def run_command(args: argparse.Namespace) -> int:
     """What a command line asks for; returns the exit code."""
     if args.offline:
         os.environ["AIR_OFFLINE"] = "1"
+    forget_data()
     cfg, label = set_up(args)
     if args.eval_only:
         return evaluate(cfg, args.model_dir, epoch=args.load_epoch)

@@ -44,11 +44,6 @@ class SplitDataset(DatasetBase):
         """The template of the data set below this root."""
         return cls.template
 
-    @classmethod
-    def contents_at(cls, root: str) -> str:
-        """A fingerprint of the contents, part of a run's settings; "" where the data set's name says it all."""
-        return ""
-
     def __init__(
         self, cfg: Any, classnames: Sequence[str], *, train: list[Datum], val: list[Datum], test: list[Datum]
     ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -37,17 +36,6 @@ class Folder(SplitDataset):
             UserError: see `read_class_file`.
         """
         return (read_class_file(class_file(folder_of(root)))[1] if root else "") or cls.template
-
-    @classmethod
-    def contents_at(cls, root: str) -> str:
-        """A hash of the names and sizes of everything that a run would read."""
-        if not root:
-            return ""
-        folder = folder_of(root)
-        names, _ = read_class_file(class_file(folder))
-        paths = find_images(folder / TRAIN) + [path for path, _ in labelled_images(folder / TEST, names)]
-        lines = [*names, *(f"{path.relative_to(folder)} {path.stat().st_size}" for path in paths)]
-        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def __init__(self, cfg: Any) -> None:
         root = folder_of(cfg.DATASET.ROOT)

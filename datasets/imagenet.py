@@ -7,7 +7,8 @@ from collections import Counter
 from dassl.data.datasets import DATASET_REGISTRY
 
 from air_plugin.utils.image_files import warn_of_left_out
-from datasets.published import PublishedDataset, images_in
+from datasets.class_folders import check_folders, images_in
+from datasets.published import PublishedDataset
 from datasets.sources import DRIVE, ByHand, Source
 from datasets.splits import Item, Split
 
@@ -48,7 +49,7 @@ class ImageNet(PublishedDataset):
         rows = sorted(self.lines("classnames.txt", fields=2))
         self.one_a_class([name for _, name in rows])
         folder = self.need(f"images/{part}")
-        self.check_folders(folder, [wnid for wnid, _ in rows])
+        check_folders(folder, [wnid for wnid, _ in rows], command=self.command)
         left_out = Counter[str]()
         items = [
             (f"{part}/{wnid}/{file}", label, name)

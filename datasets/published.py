@@ -12,8 +12,9 @@ from typing import Any
 from dassl.data.datasets import Datum
 
 from air_plugin.utils.errors import UserError, unknown
-from air_plugin.utils.image_files import is_image_name, warn_of_left_out, why_left_out
+from air_plugin.utils.image_files import is_image_name, warn_of_left_out
 from datasets.base import SplitDataset, warn_once
+from datasets.class_folders import check_folders, files_in, folder_with, images_in
 from datasets.splits import MADE, PARTS, SEED, Item, Split, class_names, divide, read_split, save_split
 
 FAMILIES = ("zhou", "elevater")
@@ -172,16 +173,9 @@ class PublishedDataset(SplitDataset):
         if self.reading.exists():
             return self.reading
         missing = next(folder for folder in (self.root, self.folder, self.reading) if not folder.exists())
-        other = self._renamed_images() if path and path == self.image_dir and self.folder.is_dir() else None
+        other = folder_with(self.folders, self.folder) if path and path == self.image_dir else None
         remedy = f"{other} holds such folders: rename it" if other else f"fetch it: {self.command}"
         raise UserError(f"{self.name}: {missing} is missing{why}; {remedy}")
-
-    def _renamed_images(self) -> Path | None:
-        """A folder beside the image folder's place that holds most of the class folders; None where there is none."""
-        for path in sorted(self.folder.iterdir()):
-            if 2 * sum((path / folder).is_dir() for folder in self.folders) > self.classes:
-                return path
-        return None
 
     def lines(self, path: str, *, fields: int, why: str = "") -> list[list[str]]:
         """The lines of a list, cut at spaces into so many fields, of which the last takes the rest.
@@ -238,26 +232,8 @@ class PublishedDataset(SplitDataset):
             UserError: a folder is missing, or is of no class.
         """
         known = sorted(set(self.known_folders()))
-        self.check_folders(self.images, known, ignored=ignored)
+        check_folders(self.images, known, ignored=ignored, command=self.command)
         return known
-
-    def check_folders(self, place: Path, known: Iterable[str], *, ignored: Iterable[str] = ()) -> None:
-        """Compare the folders in a place with those that must be there; links to folders count as folders.
-
-        Raises:
-            UserError: a folder is missing, or is of no class; the message names the first of each.
-        """
-        with os.scandir(place) as entries:
-            found = {entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()}
-        missing = sorted(set(known) - found)
-        strange = sorted(found - set(known) - set(ignored))
-        faults = [f"class folder {name} is missing" for name in missing[:1]]
-        faults += [f"folder {name} is no class's" for name in strange[:1]]
-        if faults:
-            more = f" ({len(missing)} missing, {len(strange)} of no class)" if len(missing) + len(strange) > 2 else ""
-            hint = "rename it, or" if missing and strange else "or"
-            remedy = f"{hint} fetch it: {self.command}" if missing else "remove it"
-            raise UserError(f"{place}: {' and '.join(faults)}{more}; {remedy.removeprefix('or ')}")
 
     def by_folder(self, names: Mapping[str, str] | None = None, *, ignored: Iterable[str] = ()) -> list[Item]:
         """Every image of the class folders.
@@ -336,35 +312,3 @@ class PublishedDataset(SplitDataset):
 def _places(split: Split) -> dict[str, tuple[str, int, str]]:
     """Path -> part, label and class name."""
     return {path: (part, label, name) for part in PARTS for path, label, name in split[part]}
-
-
-def files_in(folder: Path) -> list[str]:
-    """Names of the files in a folder, links to files among them, but for hidden ones; none where it is missing."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def images_in(folder: Path, left_out: Counter[str]) -> list[str]:
-    """Names of the image files in a class folder, sorted; none where it is missing.
-
-    Args:
-        folder: links in it count as what they point to.
-        left_out: counts, by kind, of everything else in it but hidden files.
-    """
-    names = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                reason = "" if is_image_name(entry.name) and entry.is_file() else why_left_out(Path(entry.path))
-                if reason:
-                    left_out[reason] += 1
-                else:
-                    names.append(entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(names)

@@ -250,9 +250,7 @@ def _may_hold(folder: Path, values: Mapping[str, Any]) -> bool:
 
 
 def settings_of(cfg: Any) -> dict[str, Any]:
-    """The settings of a run by full key, without places, and the fingerprint of the data set where it has one."""
+    """The settings of a run by full key, without places."""
     from air_plugin.config import flatten
 
-    settings = {key: value for key, value in flatten(cfg).items() if key not in PLACES}
-    contents = facts_of(cfg).contents_at(cfg.DATASET.ROOT)
-    return {**settings, "DATASET.CONTENTS": contents} if contents else settings
+    return {key: value for key, value in flatten(cfg).items() if key not in PLACES}

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import multiprocessing
 import os
 import re
@@ -36,10 +35,12 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 from air_plugin.config import read_yaml, upgrade_options  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code  # noqa: E402
-from air_plugin.utils.files import require_writable, to_json, write_atomically  # noqa: E402
+from air_plugin.utils.files import require_writable  # noqa: E402
 from air_plugin.utils.logs import show_logs  # noqa: E402
 from air_plugin.utils.sections import LARGEST_SEED  # noqa: E402
 from scripts.compose import compose, config_file, facts_of, resolve, uses_generator  # noqa: E402
+from scripts.identity import forget_data  # noqa: E402
+from scripts.titles import remember_titles  # noqa: E402
 
 # What CoOp's own script takes after DATASET and CONFIG: CTP NCTX SHOTS CSC.
 COOP = ("TRAINER.PROMPT.CLASS_TOKEN_POSITION", "TRAINER.PROMPT.N_CTX", "DATASET.NUM_SHOTS", "TRAINER.PROMPT.CSC")
@@ -299,6 +300,7 @@ def list_runs(rows: list[Row], dataset: str, config: str) -> tuple[list[Run], di
 def run(args: argparse.Namespace) -> int:
     """All runs of a command, then the table; returns the exit code."""
     check_options(args.options)
+    forget_data()
     config = args.config or default_config(config_file("datasets", args.dataset, "data set"))
     rows, baseline = (
         experiment_of(args.experiment, args.options)
@@ -329,21 +331,6 @@ def table(args: argparse.Namespace, titles: dict[tuple[str, str], str], baseline
     baseline = baseline if baseline in titles.values() else None
     page = output / args.dataset / f"{args.experiment}.html"
     return report(output, only=args.dataset, baseline=baseline, rows=titles, page=page)
-
-
-def remember_titles(path: Path, titles: dict[tuple[str, str], str]) -> None:
-    """Let `air report` know the titles of an experiment's rows; those of an earlier one stay as they are."""
-    try:
-        known = json.loads(path.read_text("utf-8"))
-        cells = {(row["trainer"], row["config"]) for row in known}
-    except (FileNotFoundError, ValueError, TypeError, KeyError):  # none yet, or not ours
-        known, cells = [], set()
-    new = [
-        {"trainer": trainer, "config": config, "title": title}
-        for (trainer, config), title in titles.items()
-        if (trainer, config) not in cells
-    ]
-    write_atomically(path, to_json([*known, *new], indent=1).encode())
 
 
 if __name__ == "__main__":

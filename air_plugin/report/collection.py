@@ -17,6 +17,14 @@ from air_plugin.utils.errors import UserError, unknown
 
 TRAINERS = ("ZeroshotCLIP", "CoOp", "UPL", "CPL", "ZeroshotAiR", "AiR")  # order of the rows that no methods.json names
 
+# Kinds of `Provenance.inputs` that all results of a data set, or all seeds of a row, must share.
+DATA = {"images": "images", "lists": "lists of images and labels", "class_names": "class names"}
+MODELS = {
+    "generator": "weights of the generator",
+    "auxiliary_backbone": "weights of AIR.BACKBONE",
+    "initial": "weights of MODEL.INIT_WEIGHTS",
+}
+
 Cell = tuple[str, str]  # trainer, config
 
 
@@ -113,6 +121,7 @@ def _arrange(results: Sequence[RunResult], titles: Mapping[Cell, str], datasets:
     """
     backbone = _same(results, "backbone", "backbones", "--backbone NAME")
     split_family = _same(results, "split_family", "split families", "--split-family NAME")
+    _require_same_inputs(results, "backbone", "weights of the backbone")
     collection = Collection(datasets, [], backbone, split_family, templates={}, faults=[])
     for name in datasets:
         column = [result for result in results if result.dataset == name]
@@ -120,6 +129,12 @@ def _arrange(results: Sequence[RunResult], titles: Mapping[Cell, str], datasets:
         source = _same(column, "class_names", f"class names of {name}", "--method TITLE ...")
         if source != USUAL_CLASS_NAMES:
             collection.class_names[name] = source
+        for kind, what in DATA.items():
+            _require_same_inputs(column, kind, f"{what} of {name}")
+        for cell in {result.row for result in column}:
+            row = [result for result in column if result.row == cell]
+            for kind, what in MODELS.items():
+                _require_same_inputs(row, kind, f"{what} of {_plain_title(cell)}")
     methods = {cell: Method(*cell, title) for cell, title in titles.items()}
     for result in sorted(results, key=lambda result: result.seed):
         methods[result.row].runs.setdefault(result.dataset, {})[result.seed] = result
@@ -220,6 +235,24 @@ def _same(results: Sequence[RunResult], field: str, kinds: str, option: str) -> 
             f"choose one with `air report OUTPUT {option}`"
         )
     return next(iter(groups))
+
+
+def _require_same_inputs(results: Sequence[RunResult], kind: str, what: str) -> None:
+    """Compare what results were made from; those from before this was recorded are taken as equal.
+
+    Raises:
+        UserError: a kind of input differs; the message names two of the results.
+    """
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for result in results:
+        if kind in result.provenance.inputs:
+            groups[result.provenance.inputs[kind]].append(result.path)
+    if len(groups) > 1:
+        (first, *_), (second, *_) = sorted(sorted(paths) for paths in groups.values())[:2]
+        raise UserError(
+            f"the {what} differ between {first.parent} and {second.parent}; such results are neither averaged nor put "
+            "in one table; move some of them to another folder"
+        )
 
 
 def _unambiguous(results: Sequence[RunResult]) -> tuple[list[RunResult], list[str]]:

@@ -69,7 +69,11 @@ class StageTime:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a result came from; see `air_plugin.utils.provenance.collect`. settings: full key -> value."""
+    """Where a result came from; see `air_plugin.utils.provenance.collect`.
+
+    settings: full key -> value. inputs: kind (images, lists, class_names, backbone, generator, ...) -> digest of
+    what the run had; empty in results from before these were recorded.
+    """
 
     commit: str | None = None
     dirty: bool | None = None
@@ -79,6 +83,7 @@ class Provenance:
     packages: dict[str, str | None] = field(default_factory=dict)
     dassl: dict[str, str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from air_plugin.utils.errors import UserError
 
 RACY = 2.0  # seconds: a younger file may change again within one tick of its time stamp, so its digest is not kept
+FILE = "digests.sqlite"  # in a store
 PENDING = 1000  # digests between two writes
 
 log = logging.getLogger(__name__)
@@ -38,13 +39,23 @@ def content_digest(paths: _Paths, *, cache: str | os.PathLike[str] | None = None
         >>> content_digest(["a.png", "b.png"], cache=Store("output/cache").digests)
     """
     total = hashlib.sha256()
+    for made in _digests(paths, cache):
+        total.update(made)
+    return total.hexdigest()
+
+
+def file_digests(paths: _Paths, *, cache: str | os.PathLike[str] | None = None) -> list[str]:
+    """SHA-256 of every file, in hexadecimal; see `content_digest`."""
+    return [made.hex() for made in _digests(paths, cache)]
+
+
+def _digests(paths: _Paths, cache: str | os.PathLike[str] | None) -> Iterator[bytes]:
     with contextlib.closing(_Cache(cache)) as known:
         for path in paths:
             try:
-                total.update(_digest(os.path.abspath(path), known))
+                yield _digest(os.path.abspath(path), known)
             except OSError as error:
                 raise UserError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
-    return total.hexdigest()
 
 
 def _digest(path: str, known: _Cache) -> bytes:

@@ -19,6 +19,7 @@ from typing import Any
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from air_plugin.utils.digests import FILE
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import digest, to_json, write_atomically
 
@@ -92,7 +93,7 @@ class Store:
     @property
     def digests(self) -> Path:
         """The file of the digests of images, for `content_digest`."""
-        return self.root / "digests.sqlite"
+        return self.root / FILE
 
     @contextmanager
     def open(self, kind: str, settings: Mapping[str, Any], *, grows: bool = False) -> Iterator[Entry]:

@@ -17,6 +17,7 @@ import train
 from air_plugin.clip import backbone as backbone_module
 from air_plugin.inference.bundle import load_bundle
 from scripts.compose import settings_of
+from scripts.identity import Inputs, claim
 
 
 @pytest.fixture
@@ -327,7 +328,7 @@ def test_a_run_without_data_leaves_no_unfinished_run(tmp_path: Path):
     options = arguments("ZeroshotCLIP", tmp_path / "nowhere", tmp_path / "run")
     assert train.main(options) == 2
     assert not (tmp_path / "run" / "settings.json").exists()
-    train.claim(tmp_path / "run", settings_of(train.set_up(train.parse(options))[0]))  # by a run that had begun
+    claim(tmp_path / "run", settings_of(train.set_up(train.parse(options))[0]), Inputs())  # by a run that had begun
     assert train.main(options) == 2 and (tmp_path / "run" / "settings.json").exists()
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import scripts.compose
-import train
 from air_plugin.utils.errors import UserError
 from scripts.compose import ROOT, dataset_class, facts_of, register_all, resolve, settings_of
+from scripts.identity import Inputs, claim, inputs_of
 
 DIGITS = ROOT / "configs" / "datasets" / "digits.yaml"
 MINI = ROOT / "configs" / "trainers" / "CPL" / "mini.yaml"
@@ -61,7 +61,7 @@ def test_a_class_of_somebody_elses_has_the_default_facts(monkeypatch: pytest.Mon
     cfg, _ = resolve([MINI], options=["DATASET.NAME", "Foreign"])
     assert dataset_class("Foreign") is foreign
     assert cfg.DATASET.TEMPLATE == "a photo of a {}." and facts_of(cfg).has_training_labels
-    assert "DATASET.CONTENTS" not in settings_of(cfg)
+    assert set(inputs_of(cfg).digests) <= {"backbone", "generator"}
 
 
 def test_an_unknown_data_set_is_an_error_with_near_matches():
@@ -138,10 +138,10 @@ def old_settings(settings: dict[str, object]) -> dict[str, object]:
 def test_a_complete_run_of_the_version_before_is_complete(tmp_path: Path):
     settings = settings_of(resolve([MINI], dataset_file=DIGITS)[0])
     (tmp_path / "settings.json").write_text(json.dumps(old_settings(settings)))
-    assert not train.claim(tmp_path, settings)
+    assert not claim(tmp_path, settings, Inputs())
     (tmp_path / "result.json").write_text('{"a": 1}')
-    assert train.claim(tmp_path, settings)
+    assert claim(tmp_path, settings, Inputs())
     with pytest.raises(UserError, match=r"other settings \(TRAINER.CPL.LEVERAGE 1.0 -> 2.0\)"):
-        train.claim(tmp_path, {**settings, "TRAINER.CPL.LEVERAGE": 2.0})
+        claim(tmp_path, {**settings, "TRAINER.CPL.LEVERAGE": 2.0}, Inputs())
     with pytest.raises(UserError, match=r"other settings \(AIR.PRIMARY "):
-        train.claim(tmp_path, {**settings, "AIR.PRIMARY": "another"})
+        claim(tmp_path, {**settings, "AIR.PRIMARY": "another"}, Inputs())

@@ -15,7 +15,7 @@ from sources import ENTRIES, LIBRARY, ROOT, early_imports_of, imported, imports_
 
 # From the top. A room imports from its own floor and from those below. README shows the same tree.
 FLOORS = (
-    ("train", "prepare", "scripts", "compose"),  # compose: scripts/compose.py, which the other three use
+    ("train", "prepare", "scripts", "compose"),  # compose: what the other three use of scripts/
     ("trainers", "cli", "benchmarks"),
     ("mixin", "inference"),
     ("auxiliary",),
@@ -45,7 +45,7 @@ LATE = {
 
 def room(module: str) -> str:
     """The room of one of our modules; empty where it is not ours, or is the public API `air_plugin` itself."""
-    if module.startswith("scripts.compose"):
+    if module.startswith(("scripts.compose", "scripts.identity")):
         return "compose"
     first, _, rest = module.partition(".")
     if first == "air_plugin":

@@ -138,6 +138,45 @@ def test_results_that_cannot_be_compared_are_an_error_that_names_them(
     assert [method.title for method in collection.methods] == ["AiR (mini)"] and collection.faults == []
 
 
+def made_from(**inputs: str) -> dict[str, Any]:
+    usual = {"images": "a", "lists": "b", "class_names": "c", "backbone": "d", "generator": "e"}
+    return {"provenance": {"inputs": usual | inputs}}
+
+
+@pytest.mark.public_reports
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("images", "the images of digits differ between "),
+        ("lists", "the lists of images and labels of digits differ between "),
+        ("class_names", "the class names of digits differ between "),
+        ("backbone", "the weights of the backbone differ between "),
+        ("generator", "the weights of the generator of AiR (mini) differ between "),
+    ],
+)
+def test_seeds_of_different_data_or_models_are_not_averaged(tmp_path: Path, kind: str, says: str):
+    """Item 1: their mean stood in the table as one data set's."""
+    paths = [write(tmp_path, result(seed=seed, **made_from())) for seed in (1, 2)]
+    write(tmp_path, result(seed=3))  # from before inputs were recorded
+    write(tmp_path, result("CPL", **made_from()))
+    assert list(collect(tmp_path).methods[1].runs["digits"]) == [1, 2, 3]
+    other = write(tmp_path, result(seed=4, **made_from(**{kind: "x"})))
+    with pytest.raises(UserError) as raised:
+        collect(tmp_path)
+    message = str(raised.value)
+    assert message.startswith(says) and str(other.parent) in message and "\n" not in message
+    assert f"{paths[0].parent} and " in message or f" and {paths[0].parent}" in message or "CPL" in message
+
+
+@pytest.mark.public_reports
+def test_other_data_sets_and_rows_may_have_other_data_and_generators(tmp_path: Path):
+    """Item 1, what is no fault."""
+    write(tmp_path, result(**made_from()))
+    write(tmp_path, result("ZeroshotAiR", **made_from(generator="x")))
+    write(tmp_path, result(dataset="letters", **made_from(images="y", lists="z")))
+    assert collect(tmp_path).datasets == ["digits", "letters"]
+
+
 def test_templates_may_differ_between_data_sets(tmp_path: Path):
     write(tmp_path, result())
     write(tmp_path, result(dataset="letters", template="the letter {}."))
