@@ -232,3 +232,70 @@ class HeadlessModel(nn.Module):
 class HeadlessShape(CoOpShape):
     network = HeadlessModel
     trained = registered = "head"
+
+
+class PLOTModel(CoOpModel):
+    """Its encoder gives the features of the image, then those of its parts."""
+
+    def __init__(self, cfg, classnames, clip):
+        super().__init__(cfg, classnames, clip)
+        self.image_encoder = Parts(clip.model.visual)
+
+    def forward(self, image):
+        first, *others = self.image_encoder(image.type(self.dtype))
+        text = self.text_encoder(self.prompt_learner(), self.prompt_learner.tokens)
+        return sum(self.scaled(part, text) for part in [first, *others]) / (1 + len(others))
+
+
+class Parts(nn.Module):
+    def __init__(self, visual):
+        super().__init__()
+        self.visual = visual
+
+    def forward(self, image):
+        return self.visual(image), self.visual(image.flip(3)), self.visual(image.flip(2))
+
+
+class PLOTShape(CoOpShape):
+    network = PLOTModel
+
+
+class UPLModel(CoOpModel):
+    def forward(self, image):
+        features = self.image_encoder(image.type(self.dtype))
+        text = self.text_encoder(self.prompt_learner(), self.prompt_learner.tokens)
+        return self.scaled(features, text), features, text
+
+
+class UPLShape(CoOpShape):
+    """Its inference gives a tuple, which its test takes apart."""
+
+    network = UPLModel
+
+    def loss(self, image, label):
+        return F.cross_entropy(self.model(image)[0], label), {}
+
+    @torch.no_grad()
+    def test(self, split=None):
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        for batch in self.test_loader:
+            image, label = self.parse_batch_test(batch)
+            output, _, _ = self.model_inference(image)
+            self.evaluator.process(output, label)
+        return self.evaluator.evaluate()["accuracy"]
+
+
+class ZeroshotShape(TrainerX):
+    """Has no `model`, registers none, and is not trained."""
+
+    def build_model(self):
+        self.clip_model = load_clip(self.cfg).model.to(self.device)
+        names = self.dm.dataset.classnames
+        with torch.no_grad():
+            text = load_clip(self.cfg).encode_texts([f"a photo of a {name}." for name in names])
+        self.text_features = F.normalize(text, dim=-1)
+
+    def model_inference(self, image):
+        features = F.normalize(self.clip_model.encode_image(image), dim=-1)
+        return self.clip_model.logit_scale.exp() * features @ self.text_features.t()

@@ -381,11 +381,14 @@ def save_classifier(folder: Path) -> dict[str, Any]:
     return {**given, "names": names, "logits": torch.zeros(4, 2)}
 
 
+HOSTS = ("CoOp", "MaPLe", "ZeroshotCLIP", "PLOT", "UPLTrainer")  # trainers that docs/drop-in.md extends
+
+
 def names_for(block: Block, folder: Path) -> dict[str, Any]:
     """What a snippet takes for granted."""
     from dassl.utils import Registry
 
-    trainer = {name: type(name, (), {}) for name in ("CoOp", "MaPLe")}
+    trainer = {name: type(name, (), {}) for name in HOSTS}
     given = {"TRAINER_REGISTRY": Registry("TRAINER"), "AuxiliaryMixin": air_plugin.AuxiliaryMixin, **trainer}
     if "AuxiliaryClassifier.load" in block.text:
         return save_classifier(folder)

@@ -11,11 +11,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import documents
 import numpy as np
 import pytest
 import torch
 from dassl_small import TinyApart, tiny_cfg, write_images
-from drop_in_trainers import CoCoOpShape, CoOpModel, CoOpShape, HeadlessShape, KgCoOpShape, MaPLeShape, VPTShape
+from drop_in_trainers import (
+    CoCoOpShape,
+    CoOpModel,
+    CoOpShape,
+    HeadlessShape,
+    KgCoOpShape,
+    MaPLeShape,
+    PLOTShape,
+    UPLShape,
+    VPTShape,
+    ZeroshotShape,
+)
 from torch import Tensor, nn
 
 from air_plugin import AuxiliaryMixin, add_air_config, augment
@@ -659,6 +671,36 @@ def test_pseudo_labels_are_fused_in_the_trainers_own_order(config: Callable):
         image = trainer.test_loader.dataset.transform(load_rgb(path))
         expected = slow_fusion(trainer, text[None].log(), image[None], weight=LAMBDA)[0]
         assert torch.allclose(row.log(), expected, atol=1e-3)
+
+
+# The overrides that docs/drop-in.md shows
+
+DOCUMENTED = {"MaPLe": MaPLeShape, "ZeroshotCLIP": ZeroshotShape, "PLOT": PLOTShape, "UPLTrainer": UPLShape}
+
+
+@pytest.mark.public_reports
+@pytest.mark.parametrize("name", ["MaPLeAiR", "ZeroshotCLIPAiR", "PLOTAiR", "UPLAiR"])
+def test_a_documented_override_makes_its_trainer_work(name: str, config: Callable, caplog: pytest.LogCaptureFixture):
+    """Number 32."""
+    names: dict[str, Any] = {"AuxiliaryMixin": AuxiliaryMixin, **DOCUMENTED}
+    (block,) = (one for one in documents.snippets() if f"class {name}(" in one.text)
+    exec(block.text, names)
+    mine = names[name]
+    trainer = build(mine, config(AIR__CACHE=config().AIR.CACHE))
+    if name == "ZeroshotCLIPAiR":
+        trainer.load_model("")
+    else:
+        trainer.train()
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "air_plugin"):
+        trainer.test()
+    assert " % alone, " in caplog.messages[-1] and caplog.messages[-1].startswith(f"{name}: lambda 2: ")
+    images = first_batch(trainer)
+    own = own_inference(trainer, images)
+    with torch.no_grad():
+        fused = trainer.model_inference(images)
+    assert torch.allclose(fused, slow_fusion(trainer, own, images, weight=LAMBDA), atol=1e-4)
+    assert not any("does not name" in message for message in caplog.messages)
 
 
 # Errors are one line
