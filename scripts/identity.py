@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,8 +100,10 @@ def inputs_of(cfg: Any) -> Inputs:
     }
     for kind, names in models.items():
         files = [file for name in names for file in weight_files(name)]
-        if files:
-            digests[kind] = content_digest(files, cache=store / FILE)[:16]
+        made = [content_digest(files, cache=store / FILE)] if files else []
+        made += [hub_commit(name, cfg.AIR.REVISION if name == cfg.AIR.GENERATOR else "") for name in names]
+        if any(made):
+            digests[kind] = _digest(made)
     return Inputs(digests, data, store / "inputs")
 
 
@@ -136,6 +139,16 @@ def weight_files(name: str) -> list[Path]:
         found = (Path(place, file) for place, _, files in os.walk(folder, followlinks=True) for file in files)
         return sorted(file for file in found if not file.name.startswith(".") and file.is_file())
     return [file for file in (path, Path(name.partition(":")[2])) if file.is_file()]
+
+
+def hub_commit(name: str, revision: str = "") -> str:
+    """The commit that a hub name (OWNER/MODEL) stands for on this machine; empty where it was never fetched."""
+    from huggingface_hub import constants
+
+    if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return ""
+    reference = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs" / (revision or "main")
+    return reference.read_text("utf-8").strip() if reference.is_file() else ""
 
 
 def _digest(lines: Iterable[str]) -> str:

@@ -175,6 +175,20 @@ def test_other_weights_at_the_same_path_are_another_model(kind: str, digits_root
     assert refusal(job, capsys) == f"the weights of the {kind} changed"
 
 
+def test_another_commit_of_a_hub_generator_is_another_model(
+    digits_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """Item 1: without AIR.REVISION a name stands for whatever was fetched last. What was never fetched is no fault."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    job = Job(digits_root, tmp_path / "out" / "seed1", "digits", "AIR.GENERATOR", "owner/model", trainer="AiR")
+    reference = tmp_path / "hub" / "models--owner--model" / "refs" / "main"
+    reference.parent.mkdir(parents=True)
+    reference.write_text("0123abcd")
+    assert is_complete(job, capsys) and is_complete(job, capsys)
+    reference.write_text("4567cdef")
+    assert refusal(job, capsys) == "the weights of the generator changed"
+
+
 def test_weights_are_found_where_models_are_loaded_from(tmp_path: Path):
     (tmp_path / "a").mkdir()
     for name in ("a/one.safetensors", "index.json", ".hidden"):
