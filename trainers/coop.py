@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.files import digest
+from air_plugin.utils.files import digest, to_json
 from trainers.prompt_trainer import PromptTrainer
 
 
@@ -31,7 +30,7 @@ class CoOp(PromptTrainer):
         return self.paths
 
     def identity(self) -> dict[str, Any]:
-        return {**super().identity(), "labels": digest(json.dumps(self.labels.tolist()).encode())}
+        return {**super().identity(), "labels": digest(to_json(self.labels.tolist()).encode())}
 
     def training_set(self) -> tuple[Tensor, dict[str, Tensor]]:
         return torch.arange(len(self.labels), device=self.device), {"target": self.labels}

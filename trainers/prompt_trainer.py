@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from air_plugin.utils.checks import require
 from air_plugin.utils.class_names import listed
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.files import digest
+from air_plugin.utils.files import digest, to_json
 from air_plugin.utils.provenance import Stages
 from air_plugin.utils.seeding import member_seed, stable_seed
 from air_plugin.utils.store import Store
@@ -198,7 +197,7 @@ class PromptTrainer(TrainerX):
         return {
             "trainer": self.cfg.TRAINER.NAME,
             "seed": self.seed,
-            "classes": digest(json.dumps(self.classnames).encode()),
+            "classes": digest(to_json(self.classnames).encode()),
             "images": content_digest(self.training_paths(), cache=self.store.digests),
         }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.files import write_atomically
+from air_plugin.utils.files import to_json, write_atomically
 
 MARK = "trained_on.json"  # beside the checkpoints
 
@@ -39,4 +39,4 @@ def require_same(folder: Path, identity: Mapping[str, Any]) -> None:
 
 def write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     """Note what the checkpoints of a folder will be of."""
-    write_atomically(folder / MARK, json.dumps(dict(identity), indent=1, sort_keys=True).encode(), durable=True)
+    write_atomically(folder / MARK, to_json(dict(identity), indent=1, sort_keys=True).encode(), durable=True)

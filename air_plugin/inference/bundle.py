@@ -85,7 +85,9 @@ def save_bundle(
         "card": dict(card),
         "files": {HEADS: digest((folder / HEADS).read_bytes())},
     }
-    write_atomically(folder / MARK, to_json(mark, indent=1, ensure_ascii=False).encode(), durable=True)
+    write_atomically(
+        folder / MARK, to_json(mark, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"), durable=True
+    )
 
 
 def load_bundle(

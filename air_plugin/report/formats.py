@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,16 +78,13 @@ def report(
         page = out or output / "report.html"
     elif out:
         text = _TEXTS[form](view, details=details)
-        _written(out, lambda: write_atomically(out, text.encode("utf-8")))
+        _written(out, lambda: write_atomically(out, text.encode("utf-8", "replace")))
     else:
         lines.append(_TEXTS[form](view, details=details))
     if form == "github" and not out:
         lines += [f"gallery: {path}\n" for path in _place_galleries(collection, output)]
-    if page and form == "html":
-        _write_page(view, page)
-        lines.append(f"page: {page}\n")
-    elif page:
-        with optional_picture(page):  # the table is worth more than its page
+    if page:
+        with nullcontext() if form == "html" else optional_picture(page):  # a table is worth more than its page
             _write_page(view, page)
             lines.append(f"page: {page}\n")
     return "".join(lines)

@@ -133,6 +133,15 @@ def test_the_json_says_what_the_tensors_are(folder: Path, tiny_backbone: Backbon
     assert said["backbone"]["preprocessing"]["interpolation"] == "bicubic"
 
 
+@pytest.mark.public_reports
+def test_a_path_that_is_no_text_comes_back(tmp_path: Path, tiny_backbone: Backbone):
+    """17: a lone surrogate, as Python reads a path's bytes, costs no bundle after training."""
+    card = {"trainer": "UPL", "dataset": "gr\udcfcn \u00fc"}
+    write(tmp_path / "bundle", tiny_backbone, card=card)
+    found = load_bundle(tmp_path / "bundle", backbone=tiny_backbone)
+    assert found.card["dataset"] == "gr\udcfcn \u00fc"
+
+
 @pytest.mark.parametrize(
     "changes",
     [
