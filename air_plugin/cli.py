@@ -163,7 +163,10 @@ def settings_of(args: argparse.Namespace) -> Any:
 def run_report(args: argparse.Namespace) -> int:
     """Print the tables of a folder of results, or write its page."""
     from air_plugin.report.formats import report
+    from air_plugin.utils.files import require_writable
 
+    if args.out:
+        require_writable(args.out, "--out")
     text = report(
         args.output,
         datasets=args.dataset,

@@ -18,7 +18,7 @@ from air_plugin.report.statistics import accuracies
 from air_plugin.report.tables import label_accuracies, notes, primary, stage_names, tables
 from air_plugin.utils.errors import UserError, unknown
 from air_plugin.utils.extras import require_extra
-from air_plugin.utils.files import csv_text, require_writable, write_atomically
+from air_plugin.utils.files import csv_text, write_atomically
 from air_plugin.utils.plotting import optional_picture
 
 LOG = logging.getLogger(__name__)
@@ -43,8 +43,7 @@ def report(
 ) -> str:
     """The tables of a folder of results, or its page. Whatever is left out or incomplete is logged as a warning.
 
-    The page goes to report.html in `output`; `out` names another file for page or tables. The form github without
-    `out` copies the galleries, too.
+    The page goes to report.html in `output`, or to `out`; the form github without `out` copies the galleries, too.
 
     Args:
         output: the scripts' OUTPUT.
@@ -63,8 +62,6 @@ def report(
         UserError: nothing to report, results that cannot be compared, an unknown name, a file that cannot be written.
     """
     require_extra("report", purpose="air report")
-    if out:
-        require_writable(out, "--out")
     shown = [*methods, *([baseline] if methods and baseline and baseline not in methods else [])]
     folder = output / only if only else output
     collection = collect(
