@@ -143,12 +143,13 @@ def test_a_hosts_own_keys_stay(tmp_path: Path):
 def make(tmp_path: Path) -> Callable[..., CfgNode]:
     """A config of a small run; every one has the same store."""
     write_images(tmp_path / "colours")
+    write_images(tmp_path / "colours" / "apart")
 
     def config(before: Callable[[CfgNode], None] = lambda cfg: None) -> CfgNode:
         cfg = tiny_cfg(tmp_path / "colours", tmp_path / "run")
         before(cfg)
         add_air_config(cfg)
-        cfg.MODEL.BACKBONE.NAME = "mini"
+        cfg.MODEL.BACKBONE.NAME, cfg.DATASET.NAME = "mini", "TinyApart"
         cfg.INPUT.SIZE = (32, 32)
         small = {"CACHE": str(tmp_path / "cache"), "PROTOTYPES": "real", "M": 4, "K": 2, "TEMPLATE": "a {} thing"}
         cfg.merge_from_list([part for key, value in small.items() for part in (f"AIR.{key}", value)])
@@ -171,9 +172,11 @@ def test_the_drop_in_reads_none_of_a_hosts_keys(make: Callable[..., CfgNode]):
     own, plain = make(own_keys), make()
     weights = [Mine(cfg).auxiliary.classifier.weight for cfg in (plain, own, cleaned)]
     assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
-    other = make()
-    other.AIR.TEMPLATE = "the sound of {}"
-    assert not torch.equal(Mine(other).unlabelled.probs, Mine(make()).unlabelled.probs)  # the template counts
+    cfgs = make(), make()
+    cfgs[1].AIR.TEMPLATE = "the sound of {}"
+    first, second = map(Mine, cfgs)
+    assert first.auxiliary and second.auxiliary
+    assert not torch.equal(first.unlabelled.probs, second.unlabelled.probs)  # the template counts
     own.AIR.TEMPLATE = ""
     with pytest.raises(UserError, match=r"^DATASET\.TEMPLATE is \['a photo"):
         Mine(own)
