@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from air_plugin.utils.errors import UserError, exit_code, unknown
+from air_plugin.utils.extras import require_extra
 from air_plugin.utils.files import require_writable
 from air_plugin.utils.logs import show_logs
 from scripts.compose import ROOT, register_all, resolve, settings_of
@@ -83,7 +84,6 @@ def set_up(args: argparse.Namespace) -> tuple[Any, str]:
 
 def build(cfg: Any) -> Any:
     """The trainer; registers ours first."""
-    from air_plugin.utils.extras import require_extra
     from air_plugin.utils.offline import go_offline, is_offline
 
     require_extra("train", purpose="train.py")
@@ -232,6 +232,7 @@ def run(cfg: Any, label: str, *, train: bool = True) -> int:
     """
     folder = Path(cfg.OUTPUT_DIR)
     require_writable(folder, "--output-dir (scripts: OUTPUT)", folder=True)
+    require_extra("train", purpose="train.py")  # data sets that are written on first use need it
     begun = (folder / SETTINGS).exists()
     if claim(folder, settings_of(cfg), inputs_of(cfg)):
         print(f"{folder}: complete, nothing to do")

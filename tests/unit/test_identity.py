@@ -16,6 +16,7 @@ from layouts import Layout
 from shared import copy_to_change
 
 import train
+from air_plugin.utils.extras import EXTRAS
 from scripts.compose import ROOT, settings_of
 from scripts.identity import INPUTS, claim, forget_data, inputs_of, weight_files
 
@@ -224,3 +225,10 @@ def test_no_torch_is_needed_to_see_that_a_run_is_complete(digits_root: Path, tmp
     code = "import sys, train; code = train.main(sys.argv[1:]); sys.exit(code or 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, f"{job.output}: complete, nothing to do\n"), done.stderr
+
+
+def test_a_package_that_writing_the_data_needs_is_named_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setitem(EXTRAS["train"], "no_such_package", "no-such-package")
+    (tmp_path / "data").mkdir()
+    assert train.main(arguments(tmp_path / "data", tmp_path / "run", "digits")) == 2
+    assert "pip install no-such-package" in capsys.readouterr().err and not list((tmp_path / "data").iterdir())
