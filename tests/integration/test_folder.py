@@ -186,7 +186,7 @@ def test_a_test_folder_without_anything(tmp_path: Path):
 
 def test_methods_that_need_labels_are_refused(tmp_path: Path):
     make(tmp_path, test=False)
-    assert "CoOp learns from labels" in fault(tmp_path, "DATASET.NUM_SHOTS", "4")
+    assert "CoOp learns from labels" in fault(tmp_path, "--trainer", "CoOp", "DATASET.NUM_SHOTS", "4")
     assert "must be all" in fault(tmp_path, "DATASET.SUBSAMPLE_CLASSES", "base")
 
 

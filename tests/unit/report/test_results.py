@@ -205,6 +205,7 @@ def test_what_is_saved_is_loaded_again(tmp_path: Path):
             "packages": {"torch": "2.0", "peft": None},
             "dassl": {"version": "0.6.3", "path": "dassl"},
             "settings": {"AIR.M": 60},
+            "inputs": {"images": "0a1b"},
         },
     )
     first, path = RunResult.from_plain(content), tmp_path / "new" / "result.json"
