@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from air_plugin.utils.errors import UserError, exit_code
+from air_plugin.utils.files import csv_text, require_writable, write_atomically
 from air_plugin.utils.logs import escape_unshowable, show_logs
 
 if TYPE_CHECKING:
@@ -163,7 +164,6 @@ def settings_of(args: argparse.Namespace) -> Any:
 def run_report(args: argparse.Namespace) -> int:
     """Print the tables of a folder of results, or write its page."""
     from air_plugin.report.formats import report
-    from air_plugin.utils.files import require_writable
 
     if args.out:
         require_writable(args.out, "--out")
@@ -193,7 +193,6 @@ def run_stage(args: argparse.Namespace) -> int:
     from air_plugin.config import AirSettings
     from air_plugin.utils.checks import require_template
     from air_plugin.utils.class_names import read_class_file
-    from air_plugin.utils.files import require_writable
     from air_plugin.utils.image_files import find_images
     from air_plugin.utils.provenance import Stages
     from air_plugin.utils.store import Store
@@ -254,7 +253,6 @@ def open_bundle(args: argparse.Namespace) -> Bundle:
 
 def run_predict(args: argparse.Namespace) -> int:
     """Print or write a bundle's predictions of images."""
-    from air_plugin.utils.files import require_writable, write_atomically
 
     if args.csv:
         require_writable(args.csv, "--csv")
@@ -283,7 +281,6 @@ def row_of(one: Prediction) -> list[str]:
 
 def csv_row(one: Prediction) -> list[str]:
     """The same for a spreadsheet: no cell is a formula, and a path still names its file."""
-    from air_plugin.utils.files import csv_text
 
     path, *rest = row_of(one)
     return [path if csv_text(path) == path else os.path.join(os.curdir, path), *map(csv_text, rest)]
@@ -293,7 +290,6 @@ def run_export(args: argparse.Namespace) -> int:
     """Write a bundle as an ONNX file."""
     from air_plugin.inference.onnx import export_onnx
     from air_plugin.utils.extras import require_extra
-    from air_plugin.utils.files import require_writable
 
     require_extra("onnx", purpose="air export")  # before the bundle is loaded
     require_writable(args.file, "FILE.onnx")
