@@ -146,12 +146,9 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(args: argparse.Namespace) -> Any:
     """A config with our keys alone, no Dassl needed."""
-    from yacs.config import CfgNode
+    from air_plugin.config import merge_file, merge_options, own_config, refuse_drop_in_keys, require_ranges
 
-    from air_plugin.config import add_air_config, merge_file, merge_options, refuse_drop_in_keys, require_ranges
-
-    cfg = CfgNode({"DATASET": {}, "TRAINER": {}, "MODEL": {"BACKBONE": {"NAME": "mini"}}, "SEED": args.seed})
-    add_air_config(cfg)
+    cfg = own_config(args.seed)
     generator = dict(zip(args.options[::2], args.options[1::2], strict=False)).get("AIR.GENERATOR", "mini")
     for path in args.config or ([MINI] if generator == "mini" else []):
         merge_file(cfg, path, sections=("MODEL", "TRAINER", "AIR"))

@@ -35,6 +35,7 @@ __all__ = [
     "flatten",
     "merge_file",
     "merge_options",
+    "own_config",
     "page",
     "read_yaml",
     "refuse_drop_in_keys",
@@ -68,6 +69,13 @@ def add_air_config(cfg: Any) -> None:
             cfg.register_renamed_key(old, new)
     if type(cfg) is CfgNode:
         object.__setattr__(cfg, "__class__", AirCfgNode)  # yacs' own takes values alone
+
+
+def own_config(seed: int) -> CfgNode:
+    """A config with our keys, a backbone's name and the seed: no Dassl is needed."""
+    cfg = CfgNode({"DATASET": {}, "TRAINER": {}, "MODEL": {"BACKBONE": {"NAME": "mini"}}, "SEED": seed})
+    add_air_config(cfg)
+    return cfg
 
 
 def validate(cfg: Any, *sections: str) -> None:
