@@ -115,7 +115,7 @@ def test_rounds_of_other_images_are_one_line_where_nothing_says_of_which(
     from air_plugin.utils.errors import UserError
 
     train_as_coop("CPL", data, tmp_path / "run", cache)
-    (tmp_path / "run" / "trained_on.json").unlink()
+    (tmp_path / "run" / "trained_on.json").unlink(missing_ok=True)
     shutil.copytree(data / "digits", tmp_path / "data" / "digits")
     split = tmp_path / "data" / "digits" / "split.json"
     split.chmod(0o644)
