@@ -99,6 +99,28 @@ def test_images_that_change_in_place_are_other_images(pets: Layout, job: Job, tm
     assert refusal(job, capsys, ROOT=str(elsewhere)).startswith("the images changed: 3 of ")
 
 
+def test_a_persons_images_count_by_content(tmp_path: Path, capsys):
+    """Item 2: names and sizes alone counted. Hidden files are no part of the data."""
+    root = tmp_path / "mine"
+    layouts.put(root, "train/a.jpg", "train/in/b.jpg", "test/owl/c.jpg", "test/owl/e.jpg", "test/hen/d.jpg")
+    (root / "classes.txt").write_text("owl\nhen\n")
+    job = Job(root, tmp_path / "out" / "seed1", "folder")
+    layouts.put(root, "train/._a.jpg", "test/.owl/x.jpg")
+    assert is_complete(job, capsys)
+    file = root / "train/in/b.jpg"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-5] + whole[-4:] + b"\0")
+    assert refusal(job, capsys) == "the images changed: 1 of 5, first train/in/b.jpg"
+    file.write_bytes(whole)
+    (root / "test/owl/c.jpg").rename(root / "test/hen/c.jpg")
+    moved = "1 image is new, first test/hen/c.jpg; 1 image is gone, first test/owl/c.jpg"
+    assert refusal(job, capsys) == moved
+    (root / "test/hen/c.jpg").rename(root / "test/owl/c.jpg")
+    (root / "classes.txt").write_text("hen\nowl\n")
+    said = refusal(job, capsys)
+    assert "labels of 3 images changed, first test/hen/d.jpg" in said and "2 class names changed, first 'owl'" in said
+
+
 def test_labels_lists_and_names_are_told_in_words(pets: Layout, job: Job, capsys):
     """Item 1: every change of a split file, by itself."""
     file = pets.folder / pets.split_file
