@@ -24,6 +24,11 @@ pytestmark = pytest.mark.public_reports
 Finished = Callable[..., Path]
 
 
+def obey_ctrl_c() -> None:
+    """What runs in the background of a shell ignores SIGINT, and so would a process that a test starts there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*words: str, **environment: str) -> subprocess.Popen[bytes]:
     """A script as from a terminal: it and its workers are one group of processes."""
     return subprocess.Popen(
@@ -32,6 +37,7 @@ def start(*words: str, **environment: str) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=obey_ctrl_c,
     )
 
 
@@ -53,12 +59,16 @@ def test_an_interrupted_script_ends_its_workers(data: Path, tmp_path: Path) -> N
     """20: a terminal sends Ctrl-C to the whole group of processes."""
     places = {"DATA": str(data), "OUTPUT": str(tmp_path), "SEEDS": "3 4", "JOBS": "2"}
     process = start("--trainers", "CPL", "digits", "mini", "OPTIM.MAX_EPOCH", "100000", **places)
-    end = time.monotonic() + 120
-    while len(list(tmp_path.glob("digits/CPL/*/seed*/rounds/1.safetensors"))) < 2 and time.monotonic() < end:
-        time.sleep(0.05)
-    assert len(members(process.pid)) >= 3
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        end = time.monotonic() + 120
+        while len(list(tmp_path.glob("digits/CPL/*/seed*/rounds/1.safetensors"))) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+        assert len(members(process.pid)) >= 3
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)  # nothing of a failed test goes on
+        raise
     assert process.returncode == 130
     assert errors.decode().splitlines() == ["interrupted: finished work is kept; the same command goes on from there"]
     end = time.monotonic() + 20
