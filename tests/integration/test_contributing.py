@@ -67,6 +67,7 @@ def test_every_example_and_command_is_found():
     assert len(COMMANDS) == 2, COMMANDS
 
 
+@pytest.mark.full
 def test_the_data_set_is_found_and_trained_on(checkout: Path):
     (command,) = [line for line in COMMANDS if "zeroshot/main.sh" in line]
     (result,) = run(checkout, command).glob("ZeroshotCLIP/*/seed1/result.json")

@@ -116,6 +116,7 @@ def test_a_folder_is_classified_as_the_trainer_did(
     assert_classified(done, runs, name, head or "text")
 
 
+@pytest.mark.full
 def test_a_process_of_its_own_does_the_same(runs: Path, photos: Path):
     code = "import sys; sys.modules['dassl'] = None; from air_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
     line = [sys.executable, "-c", code, "predict", str(runs / "AiR" / "bundle"), str(photos)]

@@ -370,11 +370,13 @@ def offline(folder: Path, code: str, *, variable: str = "AIR_OFFLINE") -> subpro
     )
 
 
+@pytest.mark.full
 def test_the_block_itself_works(tmp_path: Path):
     code = "from air_plugin.clip.loading import load_backbone; load_backbone('ViT-B/32')"
     assert offline(tmp_path, code, variable="").returncode == 99
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variable", ["AIR_OFFLINE", "HF_HUB_OFFLINE"])
 def test_offline_says_what_is_missing_and_how_to_get_it(tmp_path: Path, variable: str):
     names = {
@@ -405,6 +407,7 @@ for name in {list(names)}:
         assert f"'{name}'" in line and message in line and "offline" in line
 
 
+@pytest.mark.full
 def test_offline_takes_what_the_hubs_cache_holds(tmp_path: Path):
     """A small model and its tokenizer where the hub's library puts them: weights by tag, tokenizer by name."""
     snapshot = tmp_path / "hub" / "hub" / "models--none--of-the-hub" / "snapshots" / ("0" * 40)
@@ -427,6 +430,7 @@ print(backbone.fingerprint, backbone.encode_texts(["a dog"]).shape, backbone.pre
     assert f"size=({SIDE}, {SIDE})" in done.stdout  # squashed
 
 
+@pytest.mark.full
 def test_train_offline_is_one_line_and_exit_code_2(tmp_path: Path):
     code = f"""
 sys.path.insert(0, "{ROOT}")
@@ -462,6 +466,7 @@ def refused(folder: Path, code: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.full
 def test_without_a_network_one_line_says_what_to_fetch(tmp_path: Path):
     """From the hub, with a tokenizer of its own, and a file with an address of its own; in one process."""
     needed = {

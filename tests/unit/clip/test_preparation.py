@@ -178,6 +178,7 @@ print(key_of({"steps": describe(torchvision.transforms.Compose(steps))}))
 """
 
 
+@pytest.mark.full
 def test_two_processes_have_one_key(capsys: pytest.CaptureFixture[str]) -> None:
     """Addresses and the order of sets differ between processes; features must be found again."""
     environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)}

@@ -56,6 +56,7 @@ def run(script: str, *arguments: Path) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
+@pytest.mark.full
 def test_neither_a_few_step_generator_nor_a_model_without_pretrained_weights_warns(tmp_path: Path) -> None:
     """The generator's U-Net gets two adapters, of which peft would warn; open_clip would warn of missing weights."""
     save_pipeline("sd15", tmp_path / "sd15", safety_checker=True)

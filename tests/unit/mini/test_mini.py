@@ -264,6 +264,7 @@ def test_contrast_counts_every_true_pair():
 # Training
 
 
+@pytest.mark.full
 def test_trainings_run_end_to_end(small_corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(train_clip, "PICTURES", 48)
     monkeypatch.setattr(train_clip, "CAPTIONS", 24)
@@ -278,6 +279,7 @@ def test_trainings_run_end_to_end(small_corpus, tmp_path: Path, monkeypatch: pyt
     assert bool(torch.isfinite(make_images(pipe, ["a photo of the digit seven."])).all())
 
 
+@pytest.mark.full
 def test_vae_training_learns(small_corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(train_vae, "BATCH", 8)
     train_vae.train_vae(small_corpus, tmp_path, steps=40)

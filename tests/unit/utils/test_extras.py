@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 EVERY = sorted({module for extra in EXTRAS.values() for module in extra})
 
 
+@pytest.mark.full
 def test_a_drop_in_needs_no_extra(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "without_extras.py"), str(tmp_path), *EVERY],
