@@ -17,6 +17,8 @@ SOURCES = {
     "real": {"AIR.PROTOTYPES": "real", "AIR.PRIOR": "prototypes"},
     "none": {"AIR.PROTOTYPES": "real", "AIR.PRIOR": "none"},
 }
+# Names in rounds/*.safetensors of a run's folder: interrupted runs of version 0.1 resume.
+ROUND_TENSORS = {"likeliest": "top1"}
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from air_plugin.config import validate
+from air_plugin.former_settings import ROUND_TENSORS
 from air_plugin.functional.losses import CandidateForm, candidate_weights, partial_label_loss
 from air_plugin.functional.metrics import pseudo_label_metrics
 from air_plugin.functional.pseudo_labels import Candidates, candidate_sets, hard_labels
@@ -89,6 +90,7 @@ class SelfTraining(PromptTrainer):
             saved = load_tensors(path)
             if saved is None:
                 raise UserError(f"{path} is missing or damaged; remove {self.resumed} and run again")
+            saved = {ROUND_TENSORS.get(name, name): tensor for name, tensor in saved.items()}
             if saved["mask"].shape[1] != len(self.classnames) or int(saved["index"].max()) >= len(self.table):
                 raise UserError(f"{path} is of other images or classes; choose another OUTPUT_DIR, or remove it")
             if self.resumed != Path(self.output_dir):

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from runs import arguments, figures, weights
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from shared import copy_to_change
 
 import train
+from air_plugin.former_settings import ROUND_TENSORS
 from trainers.self_training import SelfTraining
 
 Finished = Callable[..., Path]
@@ -56,10 +57,17 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("epoch", [2, 3, 5])
+@pytest.mark.parametrize(("epoch", "former"), [(2, False), (3, False), (5, False), (4, True)])
 def test_a_kill_in_any_round_changes_nothing(
-    epoch: int, finished: Finished, data: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    epoch: int,
+    former: bool,
+    finished: Finished,
+    data: Path,
+    cache: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """`former`: the rounds are as version 0.1 wrote them."""
     options = [*ITERATIVE[:4], "TRAIN.CHECKPOINT_FREQ", "0" if epoch == 3 else "1"]
     whole = finished("CPL", *options)
     run_epoch = SelfTraining.run_epoch
@@ -75,6 +83,9 @@ def test_a_kill_in_any_round_changes_nothing(
         with pytest.raises(Killed):
             train.main(arguments_)
     assert not (tmp_path / "cut" / "result.json").exists()
+    for path in (tmp_path / "cut" / "rounds").glob("*.safetensors") if former else ():
+        names = {new: old for old, new in ROUND_TENSORS.items()}
+        save_file({names.get(name, name): tensor for name, tensor in load_file(path).items()}, path)
     begun: list[int] = []
 
     def watched(self: SelfTraining) -> None:
