@@ -120,6 +120,7 @@ class RunSettings(Section):
 
     cache: str = setting("", "folder of the store; empty: cache/ in the output folder")
     threads: int = setting(0, "threads of torch on the CPU; 0: torch's own number", low=0)
+    cuda_graphs: bool = setting(True, "on a GPU, capture training steps as CUDA graphs; the same up to rounding")
     generation_per_seed: bool = setting(False, "every seed has its own adapter and images; else all share one set")
     generation_seed: int = setting(0, "seed of the shared set", low=0, high=LARGEST_SEED)
 
@@ -168,6 +169,7 @@ class AirSettings(Section):
 
     weight, beta: None where the config has `auto`. prompt: never empty, the data set's template where AIR.PROMPT is.
     seed: of adapter and images.
+    cuda_graphs: whether LoRA's steps are captured as a CUDA graph on a GPU.
     """
 
     SECTION = "AIR"
@@ -211,6 +213,7 @@ class AirSettings(Section):
     size: int = setting(256, "side of the images in pixels, in training and generation", low=1)
     batch: int = setting(16, "images generated at once", low=1)
     seed: int = 0
+    cuda_graphs: bool = True
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     def __post_init__(self) -> None:
@@ -258,7 +261,7 @@ class AirSettings(Section):
             values["prompt"] = template_of(cfg)
         run = RunSettings.from_cfg(cfg)
         seed = max(cfg.SEED, 0) if run.generation_per_seed else run.generation_seed
-        return cls(**values, seed=seed, lora=LoraSettings.from_cfg(cfg))
+        return cls(**values, seed=seed, cuda_graphs=run.cuda_graphs, lora=LoraSettings.from_cfg(cfg))
 
 
 def template_of(cfg: Any) -> str:

@@ -14,7 +14,16 @@ from air_plugin.report.statistics import accuracies
 from air_plugin.utils.files import to_json
 
 # Settings that tell where and how a run was made, not what it computes.
-ELSEWHERE = {"SEED", "OUTPUT_DIR", "RESUME", "DATASET.ROOT", "AIR.CACHE", "AIR.THREADS", "DATALOADER.NUM_WORKERS"}
+ELSEWHERE = {
+    "SEED",
+    "OUTPUT_DIR",
+    "RESUME",
+    "DATASET.ROOT",
+    "AIR.CACHE",
+    "AIR.THREADS",
+    "AIR.CUDA_GRAPHS",
+    "DATALOADER.NUM_WORKERS",
+}
 
 
 def _series(view: View, key: str, *free: str) -> list[list[tuple[float, Method]]]:
