@@ -86,12 +86,14 @@ class CplSettings(Section):
 
     SECTION = "TRAINER.CPL"
 
-    alpha: float = setting(0.75, "quantile of the candidates within an image (CPL, intra-instance)", low=0, high=1)
+    alpha: float = setting(
+        0.75, "quantile of the candidates within an image (CPL, intra-instance); 0: the mean", low=0, high=1
+    )
     beta: float = setting(0.9, "quantile of the candidates within a class (CPL, inter-instance)", low=0, high=1)
     gamma: float = setting(0.0, "above 0: BETA is 1 - GAMMA / C for C classes", low=0)
-    per_class: int = setting(16, "images a class that are trained on in a single round", low=1)
+    per_class: int = setting(16, "places in the pool of each class, in a single round", low=1)
     loss: CandidateLoss = setting("cc", "loss over the candidates of an image")
-    leverage: float = setting(1.0, "weight of the classes that are no candidates, in the loss lw", low=0)
+    leverage: float = setting(2.0, "weight of the classes that are no candidates, in the loss lw", low=0)
 
 
 @dataclass(frozen=True)

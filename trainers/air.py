@@ -34,7 +34,7 @@ class AiR(FusedHeads, SelfTraining):
     def train_on(self, index: Tensor, targets: dict[str, Tensor]) -> None:
         super().train_on(index, targets)
         if self.air.beta is None:
-            self._chosen = self._choose_beta(index, targets["target"])
+            self._chosen = self._choose_beta(index, targets["target"] > 0)
 
     @property
     def beta(self) -> float | None:

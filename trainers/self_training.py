@@ -15,7 +15,7 @@ from air_plugin.config import validate
 from air_plugin.former_settings import ROUND_TENSORS
 from air_plugin.functional.losses import CandidateForm, candidate_weights, partial_label_loss
 from air_plugin.functional.metrics import pseudo_label_metrics
-from air_plugin.functional.pseudo_labels import Candidates, candidate_sets, hard_labels
+from air_plugin.functional.pseudo_labels import Candidates, candidate_sets, hard_labels, soft_labels
 from air_plugin.utils.class_names import listed
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.tensors import load_tensors, save_tensors
@@ -29,20 +29,22 @@ class Round:
     """What one round was trained on.
 
     index: (S,) selected images. mask: (S, C) bool, their candidates. top1: (S,) the most confident candidate of each.
+    labels: (S, C) soft labels, which sum to 1 over the candidates; None: 1 for every candidate.
     """
 
     index: Tensor
     mask: Tensor
     top1: Tensor
+    labels: Tensor | None = None
 
 
 class SelfTraining(PromptTrainer):
     """Pseudo-labels, and prompts trained on them.
 
     The template labels the images of the first round; the prompts of the round before label those of a later round.
-    Every round begins with fresh prompts. With more than one round, round r of R selects the r/R * N/C most confident
-    images of each class, the schedule of GRIP (Menghini et al., NeurIPS 2023, arXiv 2306.01669). The formulas stand in
-    air_plugin/functional: pseudo_labels.py and losses.py.
+    Every round begins with fresh prompts. With R > 1 rounds, round t selects int(t * int(N / R) / C) images of each
+    class, at least one: the schedule of GRIP (Menghini et al., NeurIPS 2023, arXiv 2306.01669) and of CPL, which both
+    have 10 rounds. The formulas stand in air_plugin/functional: pseudo_labels.py and losses.py.
     """
 
     labeler: str
@@ -76,7 +78,7 @@ class SelfTraining(PromptTrainer):
         """Pseudo-labels of the round that begins, from (N, C) probabilities."""
         count, classes = probs.shape
         rounds = self.cfg.TRAINER.PROMPT.ROUNDS
-        share = math.ceil((len(self.rounds) + 1) / rounds * count / classes) if rounds > 1 else None
+        share = max(1, (len(self.rounds) + 1) * (count // rounds) // classes) if rounds > 1 else None
         if self.labeler == "UPL":
             return hard_labels(probs, share or self.cfg.TRAINER.UPL.PER_CLASS)
         cpl = self.cfg.TRAINER.CPL
@@ -106,6 +108,8 @@ class SelfTraining(PromptTrainer):
         self._warn_of_empty(chosen)
         top1 = probs[chosen.index].masked_fill(~chosen.mask, -1).argmax(dim=1)
         saved = {"index": chosen.index, "mask": chosen.mask, "top1": top1}
+        if self.labeler == "CPL" and self.cfg.TRAINER.PROMPT.ROUNDS > 1 and not self.rounds:
+            saved["labels"] = soft_labels(probs[chosen.index], chosen.mask)
         save_tensors(_file(self.output_dir, len(self.rounds)), saved)
         self.rounds.append(Round(**saved))
         self.model.prompt_learner.load_state_dict(self.initial)
@@ -119,7 +123,8 @@ class SelfTraining(PromptTrainer):
             log.warning("no pseudo-label for %d of %d classes: %s", len(empty), len(self.classnames), listed(empty))
 
     def _targets(self) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.rounds[-1].index, {"target": self.rounds[-1].mask}
+        last = self.rounds[-1]
+        return last.index, {"target": last.mask if last.labels is None else last.labels}
 
     @torch.no_grad()
     def before_epoch(self) -> None:
@@ -128,9 +133,9 @@ class SelfTraining(PromptTrainer):
         if begins and self.epoch // self.cfg.OPTIM.MAX_EPOCH == len(self.rounds):
             self.train_on(*self.begin_round())
         if self.form != "cc":
-            index, mask = self.rounds[-1].index, self.rounds[-1].mask
+            index, targets = self._targets()
             logits = None if begins else self.model(self.table.plain[index])
-            self.train_loader_x.targets["weights"] = candidate_weights(logits, mask, form=self.form)
+            self.train_loader_x.targets["weights"] = candidate_weights(logits, targets["target"], form=self.form)
 
     def after_epoch(self) -> None:
         super().after_epoch()
@@ -139,8 +144,8 @@ class SelfTraining(PromptTrainer):
 
     def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
         logits, leverage = self.model.logits(batch["img"], text), self.cfg.TRAINER.CPL.LEVERAGE
-        mask, weights = batch["target"], batch.get("weights")
-        return {"loss_r": partial_label_loss(logits, mask, weights, form=self.form, leverage=leverage)}
+        labels, weights = batch["target"], batch.get("weights")
+        return {"loss_r": partial_label_loss(logits, labels, weights, form=self.form, leverage=leverage)}
 
     def metrics(self) -> dict[str, Any]:
         labels, total = self.hidden_labels(), len(self.table)

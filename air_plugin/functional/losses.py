@@ -11,38 +11,41 @@ from torch import Tensor
 CandidateForm = Literal["cc", "rc", "lw", "cav"]
 
 
-def candidate_weights(logits: Tensor | None, mask: Tensor, *, form: CandidateForm) -> Tensor:
+def candidate_weights(logits: Tensor | None, labels: Tensor, *, form: CandidateForm) -> Tensor:
     """Class weights w of `partial_label_loss` from the model at the start of an epoch, without gradient.
 
-    With p = softmax(logits) and the candidate set S of an image:
+    With p = softmax(logits), the labels y of an image (1 for every candidate, or soft) and its candidates S:
 
-    cc: w_c = 1 for c in S (no weighting).
-    rc: w_c = p_c / sum_{k in S} p_k for c in S (risk-consistent: Feng et al., NeurIPS 2020, arXiv 2007.08929; the same
-        update as PRODEN's, Lv et al., ICML 2020, arXiv 2002.08053).
-    lw: as rc for c in S, and w_c = p_c / sum_{k not in S} p_k for the other classes (leveraged weighted: Wen et al.,
-        ICML 2021, arXiv 2106.05731).
-    cav: w_c = 1 for the candidate of the largest class activation value |f - 1| f of its logit f; ties go to the lower
-        class (Zhang et al., ICLR 2022, "Exploiting Class Activation Value for Partial-Label Learning"). The value rises
-        with f above 1, so with CLIP's scaled logits this is usually the most probable candidate.
+    cc: w = y.
+    rc: w_c = y_c p_c / sum_{k in S} y_k p_k for c in S (risk-consistent: Feng et al., NeurIPS 2020, arXiv 2007.08929;
+        the same update as PRODEN's, Lv et al., ICML 2020, arXiv 2002.08053).
+    lw: w_c = p_c / sum_{k in S} p_k for c in S, and w_c = p_c / sum_{k not in S} p_k for the other classes (leveraged
+        weighted: Wen et al., ICML 2021, arXiv 2106.05731). CPL's code halves them after the first epoch; ours does not.
+    cav: w_c = 1 for the candidate of the largest class activation value y |f - 1| f of its logit f; ties go to the
+        lower class (Zhang et al., ICLR 2022, "Exploiting Class Activation Value for Partial-Label Learning"). The value
+        rises with f above 1, so with CLIP's scaled logits this is usually the most probable candidate.
 
     Args:
         logits: (B, C); None at the start of training: the weights of uniform probabilities.
-        mask: (B, C) bool, True for candidates, at least one True a row.
+        labels: (B, C) bool, True for candidates, or soft labels that sum to 1; at least one above 0 a row.
         form: cc, rc, lw or cav.
 
     Returns:
         (B, C), at least 0. The weights of the candidates sum to 1 in every row (rc, lw, cav). Those of the other
         classes are 0, except for lw: there they sum to 1, too.
     """
+    mask, dtype = labels > 0, torch.get_default_dtype() if logits is None else logits.dtype
+    labels = labels.to(dtype)
     if form == "cc":
-        return mask.to(torch.get_default_dtype() if logits is None else logits.dtype)
-    scores = torch.zeros_like(mask, dtype=torch.get_default_dtype()) if logits is None else logits.detach()
+        return labels
+    scores = torch.zeros_like(labels) if logits is None else logits.detach()
     if form == "cav" and logits is not None:
-        activation = (scores - 1).abs() * scores
+        activation = labels * (scores - 1).abs() * scores
         best = activation.masked_fill(~mask, float("-inf")).argmax(dim=1)
         return F.one_hot(best, mask.shape[1]).to(scores)
-    weights = _softmax_within(scores, mask)
-    return weights + _softmax_within(scores, ~mask) if form == "lw" else weights
+    if form == "lw":
+        return _softmax_within(scores, mask) + _softmax_within(scores, ~mask)
+    return _softmax_within(scores + labels.clamp(min=torch.finfo(dtype).tiny).log(), mask)
 
 
 def _softmax_within(scores: Tensor, mask: Tensor) -> Tensor:
@@ -52,21 +55,23 @@ def _softmax_within(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def partial_label_loss(
-    logits: Tensor, mask: Tensor, weights: Tensor | None = None, *, form: CandidateForm = "cc", leverage: float = 1.0
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None, *, form: CandidateForm = "cc", leverage: float = 2.0
 ) -> Tensor:
     """Partial-label losses (CPL, section 4; the forms of the literature). With one candidate, cc, rc and cav are plain
     cross entropy.
 
-    cc: -log sum_{c in S} p_c (classifier-consistent: Feng et al., NeurIPS 2020).
+    With the labels y of an image (1 for every candidate, or soft) and its candidates S:
+
+    cc: -log sum_{c in S} y_c p_c (classifier-consistent: Feng et al., NeurIPS 2020; soft labels as in CPL's code).
     rc, cav: -sum_{c in S} w_c log p_c.
     lw: -sum_{c in S} w_c log p_c - leverage * sum_{c not in S} w_c log(1 - p_c), the form with cross entropy.
 
     Args:
         logits: (B, C).
-        mask: (B, C) bool, at least one True a row: the candidates S.
+        labels: (B, C) bool, True for candidates, or soft labels that sum to 1; at least one above 0 a row.
         weights: (B, C) of `candidate_weights` for the same form; not used by cc. They get no gradient.
         form: cc, rc, lw or cav.
-        leverage: weight of the classes that are no candidates, at least 0; used by lw alone.
+        leverage: weight of the classes that are no candidates, at least 0; used by lw alone. CPL's code has 2.
 
     Returns:
         The mean over the batch, at least 0.
@@ -74,9 +79,10 @@ def partial_label_loss(
     Raises:
         ValueError: the form needs weights and there are none.
     """
-    log_probs = logits.log_softmax(dim=1)
+    log_probs, mask = logits.log_softmax(dim=1), labels > 0
     if form == "cc":
-        return -log_probs.masked_fill(~mask, float("-inf")).logsumexp(dim=1).mean()
+        weighted = log_probs if labels.dtype == torch.bool else log_probs + labels.log()
+        return -weighted.masked_fill(~mask, float("-inf")).logsumexp(dim=1).mean()
     if weights is None:
         raise ValueError(f"the form {form} needs weights; see candidate_weights")
     weights = weights.detach()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,15 +41,31 @@ def test_rounds_grow_and_are_counted_one_by_one(name: str, finished: Finished) -
     assert len(rounds) == 3 and rounds[-1] == result(output)["pseudo_labels"]
     for number, summary in enumerate(rounds, start=1):
         saved = load_file(output / "rounds" / f"{number}.safetensors")
-        share = math.ceil(number / 3 * 1000 / 10)
+        share = number * 333 // 10  # int(t * int(N / R) / C)
         assert summary["selected"] == len(saved["index"]) and 0 < summary["accuracy"] <= 100
         assert len(saved["index"]) <= 10 * share
         assert saved["mask"].gather(1, saved["top1"][:, None]).all()
+        assert ("labels" in saved) == (number == 1 and "UPL" not in name)  # soft in CPL's first round alone
         if "UPL" in name:
             assert torch.equal(saved["mask"].sum(dim=1), torch.ones(len(saved["mask"])))
             assert int(saved["mask"].sum(dim=0).max()) <= share
     assert rounds[0]["selected"] < rounds[2]["selected"]
     assert len(list((output / "prompt_learner").glob("model.pth.tar-*"))) == 6
+
+
+@pytest.mark.public_reports
+@pytest.mark.parametrize("options", [[], ["TRAINER.CPL.LOSS", "rc"]])
+def test_the_first_round_of_the_iterative_form_has_soft_labels(options: list[str], finished: Finished) -> None:
+    output = finished("CPL", *ITERATIVE, *SEVERAL, *options)
+    saved = load_file(output / "rounds" / "1.safetensors")
+    labels, mask = saved["labels"], saved["mask"].bool()
+    assert torch.equal(labels > 0, mask) and torch.allclose(labels.sum(dim=1), torch.ones(len(labels)))
+    several = mask.sum(dim=1) > 1
+    assert several.any() and (labels[several].amax(dim=1) < 1).all()
+    assert "labels" not in load_file(finished("CPL", *SEVERAL) / "rounds" / "1.safetensors")
+
+
+SEVERAL = ["TRAINER.CPL.ALPHA", "0.95", "TRAINER.CPL.BETA", "0.5"]  # candidate sets of several classes
 
 
 class Killed(Exception):
@@ -110,9 +125,6 @@ def test_a_lost_round_is_named(
     assert train.main(arguments("CPL", data, output, "AIR.CACHE", cache, *ITERATIVE)) == 2
     error = capsys.readouterr().err
     assert "2.safetensors" in error and error.count("\n") == 1
-
-
-SEVERAL = ["TRAINER.CPL.ALPHA", "0.95", "TRAINER.CPL.BETA", "0.5"]  # candidate sets of several classes
 
 
 def test_every_loss_of_cpl_trains_and_each_in_its_own_way(finished: Finished) -> None:

@@ -106,6 +106,33 @@ def test_cc_takes_no_weights_and_the_others_ask_for_them():
             partial_label_loss(values, mask, form=form)
 
 
+@pytest.mark.public_reports
+@pytest.mark.parametrize("form", FORMS)
+def test_soft_labels_weigh_the_candidates(form: str):
+    values, former, mask = logits(), logits(seed=7), mask_of()
+    soft = torch.rand(6, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * mask
+    soft = soft / soft.sum(dim=1, keepdim=True)
+    first, later = (candidate_weights(scores, soft, form=form) for scores in (None, former))
+    loss, expected = float(partial_label_loss(values, soft, later, form=form)), 0.0
+    for i, labels in enumerate(soft.tolist()):
+        chosen, probs = [y > 0 for y in labels], probabilities(former[i].tolist())
+        weighted = [y * p for y, p in zip(labels, probs, strict=True)]
+        if form == "rc":
+            assert first[i].tolist() == pytest.approx(labels)
+            assert later[i].tolist() == pytest.approx([w / sum(weighted) for w in weighted])
+        if form == "cav":
+            activation = [
+                y * abs(f - 1) * f if y else -math.inf for y, f in zip(labels, former[i].tolist(), strict=True)
+            ]
+            assert later[i].tolist() == [float(c == activation.index(max(activation))) for c in range(4)]
+        if form == "cc":
+            now = probabilities(values[i].tolist())
+            expected -= math.log(sum(y * p for y, p in zip(labels, now, strict=True)))
+        else:
+            expected += loss_reference(values[i].tolist(), chosen, later[i].tolist(), form, 2.0)
+    assert loss == pytest.approx(expected / 6)
+
+
 @pytest.mark.parametrize("form", ["cc", "rc", "cav"])
 @pytest.mark.parametrize("first_epoch", [True, False])
 def test_loss_of_one_candidate_is_cross_entropy(form: str, first_epoch: bool):
@@ -179,7 +206,7 @@ def test_leveraged_loss_is_finite_and_exact_where_a_probability_is_one(everythin
     mask = torch.full((3, 3), everything)
     mask[:, 2] = True  # else the class of probability 1 is no candidate
     weights = candidate_weights(None, mask, form="lw")
-    loss = partial_label_loss(values, mask, weights, form="lw")
+    loss = partial_label_loss(values, mask, weights, form="lw", leverage=1.0)
     loss.backward()
     assert values.grad.isfinite().all()
     if everything:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from air_plugin.functional import pseudo_labels
 from air_plugin.functional.fusion import fuse
-from air_plugin.functional.pseudo_labels import candidate_sets, hard_labels, top_k_per_class
+from air_plugin.functional.pseudo_labels import candidate_sets, hard_labels, soft_labels, top_k_per_class
 from air_plugin.functional.ranking import largest
 
 
@@ -37,24 +37,50 @@ def top_k_reference(probs: list[list[float]], k: int) -> list[int]:
 
 def candidates_reference(probs: Tensor, *, alpha: float, beta: float, per_class: int) -> dict[int, set[int]]:
     """Selected image -> its candidates."""
+    pools, sets = pools_reference(probs, alpha=alpha, beta=beta, per_class=per_class)
+    return {i: sets[i] for pool in pools.values() for i in pool}
+
+
+def pools_reference(
+    probs: Tensor, *, alpha: float, beta: float, per_class: int
+) -> tuple[dict[int, list[int]], dict[int, set[int]]]:
+    """Class -> the images in its pool, and every image with candidates -> these."""
     rows = probs.tolist()
-    threshold = quantile([max(row) for row in rows], alpha)
+    largest_ones = [max(row) for row in rows]
+    threshold = quantile(largest_ones, alpha) if alpha else sum(largest_ones) / len(largest_ones)
     columns = [quantile(list(column), beta) for column in zip(*rows, strict=True)]
     sets: dict[int, set[int]] = {}
     for i, row in enumerate(rows):
         intra: set[int] = set()
         total = 0.0
         for c in sorted(range(len(row)), key=lambda c: (-row[c], c)):
-            if total >= threshold:
-                break
             intra.add(c)
             total += row[c]
+            if total > threshold:
+                break
         inter = {c for c in range(len(row)) if row[c] >= columns[c]}
-        if intra & inter:
-            sets[i] = intra & inter
-    survivors = list(sets)
-    kept = top_k_reference([rows[i] for i in survivors], per_class) if survivors else []
-    return {survivors[number]: sets[survivors[number]] for number in kept}
+        chosen = {c for c in intra & inter if row[c] > 1e-7}
+        if chosen:
+            sets[i] = chosen
+    return deferred_acceptance(rows, sets, per_class), sets
+
+
+def deferred_acceptance(rows: list[list[float]], sets: dict[int, set[int]], per_class: int) -> dict[int, list[int]]:
+    """One application after the other, the last image first; the result must not depend on this order."""
+    lists = {i: sorted(classes, key=lambda c: (-rows[i][c], c)) for i, classes in sets.items()}
+    pools: dict[int, list[int]] = {}
+    applying = list(sets)
+    while applying:
+        i = applying.pop()
+        if not lists[i]:
+            continue
+        c = lists[i].pop(0)
+        pool = pools.setdefault(c, [])
+        pool.append(i)
+        pool.sort(key=lambda j: (-rows[j][c], j))
+        applying += pool[per_class:]
+        del pool[per_class:]
+    return pools
 
 
 def as_sets(candidates) -> dict[int, set[int]]:
@@ -175,17 +201,77 @@ def test_many_classes_with_ties_equal_a_loop(alpha: float, beta: float):
         assert max(len(classes) for classes in expected.values()) > 32  # more than are sorted at first
 
 
-def test_the_smallest_set_that_reaches_the_threshold():
-    # The largest probabilities are 0.5, 0.6, 0.7; their median 0.6 is the threshold.
-    probs = torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.25, 0.15], [0.1, 0.2, 0.7]])
+def test_the_smallest_set_above_the_threshold():
+    # The largest probabilities are 0.5, 0.625, 0.75; their median 0.625 is the threshold, which image 1 only reaches.
+    probs = torch.tensor([[0.5, 0.25, 0.25], [0.625, 0.25, 0.125], [0.125, 0.125, 0.75]])
     sets = as_sets(candidate_sets(probs, alpha=0.5, beta=0.0, per_class=9))
-    assert sets == {0: {0, 1}, 1: {0}, 2: {2}}
+    assert sets == {0: {0, 1}, 1: {0, 1}, 2: {2}}
 
 
-def test_alpha_zero_and_beta_zero_give_every_image_its_top_class_alone():
+def test_a_small_alpha_and_beta_zero_give_every_image_its_top_class_alone():
     probs = random_probs(40, 5)
-    sets = as_sets(candidate_sets(probs, alpha=0.0, beta=0.0, per_class=40))
-    assert sets == {i: {c} for i, c in enumerate(probs.argmax(dim=1).tolist())}
+    probs[7] = probs[7].mean()  # by far the smallest of the largest probabilities
+    sets = as_sets(candidate_sets(probs, alpha=1e-6, beta=0.0, per_class=40))
+    expected = {i: {c} for i, c in enumerate(probs.argmax(dim=1).tolist())}
+    assert {i: classes for i, classes in sets.items() if i != 7} == {i: c for i, c in expected.items() if i != 7}
+
+
+def test_alpha_zero_is_the_mean_of_the_largest_probabilities():
+    probs = torch.tensor([[0.5, 0.375, 0.125], [0.75, 0.125, 0.125], [0.125, 0.875, 0.0]])  # mean 0.708
+    sets = as_sets(candidate_sets(probs, alpha=0.0, beta=0.0, per_class=9))
+    assert sets == {0: {0, 1}, 1: {0}, 2: {1}}
+
+
+@pytest.mark.public_reports
+@pytest.mark.parametrize(
+    ("rows", "alpha", "beta", "per_class", "expected"),
+    [
+        ([[0.6, 0.35, 0.05], [0.55, 0.4, 0.05], [0.1, 0.15, 0.75]], 0.99, 0.3, 1, {0: 0, 1: 1, 2: 2}),
+        ([[0.7, 0.2, 0.1], [0.68, 0.22, 0.1], [0.4, 0.38, 0.22], [0.3, 0.1, 0.6]], 0.9, 0.6, 1, {0: 0, 2: 1, 3: 2}),
+        # All apply to class 0, which keeps image 2; class 1 prefers image 1 to image 0, whose third class is left.
+        ([[0.4, 0.35, 0.25], [0.6, 0.4, 0.0], [0.9, 0.05, 0.05]], 1.0, 0.0, 1, {0: 2, 1: 1, 2: 0}),
+    ],
+)
+def test_an_image_that_is_turned_away_applies_to_its_next_candidate(
+    rows: list[list[float]], alpha: float, beta: float, per_class: int, expected: dict[int, int]
+):
+    chosen = candidate_sets(torch.tensor(rows), alpha=alpha, beta=beta, per_class=per_class)
+    assert dict(zip(chosen.index.tolist(), chosen.pool.tolist(), strict=True)) == expected
+    assert chosen.mask.gather(1, chosen.pool[:, None]).all()
+
+
+@pytest.mark.public_reports
+def test_pools_of_a_thousand_random_matrices_with_ties_equal_a_loop():
+    spilled = 0
+    for seed in range(1000):
+        rng = torch.Generator().manual_seed(seed)
+        images, classes, parts = (int(torch.randint(low, high, (), generator=rng)) for low, high in SIZES)
+        probs = torch.zeros(images, classes, dtype=torch.float64)  # in steps of 1/8 or 1/64, so ties are ties
+        for row in probs:
+            row += torch.bincount(torch.randint(classes, (2**parts,), generator=rng), minlength=classes) / 2**parts
+        alpha, beta = torch.rand(2, generator=rng).tolist()
+        per_class = int(torch.randint(1, 6, (), generator=rng))
+        pools, sets = pools_reference(probs, alpha=alpha, beta=beta, per_class=per_class)
+        chosen = candidate_sets(probs, alpha=alpha, beta=beta, per_class=per_class, chunk=7)
+        expected = {i: c for c, pool in pools.items() for i in pool}
+        assert dict(zip(chosen.index.tolist(), chosen.pool.tolist(), strict=True)) == expected, seed
+        assert as_sets(chosen) == {i: sets[i] for i in expected}, seed
+        spilled += any(probs[i].argmax() != c for i, c in expected.items())
+    assert spilled > 300  # else these matrices compare no more than a selection by top class
+
+
+SIZES = [(1, 40), (2, 9), (3, 7)]  # of images, classes, powers of two
+
+
+def test_soft_labels_are_renormalised_over_the_candidates():
+    probs = random_probs(30, 6)
+    chosen = candidate_sets(probs, alpha=0.9, beta=0.4, per_class=4)
+    soft = soft_labels(probs[chosen.index], chosen.mask)
+    for i, row in zip(chosen.index.tolist(), soft, strict=True):
+        candidates = as_sets(chosen)[i]
+        total = sum(float(probs[i, c]) for c in candidates)
+        expected = [float(probs[i, c]) / total if c in candidates else 0.0 for c in range(6)]
+        assert row.tolist() == pytest.approx(expected)
 
 
 def test_beta_one_leaves_each_class_to_its_most_probable_image():
@@ -197,10 +283,10 @@ def test_beta_one_leaves_each_class_to_its_most_probable_image():
 
 
 def test_images_without_candidates_are_dropped():
-    # Image 1's top class is below the median of its column, and its other classes are not needed.
-    probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2]])
-    candidates = candidate_sets(probs, alpha=0.0, beta=0.5, per_class=9)
-    assert as_sets(candidates) == {0: {0}, 2: {0}}
+    # Image 1's top class is below the median of its column, and its other class is not needed.
+    probs = torch.tensor([[0.9, 0.1], [0.65, 0.35], [0.8, 0.2], [0.6, 0.4]])
+    candidates = candidate_sets(probs, alpha=1e-6, beta=0.5, per_class=9)
+    assert as_sets(candidates) == {0: {0}, 2: {0}, 3: {1}}
 
 
 @pytest.mark.parametrize("per_class", [2, 50])
