@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from air_plugin.clip import openai_archive
 from air_plugin.clip.backbone import Backbone
 from air_plugin.utils.errors import UserError, unknown
 from air_plugin.utils.hub import is_unreachable, refusal
@@ -35,7 +36,8 @@ def load_backbone(name: str, *, precision: str = "fp32", device: str | torch.dev
             (open_clip_config.json, open_clip_model.safetensors, and the tokenizer's files where it has its own).
             The architecture of a file must be the one that its authors used: with a slash ("ViT-B/32:FILE") it is
             OpenAI's, with QuickGELU (GeoRSCLIP's base), with a hyphen ("ViT-B-32:FILE") it is open_clip's, with GELU
-            (as RemoteCLIP's authors load it). The wrong one loads without an error.
+            (as RemoteCLIP's authors load it). The wrong one loads without an error. OpenAI's own files
+            ("ViT-B/16:ViT-B-16.pt") are TorchScript archives; they are read where their SHA-256 is the published one.
         precision: fp32, fp16 or bf16.
         device: of the model.
 
@@ -75,7 +77,10 @@ def _load_open_clip(name: str, precision: str) -> Backbone:
     else:
         architecture, source, options = _resolve(name)
     try:
-        with _without_repetition():
+        with _without_repetition(), ExitStack() as stack:
+            if source and openai_archive.is_published(Path(source)):
+                source = str(stack.enter_context(openai_archive.as_safetensors(Path(source))))
+                options["force_quick_gelu"] = True
             tokenizer = _tokenizer(name, architecture)
             model, preprocess = open_clip.create_model_from_pretrained(
                 architecture, pretrained=source, precision=precision, **options
@@ -136,8 +141,8 @@ def _explained(name: str, source: str | None, error: Exception) -> UserError | N
         )
     if "TorchScript" in str(error):
         return UserError(
-            f"{source} is a TorchScript archive, which holds a program; it is not loaded; the same "
-            "weights as safetensors come with a tag, for instance ViT-B/32 alone"
+            f"{source} is a TorchScript archive, which holds a program, and none of OpenAI's files by its SHA-256; "
+            "it is not loaded; OpenAI's weights as safetensors come with a tag, for instance ViT-B/32 alone"
         )
     refused = refusal(error, _repository_of(name))
     if refused:
@@ -304,7 +309,7 @@ def _require_weights(name: str, path: Path) -> None:
     if path.suffix not in (".safetensors", *PICKLES):
         raise UserError(f"{path} is no weight file; give one of .safetensors, {', '.join(PICKLES)}")
     _require_file(path)
-    if path.suffix in PICKLES:
+    if path.suffix in PICKLES and not openai_archive.is_published(path):
         log.warning(
             '%s is a pickle, of which only tensors are read; make it safetensors once: air convert "%s"', path, name
         )

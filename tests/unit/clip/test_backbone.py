@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
@@ -28,6 +29,7 @@ from small_backbones import (
 from small_models import make_backbone, make_clip
 
 from air_plugin.cli import main
+from air_plugin.clip import openai_archive
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.loading import _resolve, _without_repetition, load_backbone
 from air_plugin.utils.errors import UserError
@@ -287,6 +289,46 @@ def _texts_of(model: torch.nn.Module) -> torch.Tensor:
 class Evil:
     def __reduce__(self):
         return Path.touch, (Path(os.environ["EVIL"]),)
+
+
+@pytest.mark.public_reports
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*TorchScript")
+def test_openais_own_archive_is_read_where_it_is_the_published_one(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Number 31: `ViT-B-16.pt` is on the disk of everybody who ran CoOp."""
+
+    model, file = make_model("openclip", seed=4), tmp_path / "small.pt"
+    archive = torch.nn.Module()
+    for name, value in model.state_dict().items():
+        place = archive
+        *path, last = name.split(".")
+        for part in path:
+            if not hasattr(place, part):
+                place.add_module(part, torch.nn.Module())
+            place = getattr(place, part)
+        place.register_buffer(last, value)
+    archive.register_buffer("input_resolution", torch.tensor(SIDE))
+    torch.jit.save(torch.jit.script(archive), file)
+    with pytest.raises(UserError, match="none of OpenAI's files"):
+        load_backbone(f"{architecture}:{file}")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setattr(openai_archive, "_published", lambda: {digest})
+    caplog.clear()
+    backbone = load_backbone(f"{architecture}:{file}")
+    assert not caplog.records
+    import open_clip
+
+    quick = open_clip.CLIP(**{**model_config("openclip"), "quick_gelu": True})
+    quick.load_state_dict(model.state_dict())
+    assert torch.allclose(backbone.encode_texts(TEXTS), _texts_of(quick.eval()), atol=1e-6)
+    assert not torch.allclose(backbone.encode_texts(TEXTS), _texts_of(model), atol=1e-6)  # OpenAI's have QuickGELU
+
+
+def test_the_published_digests_are_those_of_openais_addresses():
+    digests = openai_archive._published()
+    assert "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f" in digests  # ViT-B-16.pt
+    assert all(len(digest) == 64 and int(digest, 16) for digest in digests) and len(digests) >= 9
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*TorchScript")
