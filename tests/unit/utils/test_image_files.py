@@ -13,6 +13,8 @@ from PIL import Image
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.image_files import find_images, is_image_file
 
+pytestmark = pytest.mark.public_reports
+
 PICTURE = Image.new("RGB", (8, 8), "red")
 
 

@@ -185,6 +185,8 @@ def test_a_large_image_is_read_without_a_warning(tmp_path: Path):
     code = f"""
 from PIL import Image
 from air_plugin.utils.images import load_rgb
+
+pytestmark = pytest.mark.public_reports
 Image.MAX_IMAGE_PIXELS = 1000
 print(load_rgb({str(path)!r}).size)
 Image.MAX_IMAGE_PIXELS = 100
