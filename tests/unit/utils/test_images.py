@@ -19,6 +19,8 @@ from PIL import Image
 
 from air_plugin.utils.images import UnreadableImage, load_rgb
 
+pytestmark = pytest.mark.public_reports
+
 ORIENTATION = 0x112  # EXIF's tag
 # What a viewer does for each value of the tag (EXIF 2.3, section 4.6.4), as numpy would do it.
 UPRIGHT = {
@@ -185,8 +187,6 @@ def test_a_large_image_is_read_without_a_warning(tmp_path: Path):
     code = f"""
 from PIL import Image
 from air_plugin.utils.images import load_rgb
-
-pytestmark = pytest.mark.public_reports
 Image.MAX_IMAGE_PIXELS = 1000
 print(load_rgb({str(path)!r}).size)
 Image.MAX_IMAGE_PIXELS = 100
