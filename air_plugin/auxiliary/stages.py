@@ -89,6 +89,7 @@ def adapt(
         size=settings.size,
         seed=settings.seed,
         store=store,
+        graphs=settings.cuda_graphs,
     )
     return Adapter(folder, key, cached)
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from air_plugin.config import LoraSettings
+from air_plugin.diffusion.lora_step import AdapterWeights, Examples, LoraStep, Losses
 from air_plugin.diffusion.pipeline import (
     ACCELERATOR,
     WEIGHTS,
@@ -27,7 +27,7 @@ from air_plugin.diffusion.pipeline import (
     encode_prompts,
 )
 from air_plugin.utils.digests import content_digest
-from air_plugin.utils.errors import UserError, unknown
+from air_plugin.utils.errors import unknown
 from air_plugin.utils.images import load_rgb
 from air_plugin.utils.seeding import stable_seed
 from air_plugin.utils.store import Entry, Store
@@ -37,49 +37,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
 ADAPTER = "target"
-
-
-def denoising_loss(
-    unet: Any,
-    scheduler: Any,
-    latents: Tensor,
-    *,
-    states: Tensor,
-    noise: Tensor,
-    steps: Tensor,
-    added: dict[str, Tensor] | None = None,
-) -> Tensor:
-    """The denoising loss of a latent diffusion model: mean squared error of the predicted noise or velocity.
-
-        x_t = sqrt(a_t) x + sqrt(1 - a_t) e,   loss = mean (u(x_t, t, text) - y)^2
-        y = e (epsilon: Ho et al. 2020, eq. 14),   y = sqrt(a_t) e - sqrt(1 - a_t) x (v: Salimans and Ho 2022)
-
-    Args:
-        unet: the model.
-        scheduler: with add_noise and get_velocity, as DDPMScheduler.
-        latents: (B, c, h, w) x, scaled.
-        states: (B, L, W) of the text encoder.
-        noise: (B, c, h, w) e, standard normal.
-        steps: (B,) time steps t.
-        added: further inputs of SDXL's U-Net, see `Conditioning.added`.
-
-    Raises:
-        UserError: the model predicts something else.
-    """
-    noisy = scheduler.add_noise(latents, noise, steps)
-    kind = scheduler.config.prediction_type
-    if kind == "v_prediction":
-        target = scheduler.get_velocity(latents, noise, steps)
-    elif kind == "epsilon":
-        target = noise
-    else:
-        raise UserError(f"the generator predicts '{kind}'; LoRA supports epsilon and v_prediction")
-    if added is not None:
-        added = {name: value.to(unet.dtype) if value.is_floating_point() else value for name, value in added.items()}
-    predicted = unet(
-        noisy.to(unet.dtype), steps, encoder_hidden_states=states.to(unet.dtype), added_cond_kwargs=added
-    ).sample
-    return F.mse_loss(predicted.float(), target.float())
+READ_EVERY = 10  # steps on a GPU between two readings of the loss
 
 
 def train_lora(
@@ -91,13 +49,16 @@ def train_lora(
     size: int,
     seed: int,
     store: Store,
+    graphs: bool = True,
 ) -> tuple[Path, str, bool]:
     """Train an adapter, or take it from the store; an interrupted training resumes from its last checkpoint.
 
     The objective is that of the base model: its noise and its kind of prediction. Few-step models are no exception: an
     LCM's adapter is not attached during training, and SD-Turbo is trained like an ordinary model.
 
-    Every step has its own random generator, seeded by (seed, step), so a resumed run equals an undisturbed one.
+    Every step has its own random generator, seeded by (seed, step), so a resumed run equals an undisturbed one: bit by
+    bit on a CPU; on a GPU up to the order in which its kernels add, which is not the same from run to run either. An
+    adapter's key does not tell the two devices apart, nor whether there were graphs.
 
     Args:
         generator: the pipeline; its weights are not changed, and the adapter is removed from it afterwards.
@@ -107,6 +68,7 @@ def train_lora(
         size: side of the training images in pixels.
         seed: of the adapter's first weights, and of the order, noise and time steps.
         store: where the adapter is kept.
+        graphs: on a GPU, capture the step as a CUDA graph (AIR.CUDA_GRAPHS).
 
     Returns:
         The folder (for pipe.load_lora_weights), its key, and whether it was in the store.
@@ -128,7 +90,7 @@ def train_lora(
     with store.open("lora", key) as entry:
         cached = entry.complete
         if not cached:
-            _train(generator.pipeline, paths, captions, entry, settings=settings, size=size, seed=seed)
+            _train(generator.pipeline, paths, captions, entry, settings=settings, size=size, seed=seed, graphs=graphs)
         return entry.path, entry.key, cached
 
 
@@ -141,6 +103,7 @@ def _train(
     settings: LoraSettings,
     size: int,
     seed: int,
+    graphs: bool,
 ) -> None:
     from diffusers import DDPMScheduler
     from tqdm import tqdm
@@ -148,44 +111,27 @@ def _train(
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     moments = _encode_images(pipeline, paths, size)
     texts, which = _encode_captions(pipeline, captions)
-    parameters = _add_adapter(pipeline.unet, settings, seed)
+    examples = Examples(moments, which, pipeline.vae.config.scaling_factor, scheduler.config.num_train_timesteps)
+    layers = _add_adapter(pipeline.unet, settings, seed)
     try:
-        optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr)
-        start, losses = _load_checkpoint(entry.path / CHECKPOINT, parameters, optimizer)
+        train_step = LoraStep(pipeline.unet, scheduler, layers, texts, lr=settings.lr, size=size, graphs=graphs)
+        weights, checkpoint = train_step.weights, entry.path / CHECKPOINT
+        every = 1 if pipeline.device.type == "cpu" else READ_EVERY
+        losses = Losses(_load_checkpoint(checkpoint, weights), lr=settings.lr, every=every)
+        start = len(losses.values)
         with tqdm(total=settings.steps, initial=start, desc="LoRA", unit="step", disable=None) as bar:
             for step in range(start, settings.steps):
-                rng = torch.Generator().manual_seed(stable_seed("lora", seed, step))
-                pick = torch.randint(len(paths), (settings.batch,), generator=rng)
-                loss = _loss(pipeline, scheduler, moments[pick], texts[which[pick]], rng, size=size)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.item())
-                if not math.isfinite(losses[-1]):
-                    raise UserError(f"LoRA: the loss is not finite; lower AIR.LORA.LR (now {settings.lr})")
+                losses.add(train_step(examples.batch(settings.batch, seed=seed, step=step)))
                 bar.update()
-                bar.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}")
+                bar.set_postfix(loss=f"{np.mean(losses.values[-50:] or math.nan):.4f}")
                 if (step + 1) % settings.checkpoint == 0 and step + 1 < settings.steps:
-                    _save_checkpoint(entry.path / CHECKPOINT, parameters, optimizer, losses)
+                    _save_checkpoint(checkpoint, weights, losses.read())
+        curve = losses.read()
+        weights.finalize()
         _save_weights(pipeline, entry.path)
-        entry.finish([WEIGHTS, *_save_curve(entry.path, losses)])
+        entry.finish([WEIGHTS, *_save_curve(entry.path, curve)])
     finally:
         pipeline.unet.unload_lora()  # delete_adapters would leave empty layers in the model
-
-
-def _loss(
-    pipeline: Any, scheduler: Any, moments: Tensor, texts: Conditioning, rng: torch.Generator, *, size: int
-) -> Tensor:
-    """The denoising loss of a batch: (B, 2c, h, w) moments and B texts."""
-    latents = _sample(moments, pipeline.vae.config.scaling_factor, rng)
-    noise = torch.randn(latents.shape, generator=rng)
-    steps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=rng)
-    latents, noise, steps = (value.to(pipeline.device) for value in (latents, noise, steps))
-    half = pipeline.unet.dtype != torch.float32
-    with torch.autocast(pipeline.device.type, dtype=pipeline.unet.dtype, enabled=half):
-        return denoising_loss(
-            pipeline.unet, scheduler, latents, states=texts.states, noise=noise, steps=steps, added=texts.added(size)
-        )
 
 
 def _save_curve(folder: Path, losses: list[float]) -> list[str]:
@@ -231,13 +177,6 @@ def _encode_images(pipeline: Any, paths: Sequence[str | Path], size: int) -> Ten
         if vae.dtype != dtype:
             vae.to(dtype)
     return torch.cat(moments)
-
-
-def _sample(moments: Tensor, scaling: float, rng: torch.Generator) -> Tensor:
-    """(B, 2c, h, w) moments to (B, c, h, w) scaled latents, sampled from the posterior N(mean, variance)."""
-    mean, log_variance = moments.chunk(2, dim=1)
-    deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
-    return (mean + deviation * torch.randn(mean.shape, generator=rng)) * scaling
 
 
 def _encode_captions(pipeline: Any, captions: Sequence[str]) -> tuple[Conditioning, Tensor]:
@@ -319,29 +258,16 @@ def adapter_loaded(pipeline: Any, folder: Path | None, *, accelerator: Path | No
         pipeline.unet.unload_lora()
 
 
-def _save_checkpoint(
-    path: Path, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, losses: list[float]
-) -> None:
-    tensors: dict[str, Tensor] = {"losses": torch.tensor(losses, dtype=torch.float64)}
-    for name, parameter in parameters.items():
-        tensors[f"parameter.{name}"] = parameter
-        for field, value in optimizer.state[parameter].items():
-            tensors[f"{field}.{name}"] = value
-    save_tensors(path, tensors)
+def _save_checkpoint(path: Path, weights: AdapterWeights, losses: list[float]) -> None:
+    save_tensors(path, {"losses": torch.tensor(losses, dtype=torch.float64), **weights.state()})
 
 
-def _load_checkpoint(
-    path: Path, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[int, list[float]]:
-    """Restore an interrupted training; returns the next step and the losses so far."""
+def _load_checkpoint(path: Path, weights: AdapterWeights) -> list[float]:
+    """Restore an interrupted training; returns the losses of its steps, none where there is no checkpoint."""
     tensors = load_tensors(path)
     if tensors is None:
-        return 0, []
-    state = {}
-    for number, (name, parameter) in enumerate(parameters.items()):
-        parameter.data.copy_(tensors[f"parameter.{name}"])
-        state[number] = {field: tensors[f"{field}.{name}"] for field in ("step", "exp_avg", "exp_avg_sq")}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        return []
+    weights.load_state(tensors)
     losses = tensors["losses"].tolist()
     log.info("LoRA: resumes at step %d (%s)", len(losses), path)
-    return len(losses), losses
+    return losses

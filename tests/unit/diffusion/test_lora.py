@@ -19,7 +19,9 @@ from torch import Tensor
 
 from air_plugin.config import LoraSettings
 from air_plugin.diffusion import lora as module
-from air_plugin.diffusion.lora import WEIGHTS, adapter_loaded, denoising_loss, train_lora
+from air_plugin.diffusion import lora_step
+from air_plugin.diffusion.lora import WEIGHTS, adapter_loaded, train_lora
+from air_plugin.diffusion.lora_step import denoising_loss, sample_latents
 from air_plugin.diffusion.pipeline import Generator, _fingerprint, encode_prompts, load_generator
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.images import load_rgb
@@ -150,7 +152,7 @@ def test_training_lowers_the_loss(tiny_generator: Generator, pictures: list[str]
 def test_latents_are_drawn_from_the_posterior_and_scaled():
     mean, log_variance = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
     noise = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(5))
-    generated = module._sample(torch.cat([mean, log_variance], dim=1), 0.18, torch.Generator().manual_seed(5))
+    generated = sample_latents(torch.cat([mean, log_variance], dim=1), 0.18, torch.Generator().manual_seed(5))
     assert torch.allclose(generated, 0.18 * (mean + log_variance.exp().sqrt() * noise), atol=1e-6)
 
 
@@ -176,8 +178,8 @@ def test_every_image_is_trained_with_its_own_caption(
             assert torch.allclose(state, words[CAPTIONS[number]], atol=1e-5)
         return denoising_loss(unet, scheduler, latents, states=states, **others)
 
-    monkeypatch.setattr(module, "denoising_loss", looking)
-    monkeypatch.setattr(module, "_sample", lambda moments, scaling, rng: moments.chunk(2, dim=1)[0] * scaling)
+    monkeypatch.setattr(lora_step, "denoising_loss", looking)
+    monkeypatch.setattr(lora_step, "sample_latents", lambda moments, scaling, rng: moments.chunk(2, dim=1)[0] * scaling)
     train(tiny_generator, pictures, store, steps=10)
     assert set(seen) == set(range(7)) and len(seen) == 30
 
@@ -245,7 +247,7 @@ def test_a_resumed_training_equals_an_undisturbed_one(
 ):
     caplog.set_level(logging.INFO, logger="air_plugin")
     whole, _, _ = train(make_generator(), pictures, Store(tmp_path / "whole"))
-    loss, calls = module.denoising_loss, []
+    loss, calls = lora_step.denoising_loss, []
 
     def crashing(*arguments: Any, **named: Any) -> Tensor:
         if len(calls) == crash_at:
@@ -254,11 +256,11 @@ def test_a_resumed_training_equals_an_undisturbed_one(
         return loss(*arguments, **named)
 
     generator = make_generator()
-    monkeypatch.setattr(module, "denoising_loss", crashing)
+    monkeypatch.setattr(lora_step, "denoising_loss", crashing)
     with pytest.raises(KeyboardInterrupt):
         train(generator, pictures, Store(tmp_path / "cut"))
     assert _fingerprint(generator.pipeline) == generator.fingerprint  # no adapter stays behind
-    monkeypatch.setattr(module, "denoising_loss", loss)
+    monkeypatch.setattr(lora_step, "denoising_loss", loss)
     caplog.clear()
     folder, _, cached = train(generator, pictures, Store(tmp_path / "cut"))
     assert not cached
@@ -396,7 +398,7 @@ def test_steps_on_one_batch_lower_its_loss_and_change_the_adapter_alone(
 ):
     """Every step sees the same images, noise and time steps, so that the loss has nothing to fall by but training."""
     generator = generator_of(architecture)
-    monkeypatch.setattr(module, "stable_seed", lambda *_: 5)
+    monkeypatch.setattr(lora_step, "stable_seed", lambda *_: 5)
     folder, _, _ = train(generator, pictures, store, steps=15, lr=0.02)
     losses = load_file(folder / "losses.safetensors")["loss"]
     assert losses[-1] < 0.97 * losses[0] and losses[-5:].mean() < losses[:5].mean()
@@ -454,7 +456,7 @@ def test_every_image_of_sdxl_is_trained_with_its_own_pooled_text_and_the_size(
         assert added["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]] * len(states)
         return denoising_loss(unet, scheduler, latents, states=states, added=added, **others)
 
-    monkeypatch.setattr(module, "denoising_loss", looking)
+    monkeypatch.setattr(lora_step, "denoising_loss", looking)
     train(generator, pictures, store)
     assert seen == set(CAPTIONS)
 
