@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from air_plugin.utils.files import to_json
 
 if TYPE_CHECKING:
     from air_plugin.clip.backbone import Backbone
+    from air_plugin.clip.shared_prefix import Layout
 
 Position = Literal["end", "middle", "front"]
 
@@ -34,6 +35,8 @@ class PromptLearner(nn.Module):
     fixed: Tensor
     order: Tensor
     end: Tensor
+    packed_fixed: Tensor
+    packed_order: Tensor
 
     def __init__(
         self,
@@ -82,7 +85,26 @@ class PromptLearner(nn.Module):
         self.register_buffer("fixed", fixed, persistent=False)  # (C, L, W): start, name, full stop, end, padding
         self.register_buffer("order", order.to(device), persistent=False)
         self.register_buffer("end", end.to(device), persistent=False)
+        shared = start + before if before and not class_specific else 0
+        self.layout = backbone.text_encoder.layout(end.tolist(), prefix=shared)
+        if self.layout is not None:
+            self._pack(self.layout)
         self.identity = {"backbone": backbone.fingerprint, "classes": list(classnames)}
+
+    def _pack(self, layout: Layout) -> None:
+        """Prepare `packed`: the fixed tokens in the layout's order, and which of them are the context's instead."""
+        prompt, place = layout.source // self.order.shape[1], layout.source % self.order.shape[1]
+        source, length = self.order[prompt, place], self.fixed.shape[1]
+        learned, count = source >= length, len(source)
+        fixed = self.fixed[prompt, source.clamp(max=length - 1)].masked_fill(learned[:, None], 0)
+        order = torch.where(learned, count + source - length, torch.arange(count, device=source.device))
+        self.register_buffer("packed_fixed", fixed, persistent=False)  # (N, W)
+        self.register_buffer("packed_order", order, persistent=False)  # (N,) in the N fixed tokens and the context
+
+    def packed(self) -> Tensor:
+        """(1, N, W) embeddings of the tokens in `layout`; only where there is a layout."""
+        pool = torch.cat([self.packed_fixed, self.ctx.to(self.packed_fixed.dtype)])  # (N + n, W)
+        return pool.index_select(0, self.packed_order)[None]
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """The (C, L, W) embeddings of all prompts and the (C,) positions of their end-of-text tokens."""
@@ -112,9 +134,17 @@ class PromptLearner(nn.Module):
 class PromptEnsemble(nn.Module):
     """E prompt learners that are trained together, independently of each other (UPL, prompt ensemble)."""
 
+    members: Any
+
     def __init__(self, members: Sequence[PromptLearner]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        ends = [(member.layout is None or member.layout.prefix, member.end.tolist()) for member in members]
+        self.layout = members[0].layout if all(end == ends[0] for end in ends) else None
+
+    def packed(self) -> Tensor:
+        """(E, N, W) embeddings of the tokens in `layout`, a set for each member; only where there is a layout."""
+        return torch.cat([member.packed() for member in self.members])
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """(E * C, L, W) embeddings and (E * C,) end positions: those of the members, concatenated."""
@@ -134,7 +164,12 @@ class PromptedCLIP(nn.Module):
 
     def text_features(self) -> Tensor:
         """(E, C, D) unit features of the current prompts."""
-        flat = nn.functional.normalize(self.text_encoder(*self.prompt_learner()).float(), dim=1)
+        learner = self.prompt_learner
+        if learner.layout is None:
+            flat = self.text_encoder(*learner())
+        else:
+            flat = self.text_encoder.encode_packed(learner.packed(), learner.layout)
+        flat = nn.functional.normalize(flat.float(), dim=1)
         return flat.unflatten(0, (self.members, -1))
 
     def logits(self, features: Tensor, text: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from air_plugin.clip.shared_prefix import Layout, is_plain, run_blocks
 from air_plugin.utils.errors import UserError
 
 
@@ -14,8 +16,9 @@ class TextEncoder(nn.Module):
     """The text tower of a CLIP model as a module of token embeddings, so that prompts can be learned (CoOp's name).
 
     Takes an open_clip model, or an OpenAI `clip` model as other trainers have it. A causal tower processes no token
-    after the longest prompt's end of text: later tokens cannot change earlier ones, so the result is exact. SigLIP's
-    tower is not causal and pools the last position, so it processes all tokens.
+    after the longest prompt's end of text: later tokens cannot change earlier ones, so the result is exact. Tokens with
+    which all prompts begin are computed once, see `layout`. SigLIP's tower is not causal and pools the last position,
+    so it processes all tokens.
 
     Raises:
         UserError: the model's text tower is of another kind.
@@ -53,7 +56,43 @@ class TextEncoder(nn.Module):
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """(T, L) token ids to (T, D) features, not normalised."""
         marks = tokens if self.end_token is None else (tokens == self.end_token).int()
-        return self(self.token_embedding(tokens), marks.argmax(dim=1))
+        end = marks.argmax(dim=1)
+        layout = self.layout(end.tolist(), prefix=_common(tokens, end))
+        if layout is None:
+            return self(self.token_embedding(tokens), end)
+        return self.encode_packed(self.token_embedding(tokens.flatten()[layout.source])[None], layout)
+
+    def layout(self, ends: Sequence[int], *, prefix: int) -> Layout | None:
+        """How `encode_packed` takes prompts with a common beginning; None where only `forward` encodes them.
+
+        It does where later tokens cannot change earlier ones, and where the blocks are CLIP's own.
+
+        Args:
+            ends: position of each prompt's end-of-text token.
+            prefix: number of tokens with which all prompts begin, at most the smallest of the ends; 0 is none.
+        """
+        blocks, mask = list(self.transformer.resblocks), self.attn_mask
+        if not prefix or mask is None or self.pools_last or getattr(self.transformer, "grad_checkpointing", False):
+            return None
+        known = self.sequence_first or {type(block).__name__ for block in blocks} == {"ResidualAttentionBlock"}
+        hooked = self.transformer._forward_hooks or self.transformer._forward_pre_hooks
+        causal = torch.full_like(mask, -torch.inf).triu(1)
+        if not known or hooked or not torch.equal(mask, causal) or not all(map(is_plain, blocks)):
+            return None
+        return Layout(ends, prefix=prefix, length=len(self.positional_embedding)).to(mask.device)
+
+    def encode_packed(self, embeddings: Tensor, layout: Layout) -> Tensor:
+        """Encode E sets of T prompts, each set with a common beginning.
+
+        Args:
+            embeddings: (E, N, W) embeddings of the N tokens that `layout.source` names, without positions.
+            layout: of the T prompts, the same for every set.
+
+        Returns:
+            (E * T, D) text features, not normalised.
+        """
+        x = embeddings.to(self.dtype) + self.positional_embedding[layout.position].to(self.dtype)
+        return self._project(self.ln_final(run_blocks(self.transformer.resblocks, x, layout)).flatten(0, 1))
 
     def forward(self, embeddings: Tensor, end: Tensor) -> Tensor:
         """Encode prompts.
@@ -72,6 +111,9 @@ class TextEncoder(nn.Module):
         x = self._read_sequence_first(x, mask) if self.sequence_first else self.transformer(x, attn_mask=mask)
         x = self.ln_final(x)
         pooled = x[:, -1] if self.pools_last else x[torch.arange(len(x), device=x.device), end]
+        return self._project(pooled)
+
+    def _project(self, pooled: Tensor) -> Tensor:
         projection = self.text_projection
         if projection is None:
             return pooled
@@ -86,3 +128,11 @@ class TextEncoder(nn.Module):
             x = x + block.attn(normed, normed, normed, need_weights=False, attn_mask=mask)[0]
             x = x + block.mlp(block.ln_2(x))
         return x.transpose(0, 1)
+
+
+def _common(tokens: Tensor, end: Tensor) -> int:
+    """Number of tokens before their ends with which all of (T, L) texts begin."""
+    if not len(tokens):
+        return 0
+    same = (tokens == tokens[0]).all(dim=0).int().cumprod(dim=0).sum()
+    return int(torch.minimum(same, end.min()))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import pytest
 import torch
+from openai_towers import host_model
 from small_backbones import FAMILIES, clip_of_transformers, own_forward, siglip_of_transformers, small_backbone
 from small_models import make_backbone, make_clip
 from torch import Tensor, nn
@@ -19,62 +19,6 @@ from air_plugin.utils.errors import UserError
 
 TEXTS = ["a photo of a dog.", "cat", "a satellite photo of annual crop land with trees and a river in the north"]
 NAMES = ["dog", "annual crop land", "sea_or_lake"]
-
-
-# A model with the attribute names of OpenAI's `clip` package, as host trainers have it: sequence first, every block
-# holds its mask.
-
-
-class QuickGELU(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
-class HostBlock(nn.Module):
-    def __init__(self, width: int, heads: int, mask: Tensor) -> None:
-        super().__init__()
-        self.attn = nn.MultiheadAttention(width, heads)
-        self.ln_1 = nn.LayerNorm(width)
-        layers = [("c_fc", nn.Linear(width, 4 * width)), ("gelu", QuickGELU()), ("c_proj", nn.Linear(4 * width, width))]
-        self.mlp = nn.Sequential(OrderedDict(layers))
-        self.ln_2 = nn.LayerNorm(width)
-        self.attn_mask = mask
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.ln_1(x)
-        x = x + self.attn(y, y, y, need_weights=False, attn_mask=self.attn_mask)[0]
-        return x + self.mlp(self.ln_2(x))
-
-
-class HostClip(nn.Module):
-    """The text half of a CLIP."""
-
-    def __init__(self, *, width: int = 32, heads: int = 2, layers: int = 2, length: int = 77, out: int = 24) -> None:
-        super().__init__()
-        mask = torch.full((length, length), float("-inf")).triu(1)
-        self.transformer = nn.Module()
-        self.transformer.resblocks = nn.Sequential(*(HostBlock(width, heads, mask) for _ in range(layers)))
-        self.token_embedding = nn.Embedding(49408, width)
-        self.positional_embedding = nn.Parameter(torch.empty(length, width))
-        self.ln_final = nn.LayerNorm(width)
-        self.text_projection = nn.Parameter(torch.empty(width, out))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.resblocks[0].attn.in_proj_weight.dtype
-
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        x = (self.token_embedding(tokens) + self.positional_embedding).permute(1, 0, 2)
-        x = self.ln_final(self.transformer.resblocks(x).permute(1, 0, 2))
-        return x[torch.arange(len(x)), tokens.argmax(dim=1)] @ self.text_projection
-
-
-def host_model(model: Any) -> HostClip:
-    """The same weights in the other shape."""
-    host = HostClip().requires_grad_(False).eval()
-    wanted = host.state_dict()
-    host.load_state_dict({name: value for name, value in model.state_dict().items() if name in wanted})
-    return host
 
 
 class CountingEncoder(TextEncoder):
@@ -102,11 +46,11 @@ def test_encoder_reads_no_further_than_the_longest_prompt():
     encoder = CountingEncoder(backbone.model)
     tokens = backbone.tokenize(TEXTS)
     end = tokens.argmax(dim=1)
-    short = encoder.encode_tokens(tokens)
+    short = encoder(encoder.token_embedding(tokens), end)
     assert encoder.lengths == [int(end.max()) + 1]
     lengthened = torch.cat([tokens, tokens[:1] * 0 + 1])  # one more prompt, whose end is the context's
     lengthened[-1, -1] = 49407
-    whole = encoder.encode_tokens(lengthened)[:-1]
+    whole = encoder(encoder.token_embedding(lengthened), lengthened.argmax(dim=1))[:-1]
     assert encoder.lengths[-1] == 77
     assert torch.allclose(short, whole, atol=1e-5)
 
