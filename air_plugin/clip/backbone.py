@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ class Backbone:
     tokenizer: texts to (T, L) token ids: each text, an end-of-text token, then padding.
     image_size: side of the images in pixels.
     context_length: L, the largest number of tokens of a text.
+    autocast: type in which the image tower computes what torch's autocast lists, its weights staying as they are; None:
+        in the type of the weights. `load_backbone` sets it on a GPU. The text tower never uses it.
 
     Example:
         >>> backbone = load_backbone("ViT-B/32")
@@ -39,6 +42,7 @@ class Backbone:
     tokenizer: Callable[..., Tensor]
     image_size: int
     context_length: int
+    autocast: torch.dtype | None = None
 
     @property
     def device(self) -> torch.device:
@@ -54,6 +58,11 @@ class Backbone:
         """SHA-256 of the weights; it does not depend on the name."""
         return tensor_digest(dict(self.model.state_dict()))
 
+    @property
+    def computation(self) -> dict[str, str]:
+        """What the key of an artifact made of image features has besides the weights; empty without autocast."""
+        return {} if self.autocast is None else {"autocast": str(self.autocast)}
+
     @functools.cached_property
     def text_encoder(self) -> TextEncoder:
         """The text tower, from token embeddings to text features."""
@@ -65,7 +74,10 @@ class Backbone:
         weights = list(self.model.visual.parameters())
         # In half precision open_clip leaves embeddings and norms in fp32; the convolution that reads the pixels is not.
         dtype = next((weight.dtype for weight in weights if weight.ndim == 4), weights[0].dtype)
-        features = self.model.encode_image(pixels.to(weights[0].device, dtype))
+        device = weights[0].device
+        half = nullcontext() if self.autocast is None else torch.autocast(device.type, self.autocast)
+        with half:
+            features = self.model.encode_image(pixels.to(device, dtype))
         return nn.functional.normalize(features.float(), dim=1)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:

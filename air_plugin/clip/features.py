@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from air_plugin.clip.preparation import describe
+from air_plugin.clip.views import Transform, Views
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.images import UnreadableImage, load_rgb
-from air_plugin.utils.seeding import member_seed, seeded, stable_seed
+from air_plugin.utils.images import READERS
+from air_plugin.utils.progress import Progress
+from air_plugin.utils.seeding import member_seed, stable_seed
 from air_plugin.utils.store import Entry, Store
 from air_plugin.utils.tensors import load_tensors, save_tensors
-from air_plugin.utils.workers import batched, map_in_processes, one_ahead
+from air_plugin.utils.transfer import Upload, begin_download
+from air_plugin.utils.workers import batched, behind, map_in_processes, one_ahead
 
 if TYPE_CHECKING:
     from air_plugin.clip.backbone import Backbone
 
-Transform = Callable[[Any], Tensor]  # PIL image to (3, H, W)
 CHUNK = 4096  # images between two files of unfinished work
 
 
@@ -114,34 +117,6 @@ class FeatureBatches:
             yield {"img": first, "img2": second, **{name: values[rows] for name, values in self.targets.items()}}
 
 
-class _Views:
-    """Images to (V, 3, H, W) pixels, or why there are none.
-
-    Augmentation depends only on the seed, the index of the image and the view.
-    """
-
-    def __init__(
-        self, paths: Sequence[str], plain: Transform, augment: Transform | None, views: int, seed: int
-    ) -> None:
-        self.paths, self.plain, self.augment, self.views, self.seed = paths, plain, augment, views, seed
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, place: tuple[int, str]) -> np.ndarray | str:
-        """An image by its index and its path."""
-        index, path = place
-        try:
-            image = load_rgb(path)
-        except UnreadableImage as error:
-            return str(error)
-        pixels = [self.plain(image)]
-        for view in range(1, self.views):
-            with seeded(stable_seed(self.seed, index, view)):
-                pixels.append(self.augment(image))  # type: ignore[misc]
-        return torch.stack(pixels).numpy()
-
-
 def extract_features(
     backbone: Backbone,
     paths: Sequence[str | Path],
@@ -151,7 +126,7 @@ def extract_features(
     augment: Transform | None = None,
     seed: int = 0,
     batch_size: int = 100,
-    workers: int = 0,
+    workers: int | None = None,
     title: str = "features",
 ) -> tuple[FeatureTable, bool]:
     """Extract the features of images, or read them from the store.
@@ -166,7 +141,7 @@ def extract_features(
             and NumPy; needed where views > 1.
         seed: of the augmentation.
         batch_size: images a forward pass.
-        workers: processes that read images.
+        workers: processes that read images; None: `READERS` for a backbone on a GPU, none for one on the CPU.
         title: on the progress bar.
 
     Returns:
@@ -188,60 +163,117 @@ def extract_features(
         "views": views,
         "seed": seed if views > 1 else None,
         "dtype": str(next(backbone.model.parameters()).dtype),
+        **backbone.computation,
     }
     with store.open("features", settings) as entry:
         cached = entry.complete
         if not cached:
-            pixels = _Views(files, backbone.preprocess, augment, views, seed)
+            if workers is None:
+                workers = _default_workers(backbone.device)
+            pixels = Views(files, backbone.preprocess, augment, views=views, seed=seed)
             _extract(backbone, pixels, entry, batch_size=batch_size, workers=workers, title=title)
         return FeatureTable(entry.tensors("features.safetensors")["features"].to(backbone.device)), cached
 
 
-def _extract(backbone: Backbone, dataset: _Views, entry: Entry, *, batch_size: int, workers: int, title: str) -> None:
-    """Fill an artifact with features, a file for each chunk of images: a killed run loses at most one chunk."""
-    from tqdm import tqdm
+def _default_workers(device: torch.device) -> int:
+    """Processes that keep a GPU busy; none for the CPU, which has its cores' work in the encoder."""
+    return READERS if device.type == "cuda" and sys.platform == "linux" else 0
 
+
+def _extract(backbone: Backbone, views: Views, entry: Entry, *, batch_size: int, workers: int, title: str) -> None:
+    """Fill an artifact with features, a file for each chunk of images: a killed run loses at most one chunk."""
     size = max(batch_size, CHUNK // batch_size * batch_size)  # whole batches, the same ones in a resumed run
-    chunks, unreadable = [], []
-    with tqdm(total=len(dataset), desc=title, unit="image", disable=None) as bar:
-        for start in range(0, len(dataset), size):
-            indices = range(start, min(start + size, len(dataset)))
-            path = (
-                entry.path / f"chunk-{indices.start:09d}-{indices.stop:09d}.safetensors"
-            )  # sizes depend on batch_size
-            part = load_tensors(path)
-            if part is None:
-                features, errors = _encode(backbone, dataset, indices, batch_size=batch_size, workers=workers)
+    chunks = [range(start, min(start + size, len(views))) for start in range(0, len(views), size)]
+    # Their sizes depend on batch_size.
+    paths = [entry.path / f"chunk-{chunk.start:09d}-{chunk.stop:09d}.safetensors" for chunk in chunks]
+    parts = [load_tensors(path) for path in paths]
+    missing = [chunk for chunk, part in zip(chunks, parts, strict=True) if part is None]
+    unreadable: list[str] = []
+    with (
+        Progress(len(views), title=title, unit="images") as progress,
+        closing(_encode(backbone, views, missing, batch_size=batch_size, workers=workers)) as encoded,
+    ):
+        progress.skip(len(views) - sum(map(len, missing)))
+        for position, chunk in enumerate(chunks):
+            if parts[position] is None:
+                features, errors = _collect(encoded, len(chunk), progress)
                 unreadable += errors
-                part = {"features": features}
+                parts[position] = {"features": features}
                 if not errors:
-                    save_tensors(path, part)
-            chunks.append(part["features"])
-            bar.update(len(indices))
+                    save_tensors(paths[position], {"features": features})
     if unreadable:
         more = f" (and {len(unreadable) - 1} more: {'; '.join(unreadable[1:4])})" if len(unreadable) > 1 else ""
         raise UserError(f"{unreadable[0]}{more}; repair or remove it")
-    save_tensors(entry.path / "features.safetensors", {"features": torch.cat(chunks)})
+    features = torch.cat([part["features"] for part in parts if part is not None])
+    save_tensors(entry.path / "features.safetensors", {"features": features})
     entry.finish(["features.safetensors"])
 
 
-def _encode(
-    backbone: Backbone, dataset: _Views, indices: range, *, batch_size: int, workers: int
-) -> tuple[Tensor, list[str]]:
-    """(n, V, D) features of some images, and the errors of those that cannot be read."""
-    parts: list[Tensor] = []
+def _collect(encoded: Iterator[_Encoded], count: int, progress: Progress) -> tuple[Tensor, list[str]]:
+    """(count, V, D) features of the next images, and the errors of those that cannot be read."""
+    features: list[Tensor] = []
     errors: list[str] = []
-    places = [(index, dataset.paths[index]) for index in indices]
+    while count > 0:
+        batch = next(encoded)
+        if batch.features is not None:
+            features.append(batch.features())
+        errors += batch.errors
+        count -= batch.images
+        progress.update(batch.images)
+    return torch.cat(features) if features else torch.empty(0), errors
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A batch whose encoding was begun.
+
+    images: how many. errors: of those that cannot be read.
+    features: waits for their (n, V, D) features; None where an image of their chunk cannot be read.
+    """
+
+    images: int
+    errors: list[str]
+    features: Callable[[], Tensor] | None
+
+
+def _encode(
+    backbone: Backbone, views: Views, chunks: Sequence[range], *, batch_size: int, workers: int
+) -> Generator[_Encoded, None, None]:
+    """Encode chunks of images, each but the last a whole number of batches.
+
+    While a batch is encoded, the workers read the images after it, and a thread copies the next batch to the device.
+    """
+    upload = Upload(backbone.device)
+
+    def prepare(items: list[np.ndarray | str]) -> tuple[int, list[str], Tensor | None]:
+        errors = [item for item in items if isinstance(item, str)]
+        pixels = [item for item in items if not isinstance(item, str)]
+        return len(items), errors, upload(views.collate(pixels)) if pixels else None
+
+    def encode(batch: Tensor) -> Callable[[], Tensor]:
+        upload.borrow(batch)
+        return begin_download(backbone.encode_images(views.finish(batch)).unflatten(0, (-1, views.views)))
+
+    places = [(index, views.paths[index]) for chunk in chunks for index in chunk]
     with (
-        closing(map_in_processes(dataset.read, places, workers=workers)) as read,
+        closing(map_in_processes(views.read, places, workers=workers)) as read,
         closing(batched(read, batch_size)) as plain,
-        closing(one_ahead(plain) if workers else plain) as batches,
+        closing(one_ahead(map(prepare, plain)) if workers else (prepare(items) for items in plain)) as batches,
+        closing(behind(_begun(batches, chunks, batch_size, encode), by=int(upload.overlaps))) as encoded,
     ):
-        for batch in batches:
-            errors += [item for item in batch if isinstance(item, str)]
-            pixels = [item for item in batch if not isinstance(item, str)]
-            if pixels and not errors:
-                stacked = torch.from_numpy(np.stack(pixels))  # (n, V, 3, H, W)
-                flat = backbone.encode_images(stacked.flatten(0, 1)).cpu()
-                parts.append(flat.reshape(len(stacked), dataset.views, -1))
-    return torch.cat(parts) if parts else torch.empty(0), errors
+        yield from encoded
+
+
+def _begun(
+    batches: Iterator[tuple[int, list[str], Tensor | None]],
+    chunks: Sequence[range],
+    batch_size: int,
+    encode: Callable[[Tensor], Callable[[], Tensor]],
+) -> Generator[_Encoded, None, None]:
+    """Begin to encode the batches. Where an image cannot be read, no more of its chunk is encoded: it is not kept."""
+    for chunk in chunks:
+        broken = False
+        for _ in range(0, len(chunk), batch_size):
+            images, errors, pixels = next(batches)
+            broken = broken or bool(errors)
+            yield _Encoded(images, errors, None if broken or pixels is None else encode(pixels))

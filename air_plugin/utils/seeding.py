@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -35,21 +35,27 @@ def randomness_kept() -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of Python, NumPy and torch (CPU) for a while; afterwards they are as before.
+def reseeding() -> Iterator[Callable[[int], None]]:
+    """Seed the global generators of Python, NumPy and torch (CPU) as often as needed; afterwards they are as before.
 
     Transforms of images use all three: torchvision's torch, Dassl's Random2DTranslation Python's.
+
+    Yields:
+        A function that seeds all three.
     """
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed changes GPUs' generators, too
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
+            yield _seed
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def _seed(seed: int) -> None:
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed changes GPUs' generators, too
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def member_seed(member: int) -> tuple[int, ...]:

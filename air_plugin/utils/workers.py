@@ -11,6 +11,7 @@ import multiprocessing
 import signal
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -135,3 +136,17 @@ def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
         while (item := coming.result()) is not end:
             coming = pool.submit(next, items, end)
             yield item  # type: ignore[misc]
+
+
+def behind(items: Iterable[Item], *, by: int) -> Generator[Item, None, None]:
+    """The items, each when `by` more were taken from the iterator; at its end, or before its error, the rest."""
+    waiting: deque[Item] = deque()
+    try:
+        for item in items:
+            waiting.append(item)
+            if len(waiting) > by:
+                yield waiting.popleft()
+    except Exception:
+        yield from waiting
+        raise
+    yield from waiting

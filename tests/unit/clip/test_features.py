@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.features import FeatureTable, extract_features
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.images import load_rgb
+from air_plugin.utils.progress import Progress
 from air_plugin.utils.seeding import stable_seed
 from air_plugin.utils.store import Store
 
@@ -294,7 +296,76 @@ def test_stable_seed_is_the_same_everywhere():
     assert len(seeds) == 5 and all(0 <= seed < 2**63 for seed in seeds)
 
 
-# Images of every mode
+# The order of the work
+
+
+def test_progress_moves_with_every_batch(
+    tiny_backbone: Backbone, store: Store, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    moves: list[tuple[str, int]] = []
+
+    class Recorded(Progress):
+        def skip(self, count: int) -> None:
+            moves.append(("skip", count))
+
+        def update(self, count: int) -> None:
+            moves.append(("update", count))
+
+    monkeypatch.setattr(features_module, "Progress", Recorded)
+    monkeypatch.setattr(features_module, "CHUNK", 4)
+    extract_features(tiny_backbone, pictures, store=store, batch_size=2)
+    assert moves == [("skip", 0), ("update", 2), ("update", 2), ("update", 2), ("update", 1)]
+
+
+class FakeGpu:
+    """Stands for the copies to and from a GPU, and records the order of uploads, encodings and waits."""
+
+    overlaps = True
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[tuple[str, int]] = []
+        encode = Backbone.encode_images
+
+        def recorded(backbone: Backbone, pixels: Tensor) -> Tensor:
+            self.events.append(("encode", len(pixels)))
+            return encode(backbone, pixels)
+
+        def begin_download(features: Tensor) -> Callable[[], Tensor]:
+            def wait() -> Tensor:
+                self.events.append(("wait", len(features)))
+                return features
+
+            return wait
+
+        monkeypatch.setattr(features_module, "Upload", lambda device: self)
+        monkeypatch.setattr(features_module, "begin_download", begin_download)
+        monkeypatch.setattr(Backbone, "encode_images", recorded)
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        self.events.append(("upload", len(batch)))
+        return batch
+
+    def borrow(self, batch: Tensor) -> None:
+        self.events.append(("borrow", len(batch)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_gpu_has_a_batch_more_while_results_are_awaited(
+    tiny_backbone: Backbone, tmp_path: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch, workers: int
+):
+    options = {"batch_size": 2, "views": 3, "augment": shaken}
+    plain, _ = extract_features(tiny_backbone, pictures, store=Store(tmp_path / "plain"), **options)
+    monkeypatch.setattr(features_module, "CHUNK", 4)
+    gpu = FakeGpu(monkeypatch)
+    table, _ = extract_features(tiny_backbone, pictures, store=Store(tmp_path / "gpu"), workers=workers, **options)
+    assert torch.equal(table.features, plain.features)
+    on_device = [event for event in gpu.events if event[0] in ("encode", "wait")]
+    assert on_device == [
+        *(("encode", 6), ("encode", 6), ("wait", 2), ("encode", 6), ("wait", 2), ("encode", 3), ("wait", 2)),
+        ("wait", 1),
+    ]
+    for copies in ("upload", "borrow"):
+        assert [count for event, count in gpu.events if event == copies] == [2, 2, 2, 1]
 
 
 # Workers
@@ -308,10 +379,18 @@ def killing(image: Image.Image) -> Tensor:
 
 
 @pytest.mark.public_reports
+@pytest.mark.parametrize("overlaps", [False, True])
 def test_a_killed_worker_costs_no_finished_work(
-    tiny_backbone: Backbone, store: Store, pictures: list[str], calls: Calls, monkeypatch: pytest.MonkeyPatch
+    tiny_backbone: Backbone,
+    store: Store,
+    pictures: list[str],
+    calls: Calls,
+    monkeypatch: pytest.MonkeyPatch,
+    overlaps: bool,
 ):
-    """Item 13 of the public reports."""
+    """Item 13 of the public reports; on a GPU, whose results are awaited a batch later, as well."""
+    if overlaps:
+        FakeGpu(monkeypatch)
     monkeypatch.setattr(features_module, "CHUNK", 2)
     options = {"store": store, "views": 2, "augment": killing, "batch_size": 2, "workers": 2}
     whole = Path(pictures[5]).read_bytes()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from air_plugin.utils.errors import UserError, exit_code
-from air_plugin.utils.workers import batched, map_in_processes, one_ahead
+from air_plugin.utils.workers import batched, behind, map_in_processes, one_ahead
 
 pytestmark = [pytest.mark.public_reports, pytest.mark.skipif(sys.platform != "linux", reason="signals of Linux")]
 
@@ -145,3 +145,31 @@ def test_an_error_ahead_is_raised_in_its_turn():
         for item in one_ahead(broken()):
             found.append(item)
     assert found == [1]
+
+
+@pytest.mark.parametrize("by", [0, 1, 3])
+def test_items_come_behind(by: int):
+    taken: list[int] = []
+
+    def count():
+        for number in range(5):
+            taken.append(number)
+            yield number
+
+    found = []
+    for number in behind(count(), by=by):
+        found.append(number)
+        assert len(taken) == min(number + 1 + by, 5)
+    assert found == [0, 1, 2, 3, 4]
+
+
+def test_what_waits_is_not_lost_by_an_error():
+    def broken():
+        yield from (1, 2)
+        raise UserError("no more")
+
+    found = []
+    with pytest.raises(UserError, match="no more"):
+        for item in behind(broken(), by=1):
+            found.append(item)
+    assert found == [1, 2]
