@@ -14,17 +14,9 @@ default: 1, or cores / AIR.THREADS where the config sets AIR.THREADS), AIR_OFFLI
 from __future__ import annotations
 
 import argparse
-import io
-import multiprocessing
 import os
 import re
-import signal
 import sys
-import threading
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +24,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import train  # noqa: E402
 from air_plugin.config import read_yaml, upgrade_options  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code  # noqa: E402
 from air_plugin.utils.files import require_writable  # noqa: E402
@@ -40,7 +31,9 @@ from air_plugin.utils.logs import show_logs  # noqa: E402
 from air_plugin.utils.sections import LARGEST_SEED  # noqa: E402
 from scripts.compose import compose, config_file, facts_of, resolve, uses_generator  # noqa: E402
 from scripts.identity import forget_data  # noqa: E402
+from scripts.parallel import run_all  # noqa: E402
 from scripts.titles import remember_titles  # noqa: E402
+from scripts.worker import Run  # noqa: E402
 
 # What CoOp's own script takes after DATASET and CONFIG: CTP NCTX SHOTS CSC.
 COOP = ("TRAINER.PROMPT.CLASS_TOKEN_POSITION", "TRAINER.PROMPT.N_CTX", "DATASET.NUM_SHOTS", "TRAINER.PROMPT.CSC")
@@ -66,15 +59,6 @@ class Row:
     @property
     def name(self) -> str:
         return self.title or self.trainer
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run: its name for people, its config, and the config's label."""
-
-    name: str
-    cfg: Any
-    label: str
 
 
 def parse() -> argparse.Namespace:
@@ -175,76 +159,6 @@ def jobs(threads: int) -> int:
         return int(wanted)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(4, max(1, cores // threads)) if threads > 0 else 1
-
-
-def work(run: Run, *, quiet: bool) -> tuple[int, str]:
-    """Do one run in this process; returns its exit code and, where it is quiet, its messages on stderr."""
-    if not quiet:
-        return train.contained(lambda: train.run(run.cfg, run.label)), ""
-    errors = io.StringIO()
-    with (
-        open(os.devnull, "w", encoding="utf-8", errors="backslashreplace") as nowhere,
-        redirect_stdout(nowhere),
-        redirect_stderr(errors),
-    ):
-        return train.contained(lambda: train.run(run.cfg, run.label)), errors.getvalue()
-
-
-def begin_worker() -> None:
-    """Let a worker clean up when the script ends it, and end at once when the script is killed: another may resume."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def show_messages(messages: str, name: str, shown: set[str]) -> None:
-    """Print what a run wrote to stderr, its warnings with its name; a line that an earlier run wrote is left out."""
-    for line in messages.splitlines():
-        if line not in shown:
-            shown.add(line)
-            print(f"{line} ({name})" if line.startswith("warning: ") else line, file=sys.stderr, flush=True)
-
-
-def run_all(runs: list[Run], *, at_once: int) -> int:
-    """Do the runs; returns the exit code of the first one that failed, else 0."""
-    if at_once == 1:
-        for run in runs:
-            print(f"== {run.name}", flush=True)
-            code, _ = work(run, quiet=False)
-            if code:
-                return code
-        return 0
-    print(f"{len(runs)} runs, {at_once} at a time; each writes its log.txt", flush=True)
-    context = multiprocessing.get_context("spawn")
-    shown: set[str] = set()
-    with ProcessPoolExecutor(at_once, mp_context=context, initializer=begin_worker) as pool:
-        # Workers inherit that Ctrl-C is blocked: this process ends them, and it alone writes a message.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        waiting = {pool.submit(work, run, quiet=True): run.name for run in runs}
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        try:
-            for number, future in enumerate(as_completed(waiting), start=1):
-                print(f"== {waiting[future]} ({number} of {len(runs)})", flush=True)
-                code, messages = future.result()
-                show_messages(messages, waiting[future], shown)
-                if code:  # the others may fail with the same message; one line is enough
-                    return code
-        except BrokenProcessPool:
-            raise UserError("a run was killed, perhaps for want of memory; run again with JOBS=1") from None
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return 0
 
 
 def resolve_row(row: Row, dataset: str, config: str, *, root: Path, output: Path) -> tuple[Any, str] | None:

@@ -30,6 +30,7 @@ from air_plugin.utils.class_names import listed
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import digest, to_json
+from air_plugin.utils.progress import report
 from air_plugin.utils.provenance import Stages
 from air_plugin.utils.seeding import member_seed, stable_seed
 from air_plugin.utils.store import Store
@@ -186,7 +187,12 @@ class PromptTrainer(TrainerX):
         self.model_update()
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        return {name: value.item() for name, value in losses.items()}
+        self.last_losses = {name: value.item() for name, value in losses.items()}
+        return self.last_losses
+
+    def after_epoch(self) -> None:
+        super().after_epoch()
+        report("prompt training", self.epoch + 1, self.max_epoch, loss=sum(self.last_losses.values()))
 
     def train(self) -> None:
         with self.stages.stage("prompt training"):

@@ -1,9 +1,15 @@
-"""Progress of long work: a bar on a terminal; elsewhere, as in a run's log.txt, a line from time to time."""
+"""Progress of long work: a bar on a terminal; elsewhere, as in a run's log.txt, a line from time to time.
+
+It is reported as events, too: as with a log, an entry sets their handler, and without one nothing happens.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -12,9 +18,58 @@ FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_
 
 log = logging.getLogger(__name__)
 
+# Events
+
+
+@dataclass(frozen=True)
+class Event:
+    """How far a run is.
+
+    stage: what it works on: the name of a stage (`Stages`) or the title of a bar.
+    done, total: in steps, epochs or images; total is 0 where it is unknown.
+    loss: the last one; None where there is none.
+    time: when it was reported, in seconds since 1970.
+    """
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    loss: float | None = None
+    time: float = field(default_factory=time.time)
+
+
+Handler = Callable[[Event], None]
+_handler: Handler | None = None
+
+
+@contextmanager
+def handled_by(handler: Handler) -> Iterator[None]:
+    """Let a handler have every event of this process for a while; it may be called from any thread.
+
+    Example:
+        >>> with handled_by(print):
+        ...     report("lora", 1, 300, loss=0.5)
+        Event(stage='lora', done=1, total=300, loss=0.5, time=...)
+    """
+    global _handler
+    before, _handler = _handler, handler
+    try:
+        yield
+    finally:
+        _handler = before
+
+
+def report(stage: str, done: int = 0, total: int = 0, *, loss: float | None = None) -> None:
+    """Tell the handler, if there is one, how far a stage is; see `Event`."""
+    if _handler is not None:
+        _handler(Event(stage, done, total, loss))
+
+
+# A bar
+
 
 class Progress:
-    """A bar with its rate on stderr where that is a terminal, else lines in the log, one in `EVERY` seconds.
+    """A bar with its rate on stderr where that is a terminal, else lines in the log, one in `EVERY` seconds; and events.
 
     Args:
         total: number of units of the whole work.
@@ -42,11 +97,15 @@ class Progress:
         self.done += count
         self.bar.initial = self.skipped
         self.bar.update(count)
+        report(self.title, self.done, self.total)
 
-    def update(self, count: int) -> None:
-        """Count units that are done."""
+    def update(self, count: int = 1, *, loss: float | None = None) -> None:
+        """Count units that are done; the bar shows the last loss."""
         self.done += count
         self.bar.update(count)
+        if loss is not None:
+            self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        report(self.title, self.done, self.total, loss=loss)
         now = time.monotonic()
         if self.bar.disable and now - self.last >= EVERY:
             self.last = now

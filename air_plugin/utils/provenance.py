@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from air_plugin import __version__
+from air_plugin.utils.progress import report
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,9 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
-        """Time a stage and log it; the caller sets `.cached` of the yielded stage."""
+        """Time a stage, report that it begins and log its end; the caller sets `.cached` of the yielded stage."""
         stage = Stage(name)
+        report(name)
         start = time.perf_counter()
         yield stage
         stage.seconds = round(time.perf_counter() - start, 3)

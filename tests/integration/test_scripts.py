@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from runs import SHORT, bash, python_that_prints_its_arguments, script
+import torch
+from runs import ROOT, SHORT, arguments, bash, figures, python_that_prints_its_arguments, script, weights
 from shared import copy_to_change
 
 
@@ -138,3 +141,31 @@ def test_what_the_scripts_set_themselves_is_no_option(tmp_path: Path, key: str, 
     done = script("scripts/zeroshot/main.sh", "digits", "mini", key, "5", **places)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert f"{key} is no option of the scripts; set the environment's {name}" in done.stderr
+
+
+@pytest.mark.full
+def test_runs_side_by_side_one_after_another_and_alone_are_the_same(data: Path, tmp_path: Path) -> None:
+    """Whatever process a run has, and whichever run was there before: equal weights and results, bit for bit."""
+    short = [*SHORT, "AIR.LAMBDA", "auto"]
+    for jobs, run in (("1", script), ("2", bash)):
+        places = {"DATA": str(data), "OUTPUT": str(tmp_path / jobs), "SEEDS": "1 2", "JOBS": jobs}
+        done = run("scripts/air/main.sh", "digits", *short, **places)
+        assert done.returncode == 0, done.stderr
+    folders = [path.parent for path in sorted((tmp_path / "1").glob("digits/*/*/seed*/result.json"))]
+    assert len(folders) == 6
+    for folder in folders:
+        beside = tmp_path / "2" / folder.relative_to(tmp_path / "1")
+        assert figures(folder) == figures(beside)
+        if (folder / "prompt_learner").exists():
+            assert torch.equal(weights(folder)["ctx"], weights(beside)["ctx"])
+            assert (folder / "bundle/heads.safetensors").read_bytes() == (
+                beside / "bundle/heads.safetensors"
+            ).read_bytes()
+    for trainer, seed in (("CPL", 2), ("AiR", 1)):
+        alone = tmp_path / "alone" / trainer
+        line = arguments(trainer, data, alone, *short, seed=seed)
+        subprocess.run([sys.executable, str(ROOT / "train.py"), *line], check=True, capture_output=True)
+        (folder,) = (tmp_path / "2" / "digits" / trainer).glob(f"*/seed{seed}")
+        same = {**figures(alone), "config": figures(folder)["config"]}
+        assert same == figures(folder)
+        assert torch.equal(weights(alone)["ctx"], weights(folder)["ctx"])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import time
 
 import pytest
 
 from air_plugin.utils import progress as progress_module
-from air_plugin.utils.progress import Progress
+from air_plugin.utils.progress import Event, Progress, handled_by, report
+from air_plugin.utils.provenance import Stages
 
 
 class Terminal(io.StringIO):
@@ -58,3 +60,53 @@ def test_on_a_terminal_the_bar_shows_the_rate(monkeypatch: pytest.MonkeyPatch, c
     shown = terminal.getvalue()
     assert "features of test: 100%" in shown and "8/8" in shown and " images/s" in shown
     assert caplog.messages == []
+
+
+def test_events_reach_the_handler_of_the_moment_only():
+    outer: list[Event] = []
+    inner: list[Event] = []
+    report("before", 1, 2)
+    with handled_by(outer.append):
+        report("first", 1, 2, loss=0.5)
+        with handled_by(inner.append):
+            report("second")
+        report("third", 2, 2)
+    report("after")
+    assert [(event.stage, event.done, event.total, event.loss) for event in outer] == [
+        ("first", 1, 2, 0.5),
+        ("third", 2, 2, None),
+    ]
+    assert [event.stage for event in inner] == ["second"] and abs(inner[0].time - time.time()) < 60
+
+
+def test_a_handler_does_not_outlive_an_error():
+    found: list[Event] = []
+    with pytest.raises(RuntimeError), handled_by(found.append):
+        raise RuntimeError
+    report("lost")
+    assert found == []
+
+
+def test_a_stage_reports_that_it_begins():
+    found: list[Event] = []
+    with handled_by(found.append), Stages().stage("lora"):
+        assert [(event.stage, event.total) for event in found] == [("lora", 0)]
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_reports_whether_it_is_shown_or_not(terminal: bool, monkeypatch: pytest.MonkeyPatch):
+    stream = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    found: list[Event] = []
+    with handled_by(found.append), Progress(300, title="LoRA", unit="steps") as progress:
+        progress.skip(200)
+        progress.update(loss=0.25)
+        progress.update(9)
+        progress.bar.refresh()
+    assert [(event.stage, event.done, event.total, event.loss) for event in found] == [
+        ("LoRA", 200, 300, None),
+        ("LoRA", 201, 300, 0.25),
+        ("LoRA", 210, 300, None),
+    ]
+    assert ("loss=0.2500" in stream.getvalue()) is terminal
