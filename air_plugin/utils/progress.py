@@ -69,7 +69,7 @@ def report(stage: str, done: int = 0, total: int = 0, *, loss: float | None = No
 
 
 class Progress:
-    """A bar with its rate on stderr where that is a terminal, else lines in the log, one in `EVERY` seconds; and events.
+    """A bar with its rate on a terminal, else lines in the log, one in `EVERY` seconds; and events in any case.
 
     Args:
         total: number of units of the whole work.
