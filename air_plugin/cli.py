@@ -210,7 +210,8 @@ def run_stage(args: argparse.Namespace) -> int:
         require_writable(out, "--out")
     paths = [str(path) for path in find_images(args.images)]
     store, stages, device = Store(args.store), Stages(), pick_device(args.device)
-    backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, precision=cfg.TRAINER.PROMPT.PREC, device=device)
+    prompt = cfg.TRAINER.PROMPT
+    backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, precision=prompt.PREC, autocast=prompt.AUTOCAST, device=device)
     texts = template_features(backbone, names, cfg.DATASET.TEMPLATE)
     unlabelled, _ = look_at_unlabelled(backbone, paths, texts, store=store)
     built = build(backbone, names, unlabelled, settings=settings, store=store, stages=stages, until=until)

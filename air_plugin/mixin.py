@@ -125,7 +125,8 @@ class AuxiliaryMixin(_Host):
 
     def _load_backbone(self) -> Backbone:
         name = self.cfg.AIR.BACKBONE or self.cfg.MODEL.BACKBONE.NAME
-        return load_backbone(name, precision=self.cfg.AIR.BACKBONE_PRECISION, device=self.device)
+        precision = self.cfg.AIR.BACKBONE_PRECISION  # without autocast: the host's tower must give the same features
+        return load_backbone(name, precision=precision, autocast=False, device=self.device)
 
     def _unlabelled_paths(self) -> list[str]:
         """The unlabelled images: those of the host's pseudo-labels, or of the data set."""

@@ -62,7 +62,10 @@ class PromptSettings(Section):
     ctx_init: str = setting("", "words that the context starts from; empty: random numbers")
     csc: bool = setting(False, "a context of its own for every class")
     class_token_position: TokenPosition = setting("end", "where the class name stands in the prompt")
-    prec: str = setting("fp32", "precision of the backbone: fp32, fp16 or bf16")
+    prec: str = setting("fp32", "precision of the backbone's weights: fp32, fp16 or bf16")
+    autocast: bool = setting(
+        True, "on a GPU with tensor cores, compute image features in fp16 where PREC is fp32; the weights stay in fp32"
+    )
     views: int = setting(8, "views of an image in the feature table; the first is not augmented", low=1)
     clip_grad: float = setting(0.0, "largest norm of the gradient; 0: no limit", low=0)
     ensemble: int = setting(1, "prompts trained side by side, predictions averaged; UPL's paper has 16", low=1)

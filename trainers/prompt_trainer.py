@@ -61,7 +61,10 @@ class PromptTrainer(TrainerX):
         self.classnames: list[str] = list(self.dm.dataset.classnames)
         with self.stages.stage("backbone"):
             self.backbone = load_backbone(
-                self.cfg.MODEL.BACKBONE.NAME, precision=self.cfg.TRAINER.PROMPT.PREC, device=self.device
+                self.cfg.MODEL.BACKBONE.NAME,
+                precision=self.cfg.TRAINER.PROMPT.PREC,
+                autocast=self.cfg.TRAINER.PROMPT.AUTOCAST,
+                device=self.device,
             )
         self.template_features = template_features(self.backbone, self.classnames, self.cfg.DATASET.TEMPLATE)
         self.build_training()

@@ -166,6 +166,7 @@ def make_prototypes(
         "recipe": 1,
         "images": content_digest(ordered, cache=store.digests),
         "backbone": backbone.fingerprint,
+        **backbone.computation,
         "classes": list(classnames),
         "kept": settings.kept_per_class,
         "generator": generator.fingerprint,

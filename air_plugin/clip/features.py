@@ -148,8 +148,8 @@ def extract_features(
         The table, and whether it was in the store.
 
     Raises:
-        UserError: images are unreadable, and the message names them, or a worker was killed; run again, finished work
-            is kept.
+        UserError: images are unreadable, and the message names them, or a worker was killed (run again, finished work
+            is kept), or the image tower overflows in half precision.
     """
     files = [str(path) for path in paths]
     if not files:
@@ -196,7 +196,7 @@ def _extract(backbone: Backbone, views: Views, entry: Entry, *, batch_size: int,
         progress.skip(len(views) - sum(map(len, missing)))
         for position, chunk in enumerate(chunks):
             if parts[position] is None:
-                features, errors = _collect(encoded, len(chunk), progress)
+                features, errors = _collect(backbone, encoded, len(chunk), progress)
                 unreadable += errors
                 parts[position] = {"features": features}
                 if not errors:
@@ -209,18 +209,31 @@ def _extract(backbone: Backbone, views: Views, entry: Entry, *, batch_size: int,
     entry.finish(["features.safetensors"])
 
 
-def _collect(encoded: Iterator[_Encoded], count: int, progress: Progress) -> tuple[Tensor, list[str]]:
+def _collect(
+    backbone: Backbone, encoded: Iterator[_Encoded], count: int, progress: Progress
+) -> tuple[Tensor, list[str]]:
     """(count, V, D) features of the next images, and the errors of those that cannot be read."""
     features: list[Tensor] = []
     errors: list[str] = []
     while count > 0:
         batch = next(encoded)
         if batch.features is not None:
-            features.append(batch.features())
+            features.append(_require_finite(batch.features(), backbone))
         errors += batch.errors
         count -= batch.images
         progress.update(batch.images)
     return torch.cat(features) if features else torch.empty(0), errors
+
+
+def _require_finite(features: Tensor, backbone: Backbone) -> Tensor:
+    """The features; a UserError where a tower that computes by autocast overflows."""
+    if backbone.autocast is not None and not torch.isfinite(features).all():
+        kind = str(backbone.autocast).removeprefix("torch.")
+        raise UserError(
+            f"the image tower of {backbone.name} overflows in {kind}; compute in fp32: TRAINER.PROMPT.AUTOCAST False "
+            "(load_backbone: autocast=False)"
+        )
+    return features
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ OPENAI_NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "ViT-B/32", "ViT-B/16", "V
 PICKLES = (".pt", ".pth", ".bin")
 
 
-def load_backbone(name: str, *, precision: str = "fp32", device: str | torch.device = "cpu") -> Backbone:
+def load_backbone(
+    name: str, *, precision: str = "fp32", autocast: bool = True, device: str | torch.device = "cpu"
+) -> Backbone:
     """Load a backbone. Where `is_offline()`, nothing is downloaded, and files that are missing are an error.
 
     Args:
@@ -38,7 +41,9 @@ def load_backbone(name: str, *, precision: str = "fp32", device: str | torch.dev
             OpenAI's, with QuickGELU (GeoRSCLIP's base), with a hyphen ("ViT-B-32:FILE") it is open_clip's, with GELU
             (as RemoteCLIP's authors load it). The wrong one loads without an error. OpenAI's own files
             ("ViT-B/16:ViT-B-16.pt") are TorchScript archives; they are read where their SHA-256 is the published one.
-        precision: fp32, fp16 or bf16.
+        precision: fp32, fp16 or bf16, of the weights of both towers.
+        autocast: on a GPU with tensor cores, let the image tower compute in fp16 where `precision` is fp32. The weights
+            stay in fp32, and so does the text tower. It changes nothing on the CPU.
         device: of the model.
 
     Raises:
@@ -56,7 +61,17 @@ def load_backbone(name: str, *, precision: str = "fp32", device: str | torch.dev
     backbone.model.to(device).eval().requires_grad_(False)
     if precision != "fp32" and name == "mini":
         backbone.model.to(DTYPES[precision])
-    return backbone
+    half = _fast_half(torch.device(device)) if autocast and precision == "fp32" else None
+    return replace(backbone, autocast=half)
+
+
+def _fast_half(device: torch.device) -> torch.dtype | None:
+    """fp16 on a GPU with tensor cores (from compute capability 7.0 on), otherwise None.
+
+    Not bf16, which is as fast: it has 8 times fewer steps between two powers of 2, and CLIP was trained in fp16.
+    """
+    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+    return torch.float16 if fast else None
 
 
 def _load_mini() -> Backbone:

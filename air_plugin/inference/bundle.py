@@ -75,6 +75,7 @@ def save_bundle(
         "backbone": {
             "name": _absolute(backbone.name),
             "precision": precision_of(backbone),
+            "autocast": backbone.autocast is not None,
             "fingerprint": backbone.fingerprint,
             "logit_scale": backbone.logit_scale,
             "preprocessing": preprocessing_of(backbone),
@@ -109,12 +110,13 @@ def load_bundle(
     try:
         origin, classnames, primary, card = (mark[key] for key in ("backbone", "classes", "primary", "card"))
         name, precision, logit_scale = origin["name"], origin["precision"], float(origin["logit_scale"])
+        autocast = bool(origin.get("autocast", False))  # which earlier bundles lack
         expected = origin["fingerprint"], dict(origin["preprocessing"])
         text, auxiliary = _read_heads(folder, mark)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"bundle {folder} is damaged: {MARK} does not hold what it should; make it again") from error
     if not isinstance(backbone, Backbone):
-        backbone = load_backbone(backbone or name, precision=precision, device=device)
+        backbone = load_backbone(backbone or name, precision=precision, autocast=autocast, device=device)
     _require_same(folder, name, *expected, backbone=backbone)
     if auxiliary is not None:
         auxiliary = auxiliary.to(backbone.device)

@@ -12,9 +12,13 @@ import pytest
 import yaml
 from dassl.data.datasets import DATASET_REGISTRY
 from PIL import Image
+from runs import arguments
 
 import scripts.compose
+import train
+from air_plugin.cli import main as air
 from air_plugin.config import FROM_BACKBONE, AirSettings, add_air_config, flatten, merge_file, merge_options, validate
+from air_plugin.mixin import AuxiliaryMixin
 from air_plugin.settings import SECTIONS
 from air_plugin.utils.errors import UserError
 from scripts import run
@@ -489,3 +493,27 @@ def test_coop_beside_coop_with_the_auxiliary_classifier():
     assert epochs == {1: 50, 4: 100, 16: 200}
     assert run.compose("CoOp+AiR", "vit_b32+sd21")[-1] == CONFIGS / "generators" / "sd21.yaml"
     assert run.compose("CoOp", "vit_b32+sd21") == run.compose("CoOp", "vit_b32")
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], True), (["TRAINER.PROMPT.AUTOCAST", "False"], False)])
+def test_every_command_passes_autocast_on(
+    options: list[str], expected: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A drop-in never uses it: its backbone is compared with the host's tower."""
+    asked: list[bool] = []
+
+    def load(name: str, *, autocast: bool, **others: Any) -> None:
+        asked.append(autocast)
+        raise UserError("enough")
+
+    for place in ("trainers.prompt_trainer", "air_plugin.clip.loading", "air_plugin.mixin"):
+        monkeypatch.setattr(f"{place}.load_backbone", load)
+    classes = tmp_path / "classes.txt"
+    classes.write_text("one\ntwo\n")
+    assert train.main(arguments("UPL", data, tmp_path / "run", *options)) == 2
+    images = str(data / "digits" / "images")
+    assert air(["lora", images, "--classes", str(classes), "--store", str(tmp_path / "store"), *options]) == 2
+    assert asked == [expected, expected]
+    with pytest.raises(UserError, match="enough"):
+        AuxiliaryMixin._load_backbone(SimpleNamespace(cfg=default(), device="cpu"))
+    assert asked[2:] == [False]

@@ -7,6 +7,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -247,6 +248,27 @@ def test_a_backbone_is_loaded_in_its_own_precision(tmp_path: Path, precision: st
     write(tmp_path / "b", backbone, text=unit(3, 128), auxiliary=None, primary="text")
     assert precision_of(load_bundle(tmp_path / "b").backbone) == precision
     assert precision_of(small_backbone("vit", precision)) == precision
+
+
+def test_a_bundle_computes_features_as_its_run_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In half precision or not; bundles from before that could be chosen have features in fp32."""
+    asked: list[bool] = []
+
+    def load(name: str, *, autocast: bool, **options: Any) -> Backbone:
+        asked.append(autocast)
+        return load_backbone(name, **options)
+
+    monkeypatch.setattr("air_plugin.inference.bundle.load_backbone", load)
+    plain = load_backbone("mini")
+    for folder, kind in (("plain", None), ("half", torch.float16)):
+        backbone = replace(plain, autocast=kind)
+        write(tmp_path / folder, backbone, text=unit(3, 128), auxiliary=None, primary="text")
+        load_bundle(tmp_path / folder)
+    mark = json.loads((tmp_path / "half" / MARK).read_text())
+    del mark["backbone"]["autocast"]
+    (tmp_path / "half" / MARK).write_text(json.dumps(mark))
+    load_bundle(tmp_path / "half")
+    assert asked == [False, True, False]
 
 
 def test_preparation_is_told_for_every_family():
