@@ -164,7 +164,8 @@ Every setting of AiR with its default. A setting is given in a YAML file (`AIR: 
 `air settings K` shows it in the terminal. Dassl's own settings (`OPTIM`, `DATALOADER`, `INPUT`, ...) are as in Dassl.
 
 Files are merged in this order: data set, trainer, backbone, generator, preset; then options of the command line.
-`_BASE_` in a file names files that are merged before it. `{AUTO}` stands for a number that is chosen without labels.
+`_BASE_` in a file names files that are merged before it. `{AUTO}` stands for a number that is chosen without labels,
+or for a switch on which the run decides.
 Numbers are decimal: `010` is ten, `0x10` and `1:30` are errors. Where the table has no upper
 limit, it is {LARGEST:,} for numbers and {LARGEST_WHOLE:,} for whole numbers. Dassl's numbers have ranges,
 too (air_plugin/dassl_settings.py).
@@ -205,6 +206,8 @@ def _written(default: Any) -> str:
 
 def _valid(setting: Setting) -> str:
     """The valid values in words: choices, range or type."""
+    if setting.is_switch:
+        return f"True, False or {AUTO}"
     kinds = {bool: "True or False", int: "whole number", str: "text", float: "number", tuple: "list of text"}
     kind = "text with one {}" if setting.template else kinds[type(setting.default)]
     return " | ".join(setting.choices) if setting.choices else ", ".join(filter(None, (kind, setting.range)))

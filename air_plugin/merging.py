@@ -91,6 +91,8 @@ def _is_ours(cfg: Any, key: str) -> bool:
     value, default = flatten(cfg).get(key), OURS[key].default
     if OURS[key].auto and value == AUTO:
         return True
+    if OURS[key].is_switch:
+        return isinstance(value, bool)
     return isinstance(value, list) if isinstance(default, tuple) else type(value) is type(default)
 
 
@@ -168,7 +170,7 @@ def _merge(cfg: Any, tree: Mapping[str, Any], *, prefix: str, where: str) -> Non
             _merge(old, value, prefix=f"{key}.", where=where)
         else:
             if _may_be_auto(key) and AUTO in (old, value):
-                old = value if value == AUTO else 0.0
+                old = value if value == AUTO else False if OURS[key].is_switch else 0.0
             cfg[name] = _coerce(old, value, f"{key}{where}")
 
 

@@ -172,8 +172,8 @@ class LoraSettings(Section):
 class AirSettings(Section):
     """The auxiliary classifier.
 
-    weight, beta: None where the config has `auto`. prompt: never empty, the data set's template where AIR.PROMPT is.
-    seed: of adapter and images.
+    weight, beta, compile: None where the config has `auto`.
+    prompt: never empty, the data set's template where AIR.PROMPT is. seed: of adapter and images.
     cuda_graphs: whether LoRA's steps are captured as a CUDA graph on a GPU.
     """
 
@@ -216,7 +216,12 @@ class AirSettings(Section):
     steps: int = setting(20, "sampling steps; at most 50 where SCHEDULER is lcm", low=1, high=1000)
     guidance: float = setting(7.5, "classifier-free guidance", low=0)
     size: int = setting(256, "side of the images in pixels, in training and generation", low=1)
-    batch: int = setting(16, "images generated at once", low=1)
+    batch: int = setting(16, "images generated at once; halved where the memory is too small", low=1)
+    compile: bool | None = setting(
+        None,
+        "torch.compile of the U-Net for generation; auto: on a GPU, where 5,000 or more images are missing",
+        auto=True,
+    )
     seed: int = 0
     cuda_graphs: bool = True
     lora: LoraSettings = field(default_factory=LoraSettings)

@@ -14,7 +14,8 @@ from air_plugin.clip.features import extract_features
 from air_plugin.clip.zero_shot import UnlabelledImages
 from air_plugin.config import AirSettings
 from air_plugin.diffusion.captions import choose_captions
-from air_plugin.diffusion.generate import GenerationReport, count_missing, generate, plan_jobs
+from air_plugin.diffusion.generate import GenerationReport, count_missing, generate
+from air_plugin.diffusion.jobs import plan_jobs
 from air_plugin.diffusion.lora import adapter_loaded, train_lora
 from air_plugin.diffusion.pipeline import Generator, require_size
 from air_plugin.functional.prototypes import gather_prototypes, real_prototypes, select_prototypes
@@ -134,7 +135,7 @@ def generate_images(
         if missing:
             raise NotStored(f"{store.root} lacks {missing:,} of the {len(jobs):,} images of these classes")
         with adapter_loaded(pipeline, folder, accelerator=generator.accelerator):
-            return generate(pipeline, jobs, entry.path, batch_size=settings.batch)
+            return generate(pipeline, jobs, entry.path, batch_size=settings.batch, compile_unet=settings.compile)
 
 
 def make_prototypes(

@@ -2,91 +2,27 @@
 
 from __future__ import annotations
 
-import io
-import json
+import gc
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
+from air_plugin.diffusion.compile import compiled, is_worth_compiling
+from air_plugin.diffusion.jobs import ImageJob
+from air_plugin.diffusion.sampling import Batch, EncodedPrompts, encode_once, start_batch, text_keys_reused
 from air_plugin.diffusion.text_limits import require_fit
-from air_plugin.utils.class_names import fill
-from air_plugin.utils.errors import UserError
-from air_plugin.utils.files import digest, to_json, write_atomically
-from air_plugin.utils.seeding import stable_seed
-from air_plugin.utils.store import key_of
+from air_plugin.diffusion.writers import ImageWriter, Records, is_whole, read_manifest
+from air_plugin.utils.errors import UserError, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 8
-MANIFEST = "manifest.jsonl"
-
-
-@dataclass(frozen=True)
-class ImageJob:
-    """One image to be generated: everything that determines its pixels.
-
-    classname, number: the class and the index of the image within it.
-    prompt: the text.
-    seed: of the noise; another attempt has another seed.
-    steps, guidance, size: sampling steps, scale of classifier-free guidance, side in pixels.
-    weights: checksum of the generator with its adapter.
-    """
-
-    classname: str
-    number: int
-    prompt: str
-    seed: int
-    steps: int
-    guidance: float
-    size: int
-    weights: str
-
-    @property
-    def key(self) -> str:
-        """Name of the image's file, without the suffix."""
-        return key_of(asdict(self))
-
-    def seed_of_attempt(self, attempt: int) -> int:
-        """Seed of an attempt, which are counted from 0."""
-        return self.seed if attempt == 0 else stable_seed(self.seed, "attempt", attempt)
-
-
-def plan_jobs(
-    classnames: Sequence[str],
-    *,
-    template: str,
-    images_per_class: int,
-    seed: int,
-    steps: int,
-    guidance: float,
-    size: int,
-    weights: str,
-) -> list[ImageJob]:
-    """The jobs for M = `images_per_class` images of each class, ordered by number, then by class.
-
-    An image depends on the name of its class and its number, but not on M or the other classes, so the jobs of a
-    smaller M are the first jobs of a larger one. Arguments: see `ImageJob`; `template` has one {} for the class name.
-    """
-    return [
-        ImageJob(
-            classname=name,
-            number=number,
-            prompt=fill(template, name),
-            seed=stable_seed("image", seed, name, number),
-            steps=steps,
-            guidance=guidance,
-            size=size,
-            weights=weights,
-        )
-        for number in range(images_per_class)
-        for name in classnames
-    ]
 
 
 @dataclass(frozen=True)
@@ -103,133 +39,188 @@ class GenerationReport:
     failed: int
 
 
-def generate(pipeline: Any, jobs: Sequence[ImageJob], folder: Path, *, batch_size: int) -> GenerationReport:
+def generate(
+    pipeline: Any, jobs: Sequence[ImageJob], folder: Path, *, batch_size: int, compile_unet: bool | None = None
+) -> GenerationReport:
     """Generate the images that do not exist yet.
 
     Jobs are processed in fixed batches, so that a resumed run ends with the same files, bit by bit, as an undisturbed
     one. Uniform images, among them those that a safety checker blackened, and non-finite ones are generated again with
-    the job's next seed.
+    the job's next seed. Files are written by threads while the next batch is generated. Where memory is too small for a
+    batch, that batch and the following ones are halved, as often as needed.
 
     Args:
         pipeline: a StableDiffusionPipeline or StableDiffusionXLPipeline, adapters loaded.
         jobs: from `plan_jobs`.
         folder: of the images (`<key>.png`) and of the manifest, one JSON object a line.
         batch_size: images generated at once; it changes them by rounding at most.
+        compile_unet: use torch.compile, which changes images by rounding at most; None: see `is_worth_compiling`.
 
     Raises:
-        UserError: a prompt is longer than a text tower, or an image failed at every attempt.
+        UserError: a prompt is longer than a text tower, an image failed at every attempt, or the memory is too small
+            for one image.
+        OSError: a file cannot be written. Images that are finished are kept after every error.
     """
-    from tqdm import tqdm
-
     require_fit(pipeline, (job.prompt for job in jobs))
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = _read_manifest(folder)
-    generated = 0
-    with tqdm(total=len(jobs), desc="images", unit="image", disable=None) as bar:
-        for start in range(0, len(jobs), batch_size):
-            batch = jobs[start : start + batch_size]
-            missing = {job.key for job in batch if not _is_whole(folder, job, manifest)}
-            if missing:
-                for job, image, attempt in _generate_batch(pipeline, batch):
-                    if job.key in missing:
-                        manifest[job.key] = _save_image(folder, job, image, attempt)
-                generated += len(missing)
-            bar.update(len(batch))
-    failed = sum(manifest[job.key]["attempt"] for job in jobs)
+    records = read_manifest(folder)
+    missing = {job.key for job in jobs if not is_whole(folder, job, records)}
+    if missing:
+        _generate_missing(pipeline, jobs, folder, records, missing, batch_size=batch_size, compile_unet=compile_unet)
+    failed = sum(records[job.key]["attempt"] for job in jobs)
     if failed:
         log.info(
             "images: %d attempts gave black (as a safety checker leaves them), uniform or non-finite images; "
             "each was generated again with the next seed",
             failed,
         )
-    return GenerationReport([folder / f"{job.key}.png" for job in jobs], generated, failed)
-
-
-def _generate_batch(pipeline: Any, batch: Sequence[ImageJob]) -> Iterator[tuple[ImageJob, np.ndarray, int]]:
-    """The (H, W, 3) uint8 images of a batch, each with the number of its attempt."""
-    waiting = list(batch)
-    for attempt in range(ATTEMPTS):
-        pixels = _sample(pipeline, waiting, attempt)
-        failed = []
-        for job, values in zip(waiting, pixels, strict=True):
-            if is_blank(values):
-                failed.append(job)
-            else:
-                yield job, np.round(values * 255).astype(np.uint8), attempt
-        if not failed:
-            return
-        waiting = failed
-    raise UserError(
-        f"the generator gave {ATTEMPTS} uniform or non-finite images in a row for '{waiting[0].prompt}'; "
-        "try another AIR.PROMPT, AIR.PRECISION bf16 or fp32, fewer AIR.LORA.STEPS, or AIR.SAFETY_CHECKER False"
-    )
-
-
-def is_blank(values: np.ndarray) -> bool:
-    """Whether an (H, W, 3) image in [0, 1] has a non-finite value, or a single colour after rounding to 8 bits."""
-    return not np.isfinite(values).all() or np.ptp(np.round(values * 255), axis=(0, 1)).max() == 0
-
-
-@torch.no_grad()
-def _sample(pipeline: Any, jobs: Sequence[ImageJob], attempt: int) -> np.ndarray:
-    """(B, H, W, 3) float32 images in [0, 1], or NaN."""
-    seeds = [torch.Generator("cpu").manual_seed(job.seed_of_attempt(attempt)) for job in jobs]
-    first = jobs[0]
-    output = pipeline(
-        prompt=[job.prompt for job in jobs],
-        num_inference_steps=first.steps,
-        guidance_scale=first.guidance,
-        height=first.size,
-        width=first.size,
-        generator=seeds,
-        output_type="pt",
-    )
-    return output.images.float().clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _save_image(folder: Path, job: ImageJob, image: np.ndarray, attempt: int) -> dict[str, Any]:
-    """Write one image, then its line in the manifest."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="png")
-    data = buffer.getvalue()
-    write_atomically(folder / f"{job.key}.png", data)
-    line = {**asdict(job), "key": job.key, "attempt": attempt, "sha256": digest(data)}
-    with open(folder / MANIFEST, "a", encoding="utf-8") as manifest:
-        manifest.write(to_json(line) + "\n")
-    return line
-
-
-def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records of the manifest by key; a line that is incomplete, because a run was killed, is left out."""
-    path = folder / MANIFEST
-    if not path.exists():
-        return {}
-    records = {}
-    text = path.read_text(encoding="utf-8", errors="replace")
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-            records[record["key"]] = record
-        except (ValueError, KeyError, TypeError):
-            log.info("cache: a damaged line in %s is left out", path)
-    if text and not text.endswith("\n"):
-        with open(path, "a", encoding="utf-8") as manifest:
-            manifest.write("\n")
-    return records
+    return GenerationReport([folder / f"{job.key}.png" for job in jobs], len(missing), failed)
 
 
 def count_missing(jobs: Sequence[ImageJob], folder: Path) -> int:
     """How many images of some jobs are not in a folder, or are damaged there."""
-    manifest = _read_manifest(folder)
-    return sum(not _is_whole(folder, job, manifest) for job in jobs)
+    records = read_manifest(folder)
+    return sum(not is_whole(folder, job, records) for job in jobs)
 
 
-def _is_whole(folder: Path, job: ImageJob, manifest: dict[str, dict[str, Any]]) -> bool:
-    """Whether an image exists with the checksum of its record."""
-    path = folder / f"{job.key}.png"
-    if job.key not in manifest or not path.exists():
-        return False
-    if digest(path.read_bytes()) == manifest[job.key].get("sha256"):
-        return True
-    log.info("cache: %s is thrown away and made again: its content does not match its key", path)
-    return False
+def _generate_missing(
+    pipeline: Any,
+    jobs: Sequence[ImageJob],
+    folder: Path,
+    records: Records,
+    missing: set[str],
+    *,
+    batch_size: int,
+    compile_unet: bool | None,
+) -> None:
+    """Generate the images of some keys; `records` get their lines of the manifest."""
+    from tqdm import tqdm
+
+    batches = [batch for batch in _split(jobs, batch_size) if any(job.key in missing for job in batch)]
+    prompts = encode_once(pipeline, (job.prompt for batch in batches for job in batch), guidance=jobs[0].guidance)
+    fast = is_worth_compiling(compile_unet, pipeline.device, len(missing))
+    with (
+        tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="images", unit="image", disable=None) as bar,
+        ImageWriter(folder, records, waiting=2 * batch_size) as writer,
+        compiled(pipeline.unet) if fast else text_keys_reused(pipeline.unet) as forget,
+    ):
+
+        def keep(job: ImageJob, pixels: np.ndarray, attempt: int) -> None:
+            if job.key in missing:
+                writer.put(job, pixels, attempt)
+                bar.update()
+
+        _Run(pipeline, prompts, missing, size=batch_size, keep=keep, forget=forget).run(batches)
+
+
+def _split(jobs: Sequence[ImageJob], size: int) -> list[Sequence[ImageJob]]:
+    return [jobs[start : start + size] for start in range(0, len(jobs), size)]
+
+
+def _batches_ahead(device: torch.device) -> int:
+    """Batches that are started before the images of an earlier one are read: a GPU computes while the host reads."""
+    return 1 if device.type == "cuda" else 0
+
+
+class _Run:
+    """Generates batch after batch: those that failed again with the next seed, those that are too large in halves."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        prompts: EncodedPrompts,
+        missing: set[str],
+        *,
+        size: int,
+        keep: Callable[[ImageJob, np.ndarray, int], None],
+        forget: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            pipeline: of diffusers.
+            prompts: of all jobs.
+            missing: keys of the images that are wanted.
+            size: images at once.
+            keep: takes each (H, W, 3) uint8 image, with the number of its attempt.
+            forget: frees what the U-Net keeps of a batch.
+        """
+        self.pipeline, self.prompts, self.missing = pipeline, prompts, missing
+        self.size, self.keep, self.forget = size, keep, forget
+        self.queue: deque[tuple[Sequence[ImageJob], int]] = deque()
+        self.started: deque[tuple[Sequence[ImageJob], int, Batch]] = deque()
+        self.too_large = 0  # images at once for which the memory was too small; 0 where that is logged
+
+    def run(self, batches: Sequence[Sequence[ImageJob]]) -> None:
+        """Generate batches of jobs. Which images are computed together depends on the jobs and the sizes alone."""
+        self.queue.extend((batch, 0) for batch in batches)
+        ahead = _batches_ahead(self.pipeline.device)
+        while self.queue or self.started:
+            if self.queue and len(self.started) <= ahead:
+                self._start(*self.queue.popleft())
+            else:
+                self._finish(*self.started.popleft())
+
+    def _start(self, jobs: Sequence[ImageJob], attempt: int) -> None:
+        if len(jobs) > self.size:
+            self.queue.extendleft((part, attempt) for part in reversed(_split(jobs, self.size)))
+            return
+        if attempt == 0 and not any(job.key in self.missing for job in jobs):
+            return
+        batch = self._try_to_start(jobs, attempt)
+        if batch is None:
+            self._make_smaller(jobs)
+            self.queue.appendleft((jobs, attempt))
+            return
+        if self.too_large:
+            log.warning(
+                "out of memory with %d images at once: continues with %d (AIR.BATCH)", self.too_large, self.size
+            )
+            self.too_large = 0
+        self.started.append((jobs, attempt, batch))
+
+    def _try_to_start(self, jobs: Sequence[ImageJob], attempt: int) -> Batch | None:
+        """None where the memory is too small; then what the batch had is freed."""
+        vae = self.pipeline.vae
+        precision = vae.dtype
+        try:
+            return start_batch(self.pipeline, jobs, self.prompts, attempt)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        self.forget()
+        if vae.dtype != precision:
+            vae.to(precision)  # SDXL decodes in fp32, and was interrupted there
+        gc.collect()
+        if self.pipeline.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _make_smaller(self, jobs: Sequence[ImageJob]) -> None:
+        """Halve the number of images at once, after what was started is finished."""
+        while self.started:
+            self._finish(*self.started.popleft())
+        if len(jobs) == 1:
+            precision = str(self.pipeline.unet.dtype).removeprefix("torch.")
+            raise UserError(
+                f"out of memory with a single image at once: lower AIR.SIZE (now {jobs[0].size}), use AIR.PRECISION "
+                f"bf16 (now {precision}) or a smaller AIR.GENERATOR, or end other programs on the card; finished "
+                "images are kept"
+            )
+        self.too_large = self.too_large or len(jobs)
+        self.size = (len(jobs) + 1) // 2
+
+    def _finish(self, jobs: Sequence[ImageJob], attempt: int, batch: Batch) -> None:
+        """Hand over the images of a batch; the blank ones are generated again, together, before other batches."""
+        failed = []
+        for job, pixels in zip(jobs, batch.read(), strict=True):
+            if pixels is None:
+                failed.append(job)
+            else:
+                self.keep(job, pixels, attempt)
+        if failed and attempt + 1 == ATTEMPTS:
+            raise UserError(
+                f"the generator gave {ATTEMPTS} uniform or non-finite images in a row for '{failed[0].prompt}'; "
+                "try another AIR.PROMPT, AIR.PRECISION bf16 or fp32, fewer AIR.LORA.STEPS, or AIR.SAFETY_CHECKER False"
+            )
+        if failed:
+            self.queue.appendleft((failed, attempt + 1))

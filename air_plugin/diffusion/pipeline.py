@@ -24,7 +24,7 @@ from torch import Tensor
 from air_plugin.config import Sampler
 from air_plugin.diffusion.text_limits import require_fit
 from air_plugin.utils.digests import content_digest
-from air_plugin.utils.errors import UserError, unknown
+from air_plugin.utils.errors import UserError, first_line, unknown
 from air_plugin.utils.hub import is_unreachable, refusal
 from air_plugin.utils.offline import is_offline
 from air_plugin.utils.tensors import DTYPES, tensor_digest
@@ -200,7 +200,7 @@ def _load_pipeline(name: str, revision: str, variant: str, safety_checker: bool,
                 f"fetch it elsewhere with 'hf download {name}{at}', or give a folder as AIR.GENERATOR"
             ) from error
         at = f" at AIR.REVISION {revision}" if revision and not local else ""
-        raise UserError(f"generator '{name}'{at} cannot be loaded: {refused or _first_line(error)}") from error
+        raise UserError(f"generator '{name}'{at} cannot be loaded: {refused or first_line(error)}") from error
 
 
 def _require_hub_name(name: str) -> None:
@@ -271,7 +271,7 @@ def _find_adapter(name: str, revision: str) -> Path:
             unreachable = not is_offline() and is_unreachable(error)
             if not (unreachable or isinstance(error, (OSError, ValueError))):
                 raise
-            silent = "the network does not answer" if unreachable else _first_line(error)
+            silent = "the network does not answer" if unreachable else first_line(error)
             why = refusal(error, name) or silent
             raise UserError(f"AIR.LCM_LORA '{name}' cannot be fetched: {why}") from error
     if path.suffix != ".safetensors" or not path.is_file():
@@ -299,7 +299,7 @@ def attach_accelerator(pipeline: Any, path: Path) -> None:
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=pipeline.unet, adapter_name=ACCELERATOR)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise UserError(f"AIR.LCM_LORA {path} is no adapter of this generator: {_first_line(error)}") from error
+        raise UserError(f"AIR.LCM_LORA {path} is no adapter of this generator: {first_line(error)}") from error
     expected = sum(bool(re.search(r"lora(_|\.)(down|A)(\.\w+)?\.weight$", name)) for name in names)
     found = sum(ACCELERATOR in getattr(layer, "lora_A", {}) for layer in pipeline.unet.modules())
     if not expected or found != expected:
@@ -312,11 +312,6 @@ def require_size(pipeline: Any, size: int) -> None:
     if size % factor:
         near = max(factor, round(size / factor) * factor)
         raise UserError(f"AIR.SIZE is {size}; this generator needs a multiple of {factor}, for instance {near}")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _fingerprint(pipeline: Any) -> str:

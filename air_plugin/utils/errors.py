@@ -59,6 +59,20 @@ def is_disk_full(error: BaseException) -> bool:
     return False
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch found too little memory, on a card or on the host."""
+    reasons = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and any(reason in str(error) for reason in reasons)
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def explain(error: Exception) -> str | None:
     """The message for an error that the user can correct; None where it is a defect of this package."""
     if isinstance(error, UserError):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_ty
 
 from air_plugin.utils.checks import require, require_choice, require_template
 
-AUTO = "auto"  # in the place of a number that is then chosen without labels
+AUTO = "auto"  # in the place of a number that is chosen without labels, or of a switch that the run decides on
 LARGEST = 1_000_000  # of numbers without a limit of their own: products of several are finite in single precision
 LARGEST_WHOLE = 2**31 - 1
 LARGEST_SEED = 2**32 - 1  # NumPy's
@@ -24,7 +24,7 @@ class Setting:
     field: its name in the section's dataclass.
     low, above, high, below: the range of a number: low <= value, above < value, value <= high, value < below. Where
         there is no upper limit it is LARGEST, of whole numbers LARGEST_WHOLE.
-    auto: the value may be `auto`; the dataclass then has None.
+    auto: the value may be `auto`; the dataclass then has None. With a default of `auto` it is a switch: else a bool.
     template: a text with one {} for the class name.
     filled: needs at least one element.
     old, old_values: former names of the key and of its values; usable for one release.
@@ -75,8 +75,15 @@ class Setting:
             require_template(self.key, value)
         elif self.filled:
             require(bool(value), self.key, value, "at least one module name")
+        elif self.is_switch:
+            require(value is None or isinstance(value, bool), self.key, repr(value), f"True, False or {AUTO}")
         elif self.is_number and not (self.auto and value is None):
             self._check_number(value)
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether the value is True, False or `auto`."""
+        return self.auto and self.default == AUTO
 
     @property
     def is_number(self) -> bool:
@@ -133,5 +140,6 @@ def settings_of(section: type[Section]) -> tuple[Setting, ...]:
             definition = dict(one.metadata)
             key = f"{section.SECTION}.{definition.pop('key', one.name.upper())}"
             old = tuple(f"{section.SECTION}.{name}" for name in definition.pop("old", ()))
-            found.append(Setting(key, one.name, kinds[one.name], one.default, old=old, **definition))
+            default = AUTO if one.default is None else one.default
+            found.append(Setting(key, one.name, kinds[one.name], default, old=old, **definition))
     return tuple(found)

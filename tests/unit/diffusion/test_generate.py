@@ -5,59 +5,26 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fake_pipeline import NAMES, FakePipeline, plan
 from PIL import Image
 from small_generators import ARCHITECTURES, make_pipeline, save_lcm_lora
 from torch import Tensor
 
 from air_plugin.diffusion import generate as module
-from air_plugin.diffusion.generate import ATTEMPTS, MANIFEST, GenerationReport, ImageJob, generate, is_blank, plan_jobs
+from air_plugin.diffusion.generate import ATTEMPTS, GenerationReport, generate
+from air_plugin.diffusion.jobs import ImageJob
 from air_plugin.diffusion.lora import adapter_loaded
 from air_plugin.diffusion.pipeline import Generator, _make_scheduler
+from air_plugin.diffusion.sampling import Batch, to_levels
+from air_plugin.diffusion.writers import MANIFEST, ImageWriter
 from air_plugin.utils.errors import UserError
-
-NAMES = ["dog", "annual_crop land", "sea"]
-
-
-def plan(names: Sequence[str] = NAMES, images: int = 2, **changes: Any) -> list[ImageJob]:
-    settings: dict[str, Any] = {
-        "template": "a photo of a {}.",
-        "seed": 0,
-        "steps": 2,
-        "guidance": 3.0,
-        "size": 16,
-        "weights": "w",
-    }
-    return plan_jobs(names, images_per_class=images, **{**settings, **changes})
-
-
-class FakePipeline:
-    """Gives noise of the asked seeds, except where `spoil` makes something else of it; notes what it was asked for."""
-
-    def __init__(self, spoil: Callable[[int, Tensor], Tensor] = lambda seed, image: image) -> None:
-        self.spoil = spoil
-        self.seeds: list[list[int]] = []
-        self.prompts: list[str] = []
-        self.break_at: int | None = None
-
-    def __call__(self, *, prompt: list[str], generator: list[torch.Generator], height: int, width: int, **_: Any):
-        if len(self.seeds) == self.break_at:
-            raise KeyboardInterrupt
-        self.seeds.append([g.initial_seed() for g in generator])
-        self.prompts += prompt
-        images = [self.spoil(g.initial_seed(), torch.rand(3, height, width, generator=g)) for g in generator]
-        return SimpleNamespace(images=torch.stack(images))
-
-    @property
-    def generated(self) -> int:
-        return sum(len(seeds) for seeds in self.seeds)
 
 
 def contents(report: GenerationReport) -> list[bytes]:
@@ -173,15 +140,15 @@ def test_more_images_draw_only_what_is_new(tmp_path: Path):
 @pytest.mark.parametrize("batches", [0, 1, 2])
 def test_an_interrupted_run_ends_bit_identical(tiny_generator: Generator, tmp_path: Path, batches: int, monkeypatch):
     whole = generate(tiny_generator.pipeline, plan(), tmp_path / "whole", batch_size=2)
-    sample, calls = module._sample, []
+    start, calls = module.start_batch, []
 
-    def counting(pipeline: Any, jobs: Sequence[ImageJob], attempt: int) -> np.ndarray:
+    def counting(pipeline: Any, jobs: Sequence[ImageJob], *others: Any) -> Batch:
         calls.append(len(jobs))
         if len(calls) == batches + 1:
             raise KeyboardInterrupt
-        return sample(pipeline, jobs, attempt)
+        return start(pipeline, jobs, *others)
 
-    monkeypatch.setattr(module, "_sample", counting)
+    monkeypatch.setattr(module, "start_batch", counting)
     with pytest.raises(KeyboardInterrupt):
         generate(tiny_generator.pipeline, plan(), tmp_path / "cut", batch_size=2)
     calls[:] = [0] * 100
@@ -198,18 +165,18 @@ def test_a_kill_within_a_batch_ends_bit_identical(tmp_path: Path, monkeypatch: p
         return image * 0 if seed == bad else image
 
     whole = generate(FakePipeline(spoil), plan(), tmp_path / "whole", batch_size=4)
-    keep, kept = module._save_image, []
+    put, kept = ImageWriter.put, []
 
-    def killed(*arguments: Any) -> dict:
+    def killed(self: ImageWriter, *arguments: Any) -> None:
         if len(kept) == 2:
             raise KeyboardInterrupt
         kept.append(1)
-        return keep(*arguments)
+        put(self, *arguments)
 
-    monkeypatch.setattr(module, "_save_image", killed)
+    monkeypatch.setattr(ImageWriter, "put", killed)
     with pytest.raises(KeyboardInterrupt):
         generate(FakePipeline(spoil), plan(), tmp_path / "cut", batch_size=4)
-    monkeypatch.setattr(module, "_save_image", keep)
+    monkeypatch.setattr(ImageWriter, "put", put)
     resumed = generate(FakePipeline(spoil), plan(), tmp_path / "cut", batch_size=4)
     assert resumed.generated == 4 and resumed.failed == whole.failed == 1
     assert contents(resumed) == contents(whole)
@@ -380,11 +347,17 @@ def test_a_generator_that_never_gives_an_image_is_an_error_for_people(tmp_path: 
         (np.broadcast_to(np.array([0.1, 0.5, 0.9]), (4, 4, 3)), True),
         (np.eye(4)[..., None].repeat(3, 2), False),
         (np.linspace(0, 1, 48).reshape(4, 4, 3), False),
-        (np.where(np.arange(48).reshape(4, 4, 3) == 7, np.inf, 0.5), True),
+        (np.where(np.arange(48).reshape(4, 4, 3) == 7, np.nan, np.eye(4)[..., None]), True),
     ],
 )
-def test_is_blank(values: np.ndarray, blank: bool):
-    assert bool(is_blank(values)) is blank
+def test_blank_images(values: np.ndarray, blank: bool):
+    """Next to one that is not blank, so that an image is judged by itself."""
+    good = np.linspace(0, 1, 48).reshape(4, 4, 3)[::-1]
+    images = torch.from_numpy(np.stack([values, good])).permute(0, 3, 1, 2)
+    levels, found = to_levels(images)
+    assert found.tolist() == [blank, False]
+    if not blank:
+        assert np.array_equal(levels[0].numpy(), np.round(values.astype(np.float32) * 255))
 
 
 class Checker(torch.nn.Module):

@@ -11,7 +11,8 @@ from small_generators import make_pipeline
 from small_models import air_settings, make_generator, make_spelling_tokenizer
 
 from air_plugin.auxiliary.stages import adapt
-from air_plugin.diffusion.generate import generate, plan_jobs
+from air_plugin.diffusion.generate import generate
+from air_plugin.diffusion.jobs import plan_jobs
 from air_plugin.diffusion.pipeline import encode_prompts
 from air_plugin.diffusion.text_limits import require_fit
 from air_plugin.utils.errors import UserError

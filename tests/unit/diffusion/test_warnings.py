@@ -19,7 +19,8 @@ EVERY_STAGE = """
 import sys
 from pathlib import Path
 from small_models import air_settings
-from air_plugin.diffusion.generate import generate, plan_jobs
+from air_plugin.diffusion.generate import generate
+from air_plugin.diffusion.jobs import plan_jobs
 from air_plugin.diffusion.lora import adapter_loaded, train_lora
 from air_plugin.diffusion.pipeline import load_generator
 from air_plugin.utils.store import Store

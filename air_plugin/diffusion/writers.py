@@ -1,0 +1,134 @@
+"""Files of generated images and their manifest, written by threads while the next images are generated."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from air_plugin.diffusion.jobs import ImageJob
+from air_plugin.utils.files import digest, to_json, write_atomically
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.jsonl"
+THREADS = 4  # PNG compression and SHA-256 run outside of Python's lock
+
+Records = dict[str, dict[str, Any]]  # lines of the manifest by the key of the image
+
+
+class ImageWriter:
+    """Writes images in threads; a context manager that leaves when all of them are written.
+
+    An image counts when its line is in the manifest. The line is written after the file, and in the order of `put`, so
+    a process that is killed leaves nothing half-written that counts.
+
+    Example:
+        >>> with ImageWriter(folder, records, waiting=32) as writer:
+        ...     writer.put(job, pixels, attempt=0)  # (H, W, 3) uint8
+    """
+
+    def __init__(self, folder: Path, records: Records, *, waiting: int) -> None:
+        """
+        Args:
+            folder: of the images (`<key>.png`) and of the manifest.
+            records: get the line of each image.
+            waiting: images that may wait to be written; with more, `put` waits.
+        """
+        self.folder, self.records = folder, records
+        self._error: BaseException | None = None
+        self._waiting: Queue[tuple[ImageJob, int, Future[str]] | None] = Queue(waiting)
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="image")
+        self._manifest = Thread(target=self._record, name="manifest", daemon=True)
+
+    def __enter__(self) -> ImageWriter:
+        self._manifest.start()
+        return self
+
+    def put(self, job: ImageJob, pixels: np.ndarray, attempt: int) -> None:
+        """Hand over an (H, W, 3) uint8 image.
+
+        Raises:
+            OSError: an image before could not be written, for instance because the disk is full.
+        """
+        self._raise_error()
+        written = self._pool.submit(_write_image, self.folder / f"{job.key}.png", pixels)
+        self._waiting.put((job, attempt, written))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Write what waits, also after an error or Ctrl-C: these images are finished."""
+        self._waiting.put(None)
+        self._manifest.join()
+        self._pool.shutdown()
+        if error is None:
+            self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _record(self) -> None:
+        """Add the line of each image to the manifest; after an error, no more."""
+        while (item := self._waiting.get()) is not None:
+            job, attempt, written = item
+            if self._error is not None:
+                written.cancel()
+                continue
+            try:
+                line = {**asdict(job), "key": job.key, "attempt": attempt, "sha256": written.result()}
+                with open(self.folder / MANIFEST, "a", encoding="utf-8") as manifest:
+                    manifest.write(to_json(line) + "\n")
+                self.records[job.key] = line
+            except Exception as error:
+                self._error = error  # `put` or `__exit__` raises it
+
+
+def _write_image(path: Path, pixels: np.ndarray) -> str:
+    """Write an image as PNG; returns the SHA-256 of the file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png")
+    data = buffer.getvalue()
+    write_atomically(path, data)
+    return digest(data)
+
+
+def read_manifest(folder: Path) -> Records:
+    """The records of the manifest by key; a line that is incomplete, because a run was killed, is left out."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    records = {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+            records[record["key"]] = record
+        except (ValueError, KeyError, TypeError):
+            log.info("cache: a damaged line in %s is left out", path)
+    if text and not text.endswith("\n"):
+        with open(path, "a", encoding="utf-8") as manifest:
+            manifest.write("\n")
+    return records
+
+
+def is_whole(folder: Path, job: ImageJob, records: Records) -> bool:
+    """Whether an image exists with the checksum of its record."""
+    path = folder / f"{job.key}.png"
+    if job.key not in records or not path.exists():
+        return False
+    if digest(path.read_bytes()) == records[job.key].get("sha256"):
+        return True
+    log.info("cache: %s is thrown away and made again: its content does not match its key", path)
+    return False
