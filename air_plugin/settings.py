@@ -214,7 +214,9 @@ class AirSettings(Section):
     precision: str = setting("fp32", "precision of the generator: fp32, fp16 or bf16")
     prompt: str = setting("", "prompt of the images; empty: DATASET.TEMPLATE", template=True)
     steps: int = setting(20, "sampling steps; at most 50 where SCHEDULER is lcm", low=1, high=1000)
-    guidance: float = setting(7.5, "classifier-free guidance", low=0)
+    guidance: float = setting(
+        2.0, "classifier-free guidance; about 2 for an adapted generator, 8 to 9.5 for one that is not", low=0
+    )
     size: int = setting(256, "side of the images in pixels, in training and generation", low=1)
     batch: int = setting(16, "images generated at once; halved where the memory is too small", low=1)
     compile: bool | None = setting(

@@ -365,7 +365,7 @@ def test_without_a_config_the_embedded_generators_settings_are_taken():
     cfg = settings_of(parse(["lora", "p", "--classes", "c", "AIR.M", "9"]))
     assert (cfg.AIR.GENERATOR, cfg.AIR.SIZE, cfg.AIR.LORA.RANK, cfg.AIR.M) == ("mini", 32, 16, 9)
     other = settings_of(parse(["lora", "p", "--classes", "c", "AIR.GENERATOR", "owner/model"]))
-    assert (other.AIR.SIZE, other.AIR.GUIDANCE) == (256, 7.5)
+    assert (other.AIR.SIZE, other.AIR.GUIDANCE) == (256, 2.0)
 
 
 def test_the_packaged_settings_are_those_of_the_configs():
