@@ -8,6 +8,7 @@
   class its own tokens.
 - cut tower: cached image features; every prompt is encoded, up to the end of the longest one.
 - CoOp's: the image tower encodes the batch in every step, and the text tower reads all 77 tokens of every prompt.
+- graph, on a GPU: ours, captured as one CUDA graph (AIR.CUDA_GRAPHS).
 
 All: 16 context tokens, the same batch and loss, forward, backward and a step of SGD on an open_clip ViT-B-32-quickgelu
 with random weights, so nothing is fetched. They take turns, and each step's loss and gradient of the context are
@@ -28,9 +29,12 @@ from torch.nn.functional import cross_entropy, normalize
 
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.prompts import PromptedCLIP, PromptLearner
+from air_plugin.utils.cuda_graph import Graph, GraphedStep
 
 ARCHITECTURE = "ViT-B-32-quickgelu"
+WARM_UP = {"cpu": 1, "cuda": 3}  # steps that are not measured; the second one of a graph is its capture
 TOLERANCE = 1e-4  # of loss and gradient, relative to the largest entry; float32 sums in another order
+OURS, CUT, COOP, GRAPH = "shared prefix", "cut tower", "CoOp's", "graph"
 CLASSES = [  # of RESISC45
     "airplane",
     "airport",
@@ -90,27 +94,41 @@ class Way:
         *,
         image: Callable[[], Tensor],
         text: Callable[[PromptedCLIP], Tensor],
+        graphed: bool = False,
+        graph: Graph | None = None,
     ) -> None:
         self.learner = PromptLearner(backbone, names, n_ctx=16, generator=torch.Generator().manual_seed(0))
         self.model = PromptedCLIP(backbone, self.learner)
         self.optimiser = torch.optim.SGD(self.learner.parameters(), lr=0.002)
         self.image = image
         self.text = text
+        self.run = GraphedStep(
+            self.backward,
+            list(self.learner.parameters()),
+            device=backbone.device,
+            name="prompts",
+            enabled=graphed,
+            warm_up=1,
+            graph=graph,
+        )
         self.seconds: list[float] = []
         self.image_seconds: list[float] = []
+
+    def backward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        loss = cross_entropy(self.model.logits(batch["img"], self.text(self.model)), batch["label"])
+        loss.backward()
+        return {"loss": loss}
 
     def step(self, label: Tensor) -> tuple[Tensor, Tensor]:
         """One step; returns its loss and the gradient of the context."""
         start = now(label)
         features = self.image()
         self.image_seconds.append(now(label) - start)
-        loss = cross_entropy(self.model.logits(features, self.text(self.model)), label)
-        self.optimiser.zero_grad()
-        loss.backward()
+        loss = self.run({"img": features, "label": label})["loss"]
         self.optimiser.step()
         self.seconds.append(now(label) - start)
         assert self.learner.ctx.grad is not None
-        return loss.detach(), self.learner.ctx.grad.clone()
+        return loss, self.learner.ctx.grad.clone()
 
 
 def now(tensor: Tensor) -> float:
@@ -118,10 +136,6 @@ def now(tensor: Tensor) -> float:
     if tensor.is_cuda:
         torch.cuda.synchronize(tensor.device)
     return time.perf_counter()
-
-
-def milliseconds(seconds: Sequence[float]) -> float:
-    return 1e3 * statistics.median(seconds[1:])  # the first step is a warm-up
 
 
 def difference(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> tuple[float, float]:
@@ -139,20 +153,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rng = torch.Generator().manual_seed(1)
     pixels = torch.randn(options.batch, 3, backbone.image_size, backbone.image_size, generator=rng).to(options.device)
     label = torch.randint(options.classes, (options.batch,), generator=rng).to(options.device)
-    cached = backbone.encode_images(pixels)
-    names = CLASSES[: options.classes]
-    ours = Way(backbone, names, image=lambda: cached, text=PromptedCLIP.text_features)
-    cut = Way(
-        backbone, names, image=lambda: cached, text=lambda model: unit(model.text_encoder(*model.prompt_learner()))
-    )
-    coop = Way(backbone, names, image=lambda: backbone.encode_images(pixels), text=whole_tower(backbone))
+    ways = make_ways(backbone, CLASSES[: options.classes], pixels)
 
     largest = [0.0, 0.0]
-    for number in range(1 + options.steps):
-        results = {way: way.step(label) for way in ((ours, cut, coop) if number % 2 else (coop, cut, ours))}
-        for other in (cut, coop):
-            largest = [max(pair) for pair in zip(largest, difference(results[ours], results[other]), strict=True)]
-    report(options, ours, cut, coop)
+    for number in range(WARM_UP[options.device] + options.steps):
+        turns = list(ways.items()) if number % 2 else list(reversed(ways.items()))
+        results = {name: way.step(label) for name, way in turns}
+        for result in results.values():
+            pair = difference(results[OURS], result)
+            largest = [max(both) for both in zip(largest, pair, strict=True)]
+    report(options, ways)
     print(f"largest relative difference: loss {largest[0]:.1e}, gradient of the context {largest[1]:.1e}")
     if not max(largest) <= TOLERANCE:
         print(f"error: the ways differ by more than {TOLERANCE:g}", file=sys.stderr)
@@ -160,25 +170,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def report(options: argparse.Namespace, ours: Way, cut: Way, coop: Way) -> None:
-    where = f"{options.threads} threads" if options.device == "cpu" else torch.cuda.get_device_name(options.device)
-    layout, count = ours.learner.layout, len(ours.learner.end)
-    longest, length = int(ours.learner.end.max()) + 1, ours.learner.fixed.shape[1]
-    ours_ms, cut_ms, coop_ms = (milliseconds(way.seconds) for way in (ours, cut, coop))
-    image_ms = milliseconds(coop.image_seconds)
+def make_ways(backbone: Backbone, names: Sequence[str], pixels: Tensor) -> dict[str, Way]:
+    cached = backbone.encode_images(pixels)
+    ways = {
+        OURS: Way(backbone, names, image=lambda: cached, text=PromptedCLIP.text_features),
+        CUT: Way(backbone, names, image=lambda: cached, text=cut_tower),
+        COOP: Way(backbone, names, image=lambda: backbone.encode_images(pixels), text=whole_tower(backbone)),
+    }
+    if cached.is_cuda:
+        ways[GRAPH] = Way(backbone, names, image=lambda: cached, text=PromptedCLIP.text_features, graphed=True)
+    return ways
+
+
+def report(options: argparse.Namespace, ways: dict[str, Way]) -> None:
+    """Print the median time of each way, and how many times faster ours is; of ours, the graph where there is one."""
+    learner = ways[OURS].learner
+    assert learner.layout is not None
+    ms = {name: 1e3 * statistics.median(way.seconds[-options.steps :]) for name, way in ways.items()}
+    image_ms = 1e3 * statistics.median(ways[COOP].image_seconds[-options.steps :])
+    count, length = learner.fixed.shape[:2]
+    notes = {
+        OURS: f"cached features, {len(learner.layout.source)} tokens in all",
+        CUT: f"cached features, {learner.length} of {length} tokens, {count * learner.length} in all",
+        COOP: f"of which the image tower {image_ms:.1f} ms, {count * length} tokens in all",
+    }
+    best = OURS
+    if GRAPH in ways:
+        best, captured = GRAPH, ways[GRAPH].run.captured
+        notes[GRAPH] = f"as {OURS}, captured as a CUDA graph" if captured else "could not be captured"
+    where = f"{options.threads} threads" if options.device == "cpu" else torch.cuda.get_device_name()
     print(
         f"{ARCHITECTURE}, random weights, batch {options.batch}, {count} classes, 16 context tokens, {where}; "
         f"median of {options.steps} steps"
     )
-    assert layout is not None
-    print(f"shared prefix  {ours_ms:9.1f} ms   cached features, {len(layout.source)} tokens in all")
-    print(f"cut tower      {cut_ms:9.1f} ms   cached features, {longest} of {length} tokens, {count * longest} in all")
-    print(
-        f"CoOp's         {coop_ms:9.1f} ms   of which the image tower {image_ms:.1f} ms, {count * length} tokens in all"
-    )
-    print(f"cut tower / shared prefix  {cut_ms / ours_ms:6.1f}")
-    without = (coop_ms - image_ms) / ours_ms
-    print(f"CoOp's / shared prefix     {coop_ms / ours_ms:6.1f}   without the image tower {without:.1f}")
+    for name, value in ms.items():
+        print(f"{name:14} {value:9.1f} ms   {notes[name]}")
+    for other in (name for name in ms if name != best):
+        print(f"{other + ' / ' + best:27}{ms[other] / ms[best]:6.1f}")
+    print(f"without the image tower, {COOP} / {best}  {(ms[COOP] - image_ms) / ms[best]:.1f}")
 
 
 def random_backbone() -> Backbone:
@@ -191,6 +220,11 @@ def random_backbone() -> Backbone:
     preprocess = open_clip.image_transform(model.visual.image_size, is_train=False)
     side = model.visual.image_size[0]
     return Backbone(ARCHITECTURE, model, preprocess, open_clip.get_tokenizer(ARCHITECTURE), side, model.context_length)
+
+
+def cut_tower(prompted: PromptedCLIP) -> Tensor:
+    """Every prompt by itself, up to the end of the longest one."""
+    return unit(prompted.text_encoder(*prompted.prompt_learner()))
 
 
 def unit(text: Tensor) -> Tensor:

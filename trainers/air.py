@@ -59,6 +59,15 @@ class AiR(FusedHeads, SelfTraining):
     def metrics(self) -> dict[str, Any]:
         return {**super().metrics(), "beta": self.beta}
 
+    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        batch = super().inputs(batch)
+        if not self.beta or self.air.loss == "consistency":
+            return batch
+        features, label = self._sample_prototypes(len(batch["img"]))
+        return {**batch, "generated": features, "generated_label": label}
+
+    static_losses = True
+
     def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
         losses, beta = super().losses(batch, text), self.beta
         if not beta:
@@ -66,8 +75,7 @@ class AiR(FusedHeads, SelfTraining):
         if self.air.loss == "consistency":
             value = consistency_loss(self.model.logits(batch["img"], text), self.model.logits(batch["img2"], text))
         else:
-            features, label = self._sample_prototypes(len(batch["img"]))
-            value = synthetic_loss(self.model.logits(features, text), label)
+            value = synthetic_loss(self.model.logits(batch["generated"], text), batch["generated_label"])
         return {**losses, "loss_s": beta * value}
 
     def _sample_prototypes(self, count: int) -> tuple[Tensor, Tensor]:

@@ -35,5 +35,7 @@ class CoOp(PromptTrainer):
     def training_set(self) -> tuple[Tensor, dict[str, Tensor]]:
         return torch.arange(len(self.labels), device=self.device), {"target": self.labels}
 
+    static_losses = True
+
     def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(self.model.logits(batch["img"], text), batch["target"])}

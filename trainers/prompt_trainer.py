@@ -35,14 +35,20 @@ from air_plugin.utils.provenance import Stages
 from air_plugin.utils.seeding import member_seed, stable_seed
 from air_plugin.utils.store import Store
 from trainers.fused_heads import FusedHeads
+from trainers.prompt_step import prompt_step
 from trainers.resuming import has_checkpoint, require_same, write_identity
 
 log = logging.getLogger(f"air_plugin.{__name__}")  # `show_logs` shows what is below air_plugin
 
 
 class PromptTrainer(TrainerX):
-    """Trains prompts on a feature table. A method overrides `training_set` and `losses`; see trainers/coop.py."""
+    """Trains prompts on a feature table. A method overrides `training_set` and `losses`; see trainers/coop.py.
 
+    static_losses: stands in each class that defines `losses`: these read nothing that differs between two steps of a
+        round but their arguments. Then a step is one CUDA graph on a GPU (AIR.CUDA_GRAPHS).
+    """
+
+    static_losses = True
     auxiliary_mixin = FusedHeads  # what `augment` adds
     primary: str = "text"
     has_other_names = False  # whether the weights that were loaded are of other classes
@@ -170,6 +176,7 @@ class PromptTrainer(TrainerX):
             epoch=lambda: self.epoch,
             members=self.cfg.TRAINER.PROMPT.ENSEMBLE,
         )
+        self.step = prompt_step(self)
 
     def training_set(self) -> tuple[Tensor, dict[str, Tensor]]:
         """(S,) indices into the feature table, and by name the S rows of targets that `losses` gets in its batches."""
@@ -179,18 +186,18 @@ class PromptTrainer(TrainerX):
         """Named losses of a batch, their weights in; `text` are the prompts' features, for `self.model.logits`."""
         raise NotImplementedError
 
+    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `losses` gets as its batch: a place to add tensors that differ from step to step."""
+        return batch
+
     def forward_backward(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        losses = self.losses(batch, self.model.text_features())
-        self.model_zero_grad()
-        # A loss is the mean over the members of an ensemble; times their number, each has the gradient of its own loss.
-        self.model_backward(sum(losses.values()) * self.cfg.TRAINER.PROMPT.ENSEMBLE)
-        if self.cfg.TRAINER.PROMPT.CLIP_GRAD > 0:
-            for context in self.model.prompt_learner.parameters():  # one a member
-                nn.utils.clip_grad_norm_([context], self.cfg.TRAINER.PROMPT.CLIP_GRAD)
+        losses = self.step(self.inputs(batch))
         self.model_update()
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        self.last_losses = {name: value.item() for name, value in losses.items()}
+        values = torch.stack(list(losses.values())).cpu()  # the only place of a step where the host waits for a GPU
+        self.detect_anomaly(values)
+        self.last_losses = dict(zip(losses, values.tolist(), strict=True))
         return self.last_losses
 
     def after_epoch(self) -> None:

@@ -142,6 +142,8 @@ class SelfTraining(PromptTrainer):
         if (self.epoch + 1) % self.cfg.OPTIM.MAX_EPOCH == 0 and self.epoch + 1 < self.max_epoch:
             self.save_model(self.epoch, self.output_dir)  # a kill costs at most one round
 
+    static_losses = True
+
     def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
         logits, leverage = self.model.logits(batch["img"], text), self.cfg.TRAINER.CPL.LEVERAGE
         labels, weights = batch["target"], batch.get("weights")

@@ -85,6 +85,7 @@ class PromptLearner(nn.Module):
         self.register_buffer("fixed", fixed, persistent=False)  # (C, L, W): start, name, full stop, end, padding
         self.register_buffer("order", order.to(device), persistent=False)
         self.register_buffer("end", end.to(device), persistent=False)
+        self.length = int(end.max()) + 1  # of the longest prompt
         shared = start + before if before and not class_specific else 0
         self.layout = backbone.text_encoder.layout(end.tolist(), prefix=shared)
         if self.layout is not None:
@@ -139,6 +140,7 @@ class PromptEnsemble(nn.Module):
     def __init__(self, members: Sequence[PromptLearner]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.length = max(member.length for member in members)
         ends = [(member.layout is None or member.layout.prefix, member.end.tolist()) for member in members]
         self.layout = members[0].layout if all(end == ends[0] for end in ends) else None
 
@@ -166,7 +168,7 @@ class PromptedCLIP(nn.Module):
         """(E, C, D) unit features of the current prompts."""
         learner = self.prompt_learner
         if learner.layout is None:
-            flat = self.text_encoder(*learner())
+            flat = self.text_encoder(*learner(), length=learner.length)
         else:
             flat = self.text_encoder.encode_packed(learner.packed(), learner.layout)
         flat = nn.functional.normalize(flat.float(), dim=1)

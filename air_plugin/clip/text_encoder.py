@@ -94,18 +94,23 @@ class TextEncoder(nn.Module):
         x = embeddings.to(self.dtype) + self.positional_embedding[layout.position].to(self.dtype)
         return self._project(self.ln_final(run_blocks(self.transformer.resblocks, x, layout)).flatten(0, 1))
 
-    def forward(self, embeddings: Tensor, end: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, end: Tensor, *, length: int | None = None) -> Tensor:
         """Encode prompts.
 
         Args:
             embeddings: (T, L, W) token embeddings, without positions.
             end: (T,) position of each prompt's end-of-text token; a tower that pools the last token needs none.
+            length: of the longest prompt with its end-of-text token; by default it is read from `end`, for which the
+                host waits for the device.
 
         Returns:
             (T, D) text features, not normalised.
         """
         causal = self.attn_mask is not None and not self.pools_last
-        length = int(end.max()) + 1 if causal else embeddings.shape[1]
+        if not causal:
+            length = embeddings.shape[1]
+        elif length is None:
+            length = int(end.max()) + 1
         x = embeddings[:, :length].to(self.dtype) + self.positional_embedding[:length].to(self.dtype)
         mask = self.attn_mask[:length, :length] if self.attn_mask is not None else None
         x = self._read_sequence_first(x, mask) if self.sequence_first else self.transformer(x, attn_mask=mask)

@@ -6,8 +6,10 @@ import re
 
 import pytest
 import torch
+from recorded_graph import RecordedGraph
 from small_models import make_backbone
 
+from air_plugin.clip.prompts import PromptedCLIP
 from air_plugin.clip.text_encoder import TextEncoder
 from benchmarks import prompt_step
 
@@ -30,6 +32,27 @@ def test_three_ways_are_compared(capsys: pytest.CaptureFixture[str]):
         assert ratio == pytest.approx(times[other] / times["shared prefix"], rel=0.1, abs=0.1)
     # airplane, airport, baseball diamond, basketball court: 1, 1, 2 and 2 tokens, each with a full stop and an end
     assert "31 tokens in all" in printed and "84 in all" in printed and "308 tokens in all" in printed
+
+
+def test_a_step_as_a_graph_is_the_same():
+    backbone = make_backbone()
+    label, image = torch.tensor([0, 1, 2]), torch.randn(3, 24, generator=torch.Generator().manual_seed(1))
+    graph = RecordedGraph()
+    plain, graphed = (
+        prompt_step.Way(
+            backbone,
+            prompt_step.CLASSES[:3],
+            image=lambda: image,
+            text=PromptedCLIP.text_features,
+            graphed=wanted is not None,
+            graph=wanted,
+        )
+        for wanted in (None, graph)
+    )
+    for _ in range(4):
+        assert prompt_step.difference(graphed.step(label), plain.step(label)) == (0, 0)
+    assert graph.log == ["warm up", "capture", "replay", "replay", "replay"]
+    assert torch.equal(graphed.learner.ctx, plain.learner.ctx) and len(graphed.seconds) == 4
 
 
 def test_a_difference_is_an_error(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -407,7 +407,8 @@ def test_the_synthetic_form_is_cross_entropy_on_prototypes_of_known_class(air):
     features, label = trainer._sample_prototypes(4)
     for row, c in zip(features, label.tolist(), strict=True):
         assert any(torch.equal(row, prototype) for prototype in trainer.auxiliary.prototypes.features[c])
-    assert torch.allclose(trainer.losses(batch(), TEXT)["loss_s"], synthetic_loss(features @ TEXT.T, label))
+    losses = trainer.losses(trainer.inputs(batch()), TEXT)
+    assert torch.allclose(losses["loss_s"], synthetic_loss(features @ TEXT.T, label))
 
 
 def test_sampled_prototypes_depend_on_seed_epoch_and_batch_alone(air):
