@@ -112,7 +112,7 @@ def _train(
     moments = _encode_images(pipeline, paths, size)
     texts, which = _encode_captions(pipeline, captions)
     examples = Examples(moments, which, pipeline.vae.config.scaling_factor, scheduler.config.num_train_timesteps)
-    layers = _add_adapter(pipeline.unet, settings, seed)
+    layers = add_adapter(pipeline.unet, settings, seed)
     try:
         train_step = LoraStep(pipeline.unet, scheduler, layers, texts, lr=settings.lr, size=size, graphs=graphs)
         weights, checkpoint = train_step.weights, entry.path / CHECKPOINT
@@ -192,7 +192,7 @@ def _encode_captions(pipeline: Any, captions: Sequence[str]) -> tuple[Conditioni
 _WITHIN_BLOCK = re.compile(r"^\.(.*(attn[12]|transformer_blocks\.\d+|attentions\.\d+|resnets\.\d+|samplers\.\d+)\.)?")
 
 
-def _add_adapter(unet: Any, settings: LoraSettings, seed: int) -> dict[str, torch.nn.Parameter]:
+def add_adapter(unet: Any, settings: LoraSettings, seed: int) -> dict[str, torch.nn.Parameter]:
     """Attach low-rank adapters and return their parameters, which are fp32 at every precision of the base."""
     from peft import LoraConfig
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from recorded_graph import RecordedGraph
+from recorded_graph import RecordedGraph, tensors_in
 from safetensors.torch import load_file
 from small_generators import make_pipeline
 from small_models import make_generator
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from air_plugin.config import LoraSettings
 from air_plugin.diffusion import lora
 from air_plugin.diffusion.lora import CHECKPOINT, WEIGHTS, train_lora
-from air_plugin.diffusion.lora_step import AdapterWeights, LoraStep, Losses, MasterWeights
-from air_plugin.diffusion.pipeline import Generator, _fingerprint
+from air_plugin.diffusion.lora_step import AdapterWeights, LoraStep, Losses, MasterWeights, _train_on
+from air_plugin.diffusion.pipeline import Conditioning, Generator, _fingerprint, encode_prompts
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.store import Store
 
@@ -145,6 +147,57 @@ def test_the_file_holds_the_master_weights(ways: Ways):
     weights = load_file(ways.train("master", generator_of("sd15"), master=True) / WEIGHTS)
     assert all(value.dtype == torch.float32 for value in weights.values())
     assert any(not torch.equal(value, value.bfloat16().float()) for value in weights.values())
+
+
+class Elsewhere(TorchDispatchMode):
+    """Notes operations that touch a tensor on the CPU: on a GPU they are copies, which no graph may contain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.calls = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        result = operation(*arguments, **(named or {}))
+        self.calls += 1
+        if any(value.device.type == "cpu" for value in tensors_in((arguments, named, result))):
+            self.found.append(str(operation))
+        return result
+
+
+@pytest.mark.parametrize("architecture", ["sd15", "sd21", "sdxl"])
+def test_after_the_first_step_nothing_is_copied_between_devices(architecture: str, monkeypatch: pytest.MonkeyPatch):
+    """On the meta device, where tensors have a device and no content."""
+    from diffusers import DDPMScheduler
+
+    pipeline = generator_of(architecture).pipeline
+    texts = encode_prompts(pipeline, ["a dog", "a cat"])
+    layers = lora.add_adapter(pipeline.unet, LoraSettings(**SETTINGS), 0)
+    torch.nn.Module.to(pipeline.unet, "meta")
+    texts = Conditioning(texts.states.to("meta"), None if texts.pooled is None else texts.pooled.to("meta"))
+    updates: list[int] = []
+    monkeypatch.setattr(AdapterWeights, "update", lambda self: updates.append(1))  # no AdamW for this device
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    step = partial(
+        _train_on,
+        unet=pipeline.unet,
+        scheduler=scheduler,
+        weights=AdapterWeights(layers, 0.1),
+        texts=texts,
+        added=texts.added(16),
+        autocast=False,
+    )
+    latents, index = torch.empty(3, 4, 8, 8, device="meta"), torch.zeros(3, dtype=torch.long, device="meta")
+    batch = {"latents": latents, "noise": latents, "steps": index, "captions": index}
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    with Elsewhere() as first:
+        step(batch)
+    for name in ("tensor", "as_tensor", "from_numpy"):  # below the mode's sight
+        monkeypatch.setattr(torch, name, lambda *_, **__: pytest.fail("a tensor of numbers: a copy to the device"))
+    with Elsewhere() as second:
+        step(batch)
+    assert first.found and second.calls > 100  # the scheduler's table is moved in the first step
+    assert second.found == [] and len(updates) == 2
 
 
 # Weights
