@@ -8,8 +8,8 @@ a CPU not slower than before. SD 1.5's weights are random, so nothing is fetched
 
 The former way: autocast, fp32 weights in the layers, AdamW of torch's choice, and the loss read in every step. Now:
 `air_plugin.diffusion.lora_step`; on a GPU also without the graph, and with the U-Net in channels_last, which the
-library does not use. All train the same adapter on the same batches, and take turns. Operations are counted for the
-forward and backward pass of the U-Net (benchmarks/generator_flops.py).
+library does not use. All train the same adapter on the same batches, and take turns; a ratio is the median of those of
+neighbouring turns. Operations are counted for the forward and backward pass of the U-Net, as in generator_flops.
 """
 
 from __future__ import annotations
@@ -79,6 +79,10 @@ class Way:
     @property
     def milliseconds(self) -> float:
         return 1e3 * statistics.median(self.times[1:])  # the first turn warms up, and captures
+
+    def ratio(self, other: Way) -> float:
+        """How many times faster than another way."""
+        return statistics.median(b / a for a, b in zip(self.times[1:], other.times[1:], strict=True))
 
 
 def former_way(case: Case) -> Way:
@@ -189,8 +193,7 @@ def report(case: Case, ways: Sequence[Way], options: argparse.Namespace) -> int:
     for way in ways:
         speed = flops / way.milliseconds / 1e9
         share = f" {speed / known[0]:7.1%} of the peak" if known else ""
-        ratio = f"{former.milliseconds / way.milliseconds:6.2f} x"
-        print(f"{way.name:16s}{way.milliseconds:10.1f} ms {ratio} {speed:9.3g} TFLOP/s{share}")
+        print(f"{way.name:16s}{way.milliseconds:10.1f} ms {way.ratio(former):6.2f} x {speed:9.3g} TFLOP/s{share}")
         a, b = torch.tensor(former.losses.values), torch.tensor(way.losses.values)
         differences.append(float(((a - b).abs() / a).max()))
     print(f"largest relative difference of a loss: {max(differences):.1e}")
@@ -210,14 +213,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=tuple(DTYPES), help="default: fp32 on a CPU, bf16 on a GPU")
     parser.add_argument("--batch", type=positive, help="default: 32 (tiny), 16 (sd15)")
     parser.add_argument("--rank", type=positive, default=16)
-    parser.add_argument("--turns", type=positive, default=7, help="of each way, after one that warms up")
-    parser.add_argument("--steps", type=positive, default=10, help="of each turn")
+    parser.add_argument("--turns", type=positive, default=15, help="of each way, after one that warms up")
+    parser.add_argument("--steps", type=positive, help="of each turn; default: 3 on a CPU, 20 on a GPU")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU")
     on_gpu = options.device == "cuda"
     options.size = options.size or ("sd15" if on_gpu else "tiny")
+    options.steps = options.steps or (20 if on_gpu else 3)
     options.precision = options.precision or ("bf16" if on_gpu else "fp32")
     return options
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from air_plugin.diffusion.pipeline import (
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.errors import unknown
 from air_plugin.utils.images import load_rgb
+from air_plugin.utils.progress import Progress
 from air_plugin.utils.seeding import stable_seed
 from air_plugin.utils.store import Entry, Store
 from air_plugin.utils.tensors import load_tensors, save_tensors
@@ -106,7 +106,6 @@ def _train(
     graphs: bool,
 ) -> None:
     from diffusers import DDPMScheduler
-    from tqdm import tqdm
 
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     moments = _encode_images(pipeline, paths, size)
@@ -119,11 +118,11 @@ def _train(
         every = 1 if pipeline.device.type == "cpu" else READ_EVERY
         losses = Losses(_load_checkpoint(checkpoint, weights), lr=settings.lr, every=every)
         start = len(losses.values)
-        with tqdm(total=settings.steps, initial=start, desc="LoRA", unit="step", disable=None) as bar:
+        with Progress(settings.steps, title="LoRA", unit="steps") as progress:
+            progress.skip(start)
             for step in range(start, settings.steps):
                 losses.add(train_step(examples.batch(settings.batch, seed=seed, step=step)))
-                bar.update()
-                bar.set_postfix(loss=f"{np.mean(losses.values[-50:] or math.nan):.4f}")
+                progress.update(loss=float(np.mean(losses.values[-50:])) if losses.values else None)
                 if (step + 1) % settings.checkpoint == 0 and step + 1 < settings.steps:
                     _save_checkpoint(checkpoint, weights, losses.read())
         curve = losses.read()
