@@ -19,7 +19,7 @@ from air_plugin.diffusion import generate as module
 from air_plugin.diffusion import sampling
 from air_plugin.diffusion.generate import generate
 from air_plugin.diffusion.jobs import ImageJob
-from air_plugin.diffusion.lora import _add_adapter
+from air_plugin.diffusion.lora import add_adapter
 from air_plugin.diffusion.pipeline import _make_scheduler
 from air_plugin.diffusion.sampling import Batch, encode_once, text_keys_reused
 
@@ -50,7 +50,7 @@ def test_images_are_those_of_the_plain_pipeline_bit_by_bit(architecture: str, gu
     pipeline = make_pipeline(architecture)
     pipeline.scheduler = _make_scheduler("DPMSolverMultistepScheduler", pipeline.scheduler)
     with torch.no_grad():
-        for value in _add_adapter(pipeline.unet, air_settings().lora, 0).values():
+        for value in add_adapter(pipeline.unet, air_settings().lora, 0).values():
             value.copy_(0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(5)))
     jobs = plan(guidance=guidance, steps=3)
     report = generate(pipeline, jobs, tmp_path, batch_size=4)
@@ -109,7 +109,7 @@ def counted(layer: torch.nn.Module) -> list[Tensor]:
 def test_keys_of_the_text_are_computed_once_a_batch(tmp_path: Path):
     pipeline = make_pipeline("sd15")
     pipeline.scheduler = _make_scheduler("DPMSolverMultistepScheduler", pipeline.scheduler)
-    _add_adapter(pipeline.unet, air_settings().lora, 0)
+    add_adapter(pipeline.unet, air_settings().lora, 0)
     layers = {name: layer for name, layer in pipeline.unet.named_modules() if name.endswith(("to_k", "to_v"))}
     calls = {name: counted(layer.base_layer) for name, layer in layers.items()}
     generate(pipeline, plan(steps=4), tmp_path, batch_size=3)
