@@ -141,7 +141,8 @@ class GraphedStep:
     def _run(self, inputs: Mapping[str, Tensor]) -> Tensors:
         """Kernel by kernel, from no gradient."""
         self._forget_gradients()
-        outputs = self._step({name: value.to(self._device, non_blocking=True) for name, value in inputs.items()})
+        on_gpu = self._device.type == "cuda"
+        outputs = self._step({name: value.to(self._device, non_blocking=on_gpu) for name, value in inputs.items()})
         return {name: value.detach() for name, value in outputs.items()}
 
     def _forget_gradients(self) -> None:

@@ -23,6 +23,8 @@ from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.features import FeatureTable
 from air_plugin.clip.zero_shot import UnlabelledImages
 from air_plugin.config import add_air_config
+from air_plugin.diffusion import lora
+from air_plugin.diffusion.lora_step import LoraStep
 from air_plugin.diffusion.pipeline import Generator, load_generator
 from air_plugin.functional.losses import consistency_loss, synthetic_loss
 from air_plugin.mixin import AuxiliaryMixin, augment
@@ -254,6 +256,23 @@ def test_another_scheduler_keeps_the_adapter_and_generates_anew(build, monkeypat
     monkeypatch.setattr(module, "load_generator", lambda *_, **__: other)
     second, stages = build()
     assert stages["lora"] and not stages["generation"] and first.prototypes.images != second.prototypes.images
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_graphs_are_used_as_the_settings_say_and_decide_no_artifact(
+    build, monkeypatch: pytest.MonkeyPatch, graphs: bool
+):
+    passed = []
+
+    def step(*arguments: Any, graphs: bool, **named: Any) -> LoraStep:
+        passed.append(graphs)
+        return LoraStep(*arguments, graphs=graphs, **named)
+
+    monkeypatch.setattr(lora, "LoraStep", step)
+    build(until="lora", CUDA_GRAPHS=graphs)
+    assert passed == [graphs]
+    _, cached = build(until="lora", CUDA_GRAPHS=not graphs)
+    assert cached["lora"] and passed == [graphs]
 
 
 def test_without_lora_there_is_no_such_stage_and_other_images(build):
