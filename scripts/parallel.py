@@ -7,7 +7,6 @@ has threads or has used CUDA, which a copy could not use, a few processes (spawn
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import sys
 import time
@@ -17,7 +16,8 @@ from typing import Any
 
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.progress import Event
-from scripts.worker import Finished, Run, Worker, import_libraries, may_copy, work
+from scripts.compose import uses_generator
+from scripts.worker import GENERATING, LIBRARIES, Finished, Run, Worker, import_libraries, may_copy, work
 
 STATUS = 30.0  # seconds between two lines of a run's progress
 
@@ -30,7 +30,6 @@ def run_all(runs: list[Run], *, at_once: int) -> int:
     """
     if at_once > 1:
         print(f"{len(runs)} runs, {at_once} at a time; each writes its log.txt", flush=True)
-        import_libraries(runs)
         return SideBySide(runs, at_once).run()
     for run in runs:
         print(f"== {run.name}", flush=True)
@@ -38,6 +37,28 @@ def run_all(runs: list[Run], *, at_once: int) -> int:
         if code:
             return code
     return 0
+
+
+def number_at_once(runs: Sequence[Run], *, cores: int, most: int) -> int:
+    """The number of runs at the same time, from `cores` to `most`, with which the long ones have ended first.
+
+    Three equal runs on two cores take 1.5 times as long as one of them if they share the cores, and twice as long if
+    the third one waits. Where runs wait for each other's adapter, it is the number of cores.
+
+    Args:
+        runs: one thread each.
+        cores: how many of these threads go on at full speed.
+    """
+    long = [run.generates for run in runs if run.generates is not None]
+    if len(set(long)) < len(long):
+        return cores
+    count = len(long) or len(runs)
+
+    def duration(number: int) -> float:
+        full, rest = divmod(count, number)
+        return full * number / cores + (max(1.0, rest / cores) if rest else 0.0)
+
+    return min(range(cores, max(cores, most) + 1), key=duration)
 
 
 class SideBySide:
@@ -48,8 +69,6 @@ class SideBySide:
     """
 
     def __init__(self, runs: Sequence[Run], at_once: int) -> None:
-        self.copies = may_copy()
-        self.context = multiprocessing.get_context("fork" if self.copies else "spawn")
         self.waiting = sorted(runs, key=lambda run: run.generates is None)
         self.at_once, self.total = at_once, len(runs)
         self.active: list[Worker] = []
@@ -66,6 +85,7 @@ class SideBySide:
             UserError: a run was killed.
         """
         try:
+            self.import_libraries()
             while self.active or (self.waiting and not self.code):
                 while self.waiting and not self.code and len(self.active) < self.at_once:
                     self.begin(self.next())
@@ -85,6 +105,18 @@ class SideBySide:
             raise UserError("a run was killed, perhaps for want of memory; run again with JOBS=1")
         return self.code
 
+    def import_libraries(self) -> None:
+        """Import what the copies need. While this process imports what generates images, a run without that goes on."""
+        if sys.platform != "linux":
+            return
+        import_libraries(LIBRARIES)
+        simple = [run for run in self.waiting if not uses_generator(run.cfg.TRAINER.NAME)]
+        if len(simple) == len(self.waiting):
+            return
+        if simple and may_copy():
+            self.begin(simple[-1])
+        import_libraries(GENERATING)
+
     def next(self) -> Run:
         """The next run: not one that would wait for what another one generates, if there is another."""
         busy = {worker.run.generates for worker in self.active if worker.run} - {None} - self.made
@@ -96,13 +128,14 @@ class SideBySide:
         self.active.append(worker)
         worker.begin(run)
 
-    def new_worker(self) -> Worker:
+    @staticmethod
+    def new_worker() -> Worker:
         """It inherits that Ctrl-C is blocked: this process ends it, and it alone writes a message."""
         if not hasattr(signal, "pthread_sigmask"):  # Windows
-            return Worker(self.context)
+            return Worker(is_copy=False)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return Worker(self.context)
+            return Worker(is_copy=may_copy())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -117,7 +150,7 @@ class SideBySide:
         worker.run = None
         self.active.remove(worker)
         self.ended += 1
-        if message is None or self.copies:
+        if message is None or worker.is_copy:
             worker.end()
         else:
             self.idle.append(worker)

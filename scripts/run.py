@@ -8,7 +8,8 @@ configs/presets may follow (mini+plus); trainers without a generator ignore it. 
 may name a preset, too, which then follows CONFIG in this row.
 
 Environment: DATA (default ./data), OUTPUT (default ./output), SEEDS (default "1 2 3"), JOBS (number of parallel runs;
-default: 1, or cores / AIR.THREADS where the config sets AIR.THREADS), AIR_OFFLINE (1: no network).
+default: 1; where the config sets AIR.THREADS, cores / AIR.THREADS, or more where the runs end sooner by that),
+AIR_OFFLINE (1: no network).
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from air_plugin.utils.logs import show_logs  # noqa: E402
 from air_plugin.utils.sections import LARGEST_SEED  # noqa: E402
 from scripts.compose import compose, config_file, facts_of, resolve, uses_generator  # noqa: E402
 from scripts.identity import forget_data  # noqa: E402
-from scripts.parallel import run_all  # noqa: E402
+from scripts.parallel import number_at_once, run_all  # noqa: E402
 from scripts.titles import remember_titles  # noqa: E402
 from scripts.worker import Run  # noqa: E402
 
+MOST_JOBS = 4  # without JOBS: each of them takes memory
 # What CoOp's own script takes after DATASET and CONFIG: CTP NCTX SHOTS CSC.
 COOP = ("TRAINER.PROMPT.CLASS_TOKEN_POSITION", "TRAINER.PROMPT.N_CTX", "DATASET.NUM_SHOTS", "TRAINER.PROMPT.CSC")
 
@@ -150,15 +152,18 @@ def whole_number(word: str) -> int:
     return int(word) if re.fullmatch("[0-9]{1,20}", word) else -1
 
 
-def jobs(threads: int) -> int:
-    """How many runs go on at once: JOBS; else cores / AIR.THREADS, 4 at the most, or 1 where no threads are set."""
+def jobs(runs: list[Run]) -> int:
+    """How many runs go on at once: JOBS; else 1 without AIR.THREADS, and `number_at_once`, 4 at the most, with it."""
     wanted = os.environ.get("JOBS", "")
     if wanted and whole_number(wanted) < 1:
         raise UserError(f"JOBS is '{wanted}'; it must be a whole number, at least 1")
     if wanted:
         return int(wanted)
+    threads = max(run.cfg.AIR.THREADS for run in runs)
+    if threads < 1:
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, max(1, cores // threads)) if threads > 0 else 1
+    return number_at_once(runs, cores=min(MOST_JOBS, max(1, cores // threads)), most=MOST_JOBS)
 
 
 def resolve_row(row: Row, dataset: str, config: str, *, root: Path, output: Path) -> tuple[Any, str] | None:
@@ -224,7 +229,7 @@ def run(args: argparse.Namespace) -> int:
     compose(rows[-1].trainer, rows[-1].config(config))  # an unknown CONFIG is an error, not a row that is left out
     runs, titles = list_runs(rows, args.dataset, config)
     require_writable(output_root(), "OUTPUT", folder=True)
-    code = run_all(runs, at_once=min(jobs(max(one.cfg.AIR.THREADS for one in runs)), len(runs)))
+    code = run_all(runs, at_once=min(jobs(runs), len(runs)))
     if not code:
         print(table(args, titles, baseline), end="")
     return code

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,7 +22,7 @@ from air_plugin.utils.offline import go_offline, is_offline
 from air_plugin.utils.progress import Event, handled_by
 from scripts.compose import register_all, uses_generator
 
-# What runs import; those that generate images import the second line, too.
+# What runs import; GENERATING: those that generate images.
 LIBRARIES = ("dassl.engine", "open_clip", "torchvision.transforms", "sklearn.metrics", "torch.utils.tensorboard")
 GENERATING = (
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
@@ -97,17 +98,16 @@ def isolated() -> Iterator[None]:
 # Processes
 
 
-def import_libraries(runs: Sequence[Run]) -> None:
-    """Import what the runs need, without the use of a GPU. What cannot be imported is left to the run that needs it."""
+def import_libraries(names: Iterable[str]) -> None:
+    """Import modules without the use of a GPU. What cannot be imported is left to the run that needs it."""
     if is_offline():
         go_offline()  # before any library asks the hub
-    generate = any(uses_generator(run.cfg.TRAINER.NAME) for run in runs)
     check = "PYTORCH_NVML_BASED_CUDA_CHECK"
     before = os.environ.get(check)
     os.environ[check] = "1"  # a library that asks for GPUs at its import does not begin to use them by that
     try:
         register_all("trainers")
-        for name in (*LIBRARIES, *(GENERATING if generate else ())):
+        for name in names:
             with suppress(ImportError):
                 import_module(name)
     finally:
@@ -129,9 +129,14 @@ def may_copy() -> bool:
 
 
 class Worker:
-    """A process that does runs, and this process's end of the pipe to it."""
+    """A process that does runs, and this process's end of the pipe to it.
 
-    def __init__(self, context: Any) -> None:
+    is_copy: of this process, for one run; else it imports everything by itself and does several runs.
+    """
+
+    def __init__(self, *, is_copy: bool) -> None:
+        self.is_copy = is_copy
+        context: Any = multiprocessing.get_context("fork" if is_copy else "spawn")
         self.pipe, end = context.Pipe()
         self.process = context.Process(target=serve, args=(end,))
         self.process.start()

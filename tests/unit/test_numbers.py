@@ -232,7 +232,7 @@ def test_what_is_no_number_of_jobs_is_refused(given: str, monkeypatch: pytest.Mo
     """14."""
     monkeypatch.setenv("JOBS", given)
     with pytest.raises(UserError, match=r"^JOBS is '.*at least 1"):
-        scripts.run.jobs(1)
+        scripts.run.jobs([])
 
 
 # Names of folders

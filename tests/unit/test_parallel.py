@@ -5,6 +5,7 @@ The runs are fakes: the workers are copies of this process, so they find `train.
 
 from __future__ import annotations
 
+import ast
 import io
 import multiprocessing
 import os
@@ -27,8 +28,8 @@ import scripts.worker
 import train
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.progress import Event, report
-from scripts.parallel import SideBySide, run_all
-from scripts.worker import Reporter, Run, work
+from scripts.parallel import SideBySide, number_at_once, run_all
+from scripts.worker import GENERATING, Reporter, Run, Worker, work
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers do not inherit the fakes")
 
@@ -188,7 +189,52 @@ def test_where_nothing_else_is_left_they_wait_for_each_other():
     assert started(runs, 2, ["AiR1", "AiR2"]) == ["AiR1", "AiR2"]
 
 
-# Event
+def test_a_simple_run_goes_on_while_the_libraries_of_the_others_are_imported(fake, tmp_path: Path, monkeypatch, capsys):
+    def import_libraries(names: tuple[str, ...]) -> None:
+        if names == GENERATING:
+            wait_for(tmp_path / "CPL2")
+            note(tmp_path, "imported")
+
+    def do(label: str) -> int:
+        note(tmp_path, label)
+        if label != "CPL2":
+            assert (tmp_path / "imported").exists()
+        return 0
+
+    fake(do)
+    monkeypatch.setattr(scripts.parallel, "import_libraries", import_libraries)
+    runs = [make_run("CPL1"), make_run("CPL2")]
+    runs += [make_run(f"AiR{seed}", trainer="AiR", seed=seed) for seed in (1, 2)]
+    assert run_all(runs, at_once=2) == 0
+    assert capsys.readouterr().out.count("== ") == 4
+
+
+@pytest.mark.parametrize(
+    ("runs", "cores", "expected"),
+    [(1, 2, 2), (2, 2, 2), (3, 2, 3), (4, 2, 2), (5, 2, 3), (6, 2, 2), (9, 2, 3), (4, 3, 4), (9, 4, 4), (3, 1, 1)],
+)
+def test_the_number_at_once_leaves_no_core_without_work_for_long(runs: int, cores: int, expected: int):
+    def duration(number: int) -> float:
+        """Group by group: a group's runs share the cores until all of them have ended."""
+        waiting, time = runs, 0.0
+        while waiting:
+            group = min(number, waiting)
+            waiting, time = waiting - group, time + max(1.0, group / cores)
+        return time
+
+    mixed = [make_run(f"CPL{seed}", seed=seed) for seed in range(5)]
+    mixed += [make_run(f"AiR{seed}", trainer="AiR", seed=seed) for seed in range(runs)]
+    found = number_at_once(mixed, cores=cores, most=4)
+    assert found == expected and duration(found) == min(duration(number) for number in range(cores, 5))
+
+
+def test_the_number_at_once_without_long_runs_and_with_a_shared_adapter():
+    assert number_at_once([make_run("", seed=seed) for seed in range(3)], cores=2, most=4) == 3
+    shared = [make_run("", trainer="AiR", seed=seed, per_seed=False) for seed in range(3)]
+    assert number_at_once(shared, cores=2, most=4) == 2
+
+
+# Progress
 
 
 def test_every_run_that_goes_on_is_a_line_of_the_status(fake, tmp_path: Path, monkeypatch, capsys):
@@ -288,19 +334,24 @@ def test_a_run_leaves_its_process_as_it_was(fake, quiet: bool, fails: bool):
     assert state() == before
 
 
-def test_a_worker_that_does_several_runs_begins_each_with_the_same_state(fake, tmp_path: Path):
+def test_a_worker_that_does_several_runs_begins_each_with_the_same_state(fake, tmp_path: Path, monkeypatch):
     """As where processes cannot be copied."""
 
     def do(label: str) -> int:
-        note(tmp_path, label, repr((os.getpid(), *state()[:5])))
+        note(tmp_path, label, repr((os.getpid(), repr(state()[:5]))))
         change_everything(label)
         return 0
 
+    def new_worker() -> Worker:
+        worker = Worker(is_copy=True)
+        worker.is_copy = False
+        return worker
+
     fake(do)
-    side = SideBySide([make_run(name) for name in "abcd"], 1)
-    side.copies = False
-    assert side.run() == 0
-    assert len({(tmp_path / name).read_text() for name in "abcd"}) == 1
+    monkeypatch.setattr(SideBySide, "new_worker", staticmethod(new_worker))
+    assert run_all([make_run(name) for name in "abcd"], at_once=2) == 0
+    found = [ast.literal_eval((tmp_path / name).read_text()) for name in "abcd"]
+    assert len({pid for pid, _ in found}) == 2 and len({rest for _, rest in found}) == 1
     assert multiprocessing.active_children() == []
 
 
@@ -308,7 +359,6 @@ def test_copies_are_made_before_anything_has_threads_or_uses_a_gpu():
     """In a new process: what libraries do when they are imported shows in no other."""
     code = """
 import os, sys, threading
-from types import SimpleNamespace
 import torch
 used = []
 torch._C._cuda_init = lambda: used.append("init")
@@ -316,8 +366,9 @@ if hasattr(torch._C, "_cuda_getDeviceCount"):
     torch._C._cuda_getDeviceCount = lambda: used.append("count") or 0
 torch.cuda._device_count_nvml = lambda: 4  # as on a machine with GPUs
 import scripts.worker
-scripts.worker.import_libraries([SimpleNamespace(cfg=SimpleNamespace(TRAINER=SimpleNamespace(NAME="AiR")))])
-assert all(name in sys.modules for name in (*scripts.worker.LIBRARIES, *scripts.worker.GENERATING))
+libraries = (*scripts.worker.LIBRARIES, *scripts.worker.GENERATING)
+scripts.worker.import_libraries(libraries)
+assert all(name in sys.modules for name in libraries)
 assert used == [] and scripts.worker.may_copy() and "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
 count = []
 os.register_at_fork(after_in_parent=lambda: count.append(len(os.listdir("/proc/self/task"))))
