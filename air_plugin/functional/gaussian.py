@@ -2,23 +2,34 @@
 
 A cosine classifier treats all directions of feature space alike. Here a class c is N(m_c, S) with one S for all
 classes, and its score is linear as well: f S^-1 m_c - m_c' S^-1 m_c / 2 (linear discriminant analysis). All statistics
-are float64; images are processed in chunks.
+are float64; images are processed in chunks, and sums over them are added up over shards (`shards`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from air_plugin.functional.shards import (
+    SHARD,
+    EStep,
+    Images,
+    InMemory,
+    ShardMap,
+    expect,
+    in_this_process,
+    light,
+    mean_feature,
+    second_moment,
+)
 
 # Real features are only roughly Gaussian, and the full likelihood would outweigh the text. Chosen on handwriting fonts
 # (docs/method.md).
 LIKELIHOOD_WEIGHT = 0.5
 LEAST_SHRINKAGE = 1e-6  # keeps a covariance invertible where images are fewer than dimensions
 LEAST_COUNT = 1e-9  # images; a class with fewer of them has no mean of its own
-SMALLEST = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -169,13 +180,55 @@ def refine(
         tolerance: EM ends when the class sums of the features move by less than this share of N in all.
         chunk: images at a time; memory beside the inputs is a few times chunk * (C + D) + (C + D) * D numbers.
     """
-    total, moment = len(features), _second_moment(features, chunk)
+    return refine_shards(
+        InMemory(features, text_probs),
+        prior=prior,
+        likelihood_weight=likelihood_weight,
+        iterations=iterations,
+        tolerance=tolerance,
+        chunk=chunk,
+    )
+
+
+@torch.no_grad()
+def refine_shards(
+    images: Images,
+    *,
+    prior: Gaussians | None,
+    likelihood_weight: float = LIKELIHOOD_WEIGHT,
+    iterations: int = 100,
+    tolerance: float = 1e-4,
+    chunk: int = 4096,
+    shard: int = SHARD,
+    map_shards: ShardMap = in_this_process,
+) -> Refined:
+    """`refine` for images that need not be in memory, by workers that need not be on this machine.
+
+    The M step is made here, from sums over the images. No bit of the result depends on the number of workers of
+    `map_shards`, where they have the same kind of CPU.
+
+    Args:
+        images: N unlabelled images; on the prior's device.
+        prior, likelihood_weight, iterations, tolerance, chunk: as in `refine`; chunk counts for each worker.
+        shard: images; another size changes the last bits.
+        map_shards: computes the sums of the shards; in this process by default.
+
+    Raises:
+        RuntimeError: `map_shards` has left out a shard.
+    """
+    total = len(images)
+    moment = second_moment(images, chunk=chunk, shard=shard, map_shards=map_shards)
     model: Gaussians | None = None
-    start = prior or Gaussians(*_spread(features, moment, text_probs.shape[1]))
+    start = prior or Gaussians(
+        *_spread(mean_feature(images, shard=shard, map_shards=map_shards), moment, total, images.classes)
+    )
     steps, prior_strength, sums = 0, 0.0, start.mean.new_full(start.mean.shape, float("inf"))
     soft_counts, converged = start.mean.new_zeros(len(start.mean)), False
     for _ in range(iterations):
-        former, (soft_counts, sums) = sums, _expect(features, text_probs, model, likelihood_weight, chunk)
+        head, former = model.head() if model else None, sums
+        soft_counts, sums = expect(
+            images, head, likelihood_weight=likelihood_weight, chunk=chunk, shard=shard, map_shards=map_shards
+        )
         if prior is None:
             model = _maximise_without_prior(model or start, soft_counts, sums, moment, total)
         elif model is None:
@@ -204,50 +257,16 @@ def posterior(
     In the type of `text_probs`; rows sum to 1.
     """
     result = torch.empty_like(text_probs)
-    for part, z in _assign(features, text_probs, model, likelihood_weight, chunk):
-        result[part] = z.to(result)
+    weight, bias = model.head()
+    step = EStep(InMemory(features, text_probs), (light(weight), light(bias)), likelihood_weight, chunk)
+    for part, _, z in step.parts(range(len(features))):
+        result[part.start : part.stop] = z.to(result)
     return result
 
 
-def _assign(
-    features: Tensor, text_probs: Tensor, model: Gaussians | None, likelihood_weight: float, chunk: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """The E step, chunk by chunk: which images, and their (n, C) z in float64."""
-    head = model.head() if model else None
-    for start in range(0, len(features), chunk):
-        part = slice(start, min(start + chunk, len(features)))
-        score = text_probs[part].double().clamp(min=SMALLEST).log_()  # a copy: the input stays as it is
-        if head is not None:
-            likelihood = torch.addmm(head[1], features[part].double(), head[0].T)
-            score += likelihood.mul_(likelihood_weight)
-        yield part, score.softmax(dim=1)
-
-
-def _expect(
-    features: Tensor, text_probs: Tensor, model: Gaussians | None, likelihood_weight: float, chunk: int
-) -> tuple[Tensor, Tensor]:
-    """(C,) soft counts N_c, and (C, D) sums of the features weighted by z."""
-    soft_counts = torch.zeros(text_probs.shape[1], dtype=torch.float64, device=features.device)
-    sums = soft_counts.new_zeros(len(soft_counts), features.shape[1])
-    for part, z in _assign(features, text_probs, model, likelihood_weight, chunk):
-        soft_counts += z.sum(dim=0)
-        sums.addmm_(z.T, features[part].double())
-    return soft_counts, sums
-
-
-def _second_moment(features: Tensor, chunk: int) -> Tensor:
-    """(D, D) sum of f f', in float64."""
-    moment = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64, device=features.device)
-    for start in range(0, len(features), chunk):
-        part = features[start : start + chunk].double()
-        moment.addmm_(part.T, part)
-    return moment
-
-
-def _spread(features: Tensor, moment: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+def _spread(mean: Tensor, moment: Tensor, total: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Start of EM without a prior: every class at the mean of all images, with their covariance."""
-    mean = features.mean(dim=0, dtype=torch.float64)
-    covariance = shrink(moment / len(features) - torch.outer(mean, mean), len(features))
+    covariance = shrink(moment / total - torch.outer(mean, mean), total)
     return mean.expand(classes, -1), covariance, mean.new_zeros(classes)
 
 

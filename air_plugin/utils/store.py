@@ -21,7 +21,8 @@ from torch import Tensor
 
 from air_plugin.utils.digests import FILE
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.files import digest, to_json, write_atomically
+from air_plugin.utils.files import digest, file_digest, to_json, write_atomically
+from air_plugin.utils.tables import LARGE, map_tensors
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,9 @@ class Entry:
         return self.path.name
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a file of a complete artifact."""
-        return load_safetensors((self.path / name).read_bytes())
+        """The tensors of a file of a complete artifact; above `LARGE` bytes, memory-mapped and read-only."""
+        path = self.path / name
+        return map_tensors(path) if path.stat().st_size > LARGE else load_safetensors(path.read_bytes())
 
     def finish(self, names: list[str]) -> None:
         """Mark the artifact as complete.
@@ -60,7 +62,7 @@ class Entry:
         Args:
             names: its files, relative to its folder; all other files are work in progress and are removed.
         """
-        files = {name: digest((self.path / name).read_bytes()) for name in names}
+        files = {name: file_digest(self.path / name) for name in names}
         mark = {"settings": self.settings, "files": files}
         write_atomically(self.path / MARK, to_json(mark, indent=1, sort_keys=True).encode(), durable=True)
         self.complete = True
@@ -136,7 +138,7 @@ def _fault(path: Path, settings: dict[str, Any]) -> str | None:
         for name, expected in mark["files"].items():
             if not (path / name).is_file():
                 return f"{name} is missing"
-            if digest((path / name).read_bytes()) != expected:
+            if file_digest(path / name) != expected:
                 return f"the content of {name} does not match its key"
     except FileNotFoundError:
         return None

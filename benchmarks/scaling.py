@@ -1,0 +1,174 @@
+"""How the work grows with the number of workers.
+
+    python -m benchmarks.scaling --part em                       # 1,000,000 images, 512 dimensions, 1,000 classes
+    python -m benchmarks.scaling --part em --images 100000 --iterations 3
+
+em: EM over shards of a feature table on disk, by `--workers` processes of one thread each, beside one process that adds
+up all images as one shard. The results must agree to 1e-6. The table, 4 * images * dimensions bytes, is written to
+`--folder` and removed. Other numbers of images are computed from these: time grows with them, memory does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from air_plugin.clip.images_on_disk import ImagesOnDisk
+from air_plugin.functional.gaussian import Gaussians, Refined, fit_gaussians, refine_shards
+from air_plugin.functional.shards import SHARD, in_this_process
+from air_plugin.utils.tables import write_table
+from benchmarks.em import unit
+from benchmarks.selection import peak_memory, positive
+
+PART = 10_000  # images that are made up at a time
+TOLERANCE = 1e-6
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    torch.set_num_threads(1)
+    return PARTS[options.part](options)
+
+
+def em(options: argparse.Namespace) -> int:
+    """EM by several workers, and by one process as one shard."""
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        path = Path(folder) / "features.safetensors"
+        images, prior = made_up(path, options.images, options.dimensions, options.classes)
+        print(
+            f"{options.images:,} images, {options.dimensions} dimensions, {options.classes:,} classes; "
+            f"{path.stat().st_size / 2**30:.2f} GiB on disk; shards of {SHARD:,}; {options.iterations} iterations",
+            flush=True,
+        )
+        results, seconds = {}, []
+        for name, map_shards, shard in (
+            ("one process, one shard", in_this_process, options.images),
+            (f"{options.workers} workers", Processes(options.workers), SHARD),
+        ):
+            peaks: dict[int, float] = {}
+            start = time.perf_counter()
+            results[name] = refine_shards(
+                images,
+                prior=prior,
+                iterations=options.iterations,
+                tolerance=0,
+                shard=shard,
+                map_shards=measured(map_shards, peaks),
+            )
+            seconds.append(time.perf_counter() - start)
+            print(f"{name}: {seconds[-1]:.1f} s, peak memory of a worker {max(peaks.values()):.2f} GiB", flush=True)
+        print(f"peak memory of the main process {peak_memory():.2f} GiB")
+        print(f"efficiency of {options.workers} workers {seconds[0] / seconds[1] / options.workers:.2f}")
+        return agree(results)
+
+
+def agree(results: dict[str, Refined]) -> int:
+    """0 where both results are the same, except for rounding."""
+    one, several = results.values()
+    error = max(difference(*pair) for pair in zip(tensors(one), tensors(several), strict=True))
+    print(f"relative difference of the results: {error:.1e}")
+    if error > TOLERANCE:
+        print("error: the results differ", file=sys.stderr)
+        return 1
+    return 0
+
+
+def tensors(result: Refined) -> list[Tensor]:
+    strength = torch.tensor([result.prior_strength], dtype=torch.float64)
+    return [result.model.mean, result.model.covariance, result.model.counts, result.soft_counts, strength]
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference, as a share of the largest number."""
+    return float((one - other).abs().max() / one.abs().max())
+
+
+class Processes:
+    """A `ShardMap` of processes on this machine: results in the order in which they are finished."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def __call__(
+        self, setup: Callable[[], Any], work: Callable[[Any, range], Any], units: Sequence[range], /
+    ) -> Iterator[tuple[int, Any]]:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.workers, context, initializer=_begin, initargs=(setup,)) as pool:
+            futures = {pool.submit(_work, work, unit): index for index, unit in enumerate(units)}
+            for future in as_completed(futures):
+                yield futures.pop(future), future.result()
+
+
+_state: list[Any] = []  # of a worker
+
+
+def _begin(setup: Callable[[], Any]) -> None:
+    torch.set_num_threads(1)
+    _state[:] = [setup()]
+
+
+def _work(work: Callable[[Any, range], Any], unit: range) -> Any:
+    return work(_state[0], unit)
+
+
+def measured(map_shards: Callable[..., Iterable[tuple[int, Any]]], peaks: dict[int, float]) -> Any:
+    """The same `ShardMap`; it enters the peak of memory of every process, in GiB, by its id."""
+
+    def mapping(setup: Any, work: Any, units: Any, /) -> Iterator[tuple[int, Any]]:
+        for index, (result, process, peak) in map_shards(setup, partial(_with_peak, work), units):
+            peaks[process] = peak
+            yield index, result
+
+    return mapping
+
+
+def _with_peak(work: Callable[[Any, range], Any], state: Any, unit: range) -> tuple[Any, int, float]:
+    return work(state, unit), os.getpid(), peak_memory()
+
+
+def made_up(path: Path, images: int, dimensions: int, classes: int) -> tuple[ImagesOnDisk, Gaussians]:
+    """Unit features on disk, classes apart, with texts that half fit; and a prior of 4 generated images a class."""
+    rng = torch.Generator().manual_seed(0)
+
+    def near(points: Tensor, noise: float) -> Tensor:
+        return unit(points + noise * torch.randn(points.shape, generator=rng) / dimensions**0.5)
+
+    centres = unit(torch.randn(classes, dimensions, generator=rng))
+    texts = near(centres, 4.0)
+    labels = torch.arange(classes).repeat_interleave(4)
+    prior = fit_gaussians(near(centres[labels], 1.0), labels, classes=classes)
+    sizes = (min(PART, images - start) for start in range(0, images, PART))
+    parts = (near(centres[torch.randint(classes, (size,), generator=rng)], 1.0) for size in sizes)
+    write_table(path, "features", parts, shape=(images, dimensions), dtype=torch.float32)
+    return ImagesOnDisk.open(path, texts, logit_scale=50.0), prior
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], int]] = {"em": em}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, required=True)
+    parser.add_argument("--workers", type=positive, default=2, help="default 2")
+    group = parser.add_argument_group("em")
+    defaults = {"images": 1_000_000, "dimensions": 512, "classes": 1000, "iterations": 3}
+    for name, value in defaults.items():
+        group.add_argument(f"--{name}", type=positive, default=value, help=f"default {value}")
+    group.add_argument("--folder", type=Path, help="of the feature table; default: the system's temporary folder")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
