@@ -53,9 +53,10 @@ def em(options: argparse.Namespace) -> int:
             flush=True,
         )
         results, seconds = {}, []
+        processes = Processes(options.workers)
         for name, map_shards, shard in (
             ("one process, one shard", in_this_process, options.images),
-            (f"{options.workers} workers", Processes(options.workers), SHARD),
+            (f"{options.workers} workers", processes, SHARD),
         ):
             peaks: dict[int, float] = {}
             start = time.perf_counter()
@@ -69,7 +70,8 @@ def em(options: argparse.Namespace) -> int:
             )
             seconds.append(time.perf_counter() - start)
             print(f"{name}: {seconds[-1]:.1f} s, peak memory of a worker {max(peaks.values()):.2f} GiB", flush=True)
-        print(f"peak memory of the main process {peak_memory():.2f} GiB")
+        processes.close()
+        print(f"peak memory of the main process {peak_of_this_process():.2f} GiB")
         print(f"efficiency of {options.workers} workers {seconds[0] / seconds[1] / options.workers:.2f}")
         return agree(results)
 
@@ -96,31 +98,36 @@ def difference(one: Tensor, other: Tensor) -> float:
 
 
 class Processes:
-    """A `ShardMap` of processes on this machine: results in the order in which they are finished."""
+    """A `ShardMap` of processes on this machine, with one thread each: results in the order in which they are finished.
+
+    They start once, and serve every call until `close`.
+    """
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers
+        self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+        self.calls = 0
 
     def __call__(
         self, setup: Callable[[], Any], work: Callable[[Any, range], Any], units: Sequence[range], /
     ) -> Iterator[tuple[int, Any]]:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, context, initializer=_begin, initargs=(setup,)) as pool:
-            futures = {pool.submit(_work, work, unit): index for index, unit in enumerate(units)}
-            for future in as_completed(futures):
-                yield futures.pop(future), future.result()
+        self.calls += 1
+        futures = {self.pool.submit(_work, self.calls, setup, work, unit): index for index, unit in enumerate(units)}
+        for future in as_completed(futures):
+            yield futures.pop(future), future.result()
+
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
 
 
-_state: list[Any] = []  # of a worker
+_state: dict[int, Any] = {}  # of a worker: of the present call
 
 
-def _begin(setup: Callable[[], Any]) -> None:
-    torch.set_num_threads(1)
-    _state[:] = [setup()]
-
-
-def _work(work: Callable[[Any, range], Any], unit: range) -> Any:
-    return work(_state[0], unit)
+def _work(call: int, setup: Callable[[], Any], work: Callable[[Any, range], Any], unit: range) -> Any:
+    if call not in _state:
+        torch.set_num_threads(1)
+        _state.clear()
+        _state[call] = setup()
+    return work(_state[call], unit)
 
 
 def measured(map_shards: Callable[..., Iterable[tuple[int, Any]]], peaks: dict[int, float]) -> Any:
@@ -135,7 +142,16 @@ def measured(map_shards: Callable[..., Iterable[tuple[int, Any]]], peaks: dict[i
 
 
 def _with_peak(work: Callable[[Any, range], Any], state: Any, unit: range) -> tuple[Any, int, float]:
-    return work(state, unit), os.getpid(), peak_memory()
+    return work(state, unit), os.getpid(), peak_of_this_process()
+
+
+def peak_of_this_process() -> float:
+    """The peak of memory of this process, in GiB. On Linux `peak_memory` begins with that of the parent process."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return peak_memory()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**20
 
 
 def made_up(path: Path, images: int, dimensions: int, classes: int) -> tuple[ImagesOnDisk, Gaussians]:

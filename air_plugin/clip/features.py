@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from air_plugin.clip.preparation import describe
@@ -21,6 +23,7 @@ from air_plugin.utils.images import READERS
 from air_plugin.utils.progress import Progress
 from air_plugin.utils.seeding import member_seed, stable_seed
 from air_plugin.utils.store import Entry, Store
+from air_plugin.utils.tables import write_table
 from air_plugin.utils.tensors import load_tensors, save_tensors
 from air_plugin.utils.transfer import Upload, begin_download
 from air_plugin.utils.workers import batched, behind, map_in_processes, one_ahead
@@ -35,7 +38,7 @@ CHUNK = 4096  # images between two files of unfinished work
 class FeatureTable:
     """Unit image features of N images in V views.
 
-    features: (N, V, D) float32. View 0 is the image as it is evaluated; the others are augmented.
+    features: (N, V, D) float32, read-only. View 0 is the image as it is evaluated; the others are augmented.
     """
 
     features: Tensor
@@ -186,26 +189,27 @@ def _extract(backbone: Backbone, views: Views, entry: Entry, *, batch_size: int,
     chunks = [range(start, min(start + size, len(views))) for start in range(0, len(views), size)]
     # Their sizes depend on batch_size.
     paths = [entry.path / f"chunk-{chunk.start:09d}-{chunk.stop:09d}.safetensors" for chunk in chunks]
-    parts = [load_tensors(path) for path in paths]
-    missing = [chunk for chunk, part in zip(chunks, parts, strict=True) if part is None]
+    done = [load_tensors(path) is not None for path in paths]
+    missing = [chunk for chunk, there in zip(chunks, done, strict=True) if not there]
     unreadable: list[str] = []
     with (
         Progress(len(views), title=title, unit="images") as progress,
         closing(_encode(backbone, views, missing, batch_size=batch_size, workers=workers)) as encoded,
     ):
         progress.skip(len(views) - sum(map(len, missing)))
-        for position, chunk in enumerate(chunks):
-            if parts[position] is None:
+        for chunk, path, there in zip(chunks, paths, done, strict=True):
+            if not there:
                 features, errors = _collect(backbone, encoded, len(chunk), progress)
                 unreadable += errors
-                parts[position] = {"features": features}
                 if not errors:
-                    save_tensors(paths[position], {"features": features})
+                    save_tensors(path, {"features": features})
     if unreadable:
         more = f" (and {len(unreadable) - 1} more: {'; '.join(unreadable[1:4])})" if len(unreadable) > 1 else ""
         raise UserError(f"{unreadable[0]}{more}; repair or remove it")
-    features = torch.cat([part["features"] for part in parts if part is not None])
-    save_tensors(entry.path / "features.safetensors", {"features": features})
+    parts = (load_file(path)["features"] for path in paths)  # one after the other: the table may exceed memory
+    first = next(parts)
+    shape = (len(views), *first.shape[1:])
+    write_table(entry.path / "features.safetensors", "features", chain([first], parts), shape=shape, dtype=first.dtype)
     entry.finish(["features.safetensors"])
 
 

@@ -17,12 +17,12 @@ from air_plugin.functional.shards import (
     EStep,
     Images,
     InMemory,
+    Keep,
     ShardMap,
-    expect,
+    Sums,
+    compute,
     in_this_process,
     light,
-    mean_feature,
-    second_moment,
 )
 
 # Real features are only roughly Gaussian, and the full likelihood would outweigh the text. Chosen on handwriting fonts
@@ -201,6 +201,7 @@ def refine_shards(
     chunk: int = 4096,
     shard: int = SHARD,
     map_shards: ShardMap = in_this_process,
+    keep: Keep = compute,
 ) -> Refined:
     """`refine` for images that need not be in memory, by workers that need not be on this machine.
 
@@ -212,23 +213,20 @@ def refine_shards(
         prior, likelihood_weight, iterations, tolerance, chunk: as in `refine`; chunk counts for each worker.
         shard: images; another size changes the last bits.
         map_shards: computes the sums of the shards; in this process by default.
+        keep: of the sums of each step, see `Sums`; an interrupted EM goes on after the last one that was kept.
 
     Raises:
         RuntimeError: `map_shards` has left out a shard.
     """
-    total = len(images)
-    moment = second_moment(images, chunk=chunk, shard=shard, map_shards=map_shards)
+    total, over = len(images), Sums(images, chunk, shard, map_shards, keep)
+    moment = over.second_moment()
     model: Gaussians | None = None
-    start = prior or Gaussians(
-        *_spread(mean_feature(images, shard=shard, map_shards=map_shards), moment, total, images.classes)
-    )
+    start = prior or Gaussians(*_spread(over.mean_feature(), moment, total, images.classes))
     steps, prior_strength, sums = 0, 0.0, start.mean.new_full(start.mean.shape, float("inf"))
     soft_counts, converged = start.mean.new_zeros(len(start.mean)), False
     for _ in range(iterations):
         head, former = model.head() if model else None, sums
-        soft_counts, sums = expect(
-            images, head, likelihood_weight=likelihood_weight, chunk=chunk, shard=shard, map_shards=map_shards
-        )
+        soft_counts, sums = over.expect(f"step-{steps + 1}", head, likelihood_weight)
         if prior is None:
             model = _maximise_without_prior(model or start, soft_counts, sums, moment, total)
         elif model is None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 SHARD = 65_536  # images; another size changes the last bits of the sums of more images than that
+Keep = Callable[[str, Callable[[], list[Tensor]]], list[Tensor]]
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
@@ -158,31 +159,44 @@ class EStep:
         return light(soft_counts), light(sums)
 
 
-def expect(
-    images: Images,
-    head: tuple[Tensor, Tensor] | None,
-    *,
-    likelihood_weight: float,
-    chunk: int,
-    shard: int = SHARD,
-    map_shards: ShardMap = in_this_process,
-) -> tuple[Tensor, Tensor]:
-    """The sums of an E step over all images: (C,) soft counts N_c, and (C, D) sums of the features weighted by z."""
-    numbers = None if head is None else (light(head[0]), light(head[1]))
-    setup = partial(EStep, images, numbers, likelihood_weight, chunk)
-    soft_counts, sums = add_up(setup, EStep.sums, cut(len(images), shard), map_shards=map_shards)
-    return soft_counts, sums
+def compute(name: str, sums: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """The `Keep` that keeps nothing."""
+    return sums()
 
 
-def second_moment(images: Images, *, chunk: int, shard: int = SHARD, map_shards: ShardMap = in_this_process) -> Tensor:
-    """(D, D) sum of f f', in float64."""
-    setup = partial(EStep, images, None, 0.0, chunk)
-    return add_up(setup, _moment, cut(len(images), shard), map_shards=map_shards)[0]
+@dataclass(frozen=True)
+class Sums:
+    """Sums over all images.
 
+    images: N images.
+    chunk: images at a time, in each worker.
+    shard: images of a shard.
+    map_shards: computes the shards.
+    keep: `keep(name, sums)` returns `sums()`, or what it has kept of an earlier call with that name.
+    """
 
-def mean_feature(images: Images, *, shard: int = SHARD, map_shards: ShardMap = in_this_process) -> Tensor:
-    """(D,) mean of the features, in float64."""
-    return add_up(partial(_same, images), _sum, cut(len(images), shard), map_shards=map_shards)[0] / len(images)
+    images: Images
+    chunk: int
+    shard: int = SHARD
+    map_shards: ShardMap = in_this_process
+    keep: Keep = compute
+
+    def expect(self, name: str, head: tuple[Tensor, Tensor] | None, likelihood_weight: float) -> list[Tensor]:
+        """Of an E step: (C,) soft counts N_c, and (C, D) sums of the features weighted by z."""
+        numbers = None if head is None else (light(head[0]), light(head[1]))
+        return self._add_up(name, EStep.sums, EStep(self.images, numbers, likelihood_weight, self.chunk))
+
+    def second_moment(self) -> Tensor:
+        """(D, D) sum of f f', in float64."""
+        return self._add_up("moment", _moment, EStep(self.images, None, 0.0, self.chunk))[0]
+
+    def mean_feature(self) -> Tensor:
+        """(D,) mean of the features, in float64."""
+        return self._add_up("mean", _sum, self.images)[0] / len(self.images)
+
+    def _add_up(self, name: str, work: Callable[[Any, range], Sequence[Any]], state: Any) -> list[Tensor]:
+        shards = cut(len(self.images), self.shard)
+        return self.keep(name, lambda: add_up(partial(_same, state), work, shards, map_shards=self.map_shards))
 
 
 def light(tensor: Tensor) -> Any:
@@ -211,5 +225,5 @@ def _sum(images: Images, shard: range) -> tuple[Any]:
     return (light(images.features(shard.start, shard.stop).sum(dim=0, dtype=torch.float64)),)
 
 
-def _same(images: Images) -> Images:
-    return images
+def _same(state: Any) -> Any:
+    return state

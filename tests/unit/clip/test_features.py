@@ -24,6 +24,7 @@ from torchvision.transforms import Compose
 from air_plugin.clip import features as features_module
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.features import FeatureTable, extract_features
+from air_plugin.utils import store as store_module
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.images import load_rgb
 from air_plugin.utils.progress import Progress
@@ -114,6 +115,22 @@ def test_table_equals_encoding_one_image_after_the_other(tiny_backbone: Backbone
         alone = tiny_backbone.encode_images(tiny_backbone.preprocess(load_rgb(path))[None])[0]
         assert torch.allclose(row, alone, atol=1e-6)
     assert (table.plain[0] - table.plain[1]).abs().max() > 0.01
+
+
+def test_a_table_of_many_chunks_that_is_mapped_is_the_same(
+    tiny_backbone: Backbone, tmp_path: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    options = {"views": 3, "augment": shaken, "batch_size": 2}
+    plain, _ = extract_features(tiny_backbone, pictures, store=Store(tmp_path / "one"), **options)
+    monkeypatch.setattr(features_module, "CHUNK", 2)
+    monkeypatch.setattr(store_module, "LARGE", 0)
+    for cached in (False, True):
+        table, found = extract_features(tiny_backbone, pictures, store=Store(tmp_path / "two"), **options)
+        assert found is cached and torch.equal(table.features, plain.features)
+    index = torch.tensor([3, 0])
+    assert torch.equal(*(part.sample(index, generator=rng(), count=2) for part in (table, plain)))
+    files = [next((tmp_path / name).glob("features/*/features.safetensors")).read_bytes() for name in ("one", "two")]
+    assert files[0] == files[1]
 
 
 def test_views_are_augmented_and_the_first_is_not(tiny_backbone: Backbone, store: Store, pictures: list[str]):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from air_plugin.utils import store as store_module
 from air_plugin.utils.digests import content_digest
-from air_plugin.utils.files import write_atomically
+from air_plugin.utils.files import file_digest, write_atomically
 from air_plugin.utils.store import NotStored, Store, key_of
 from air_plugin.utils.tensors import load_tensors, save_tensors, tensor_digest
 
@@ -35,6 +37,33 @@ def make(store: Store, settings: dict = SETTINGS, *, value: float = 1.0) -> bool
 
 def folder_of(store: Store, settings: dict = SETTINGS) -> Path:
     return store.root / "things" / key_of(settings)
+
+
+# Large files
+
+
+def is_mapped(path: Path) -> bool:
+    return str(path) in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/maps is Linux's")
+def test_large_files_are_mapped_and_small_ones_are_read(store: Store, monkeypatch: pytest.MonkeyPatch):
+    make(store)
+    with store.open("things", SETTINGS) as entry:
+        path = entry.path / "a.safetensors"
+        small = entry.tensors(path.name)["x"]
+        assert not is_mapped(path)
+        monkeypatch.setattr(store_module, "LARGE", path.stat().st_size - 1)
+        large = entry.tensors(path.name)["x"]
+        assert is_mapped(path)
+    assert torch.equal(small, large)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1])
+def test_the_digest_of_a_file_is_that_of_its_content(tmp_path: Path, size: int):
+    content = bytes(range(256)) * (size // 256 + 1)
+    (tmp_path / "x").write_bytes(content[:size])
+    assert file_digest(tmp_path / "x") == hashlib.sha256(content[:size]).hexdigest()
 
 
 # Keys
