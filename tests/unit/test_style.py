@@ -100,7 +100,9 @@ def test_no_line_is_exempt_from_the_formatter():
 def test_no_pickles_are_read():
     for path in LIBRARY:
         assert not imports_of(path) & {"torch.load", "pickle", "joblib", "dill", "shelve"}, path.relative_to(ROOT)
-        assert not calls_of(tree_of(path), "torch.load", "torch.jit.load"), path.relative_to(ROOT)
+        assert not calls_of(tree_of(path), "torch.load"), path.relative_to(ROOT)
+        if path.name != "openai_archive.py":  # opens files of a known SHA-256 alone: unit/clip/test_backbone.py
+            assert not calls_of(tree_of(path), "torch.jit.load"), path.relative_to(ROOT)
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call):
                 assert "allow_pickle" not in [word.arg for word in node.keywords], f"{path.name}:{node.lineno}"
