@@ -121,7 +121,9 @@ def test_methods_are_thin_and_listed():
 
     methods = {path.stem: path for path in (ROOT / "trainers").glob("*.py")}
     assert methods.pop("__init__").read_text() == ""
-    assert all(methods.pop(shared) for shared in ("prompt_trainer", "self_training", "fused_heads", "resuming"))
+    assert all(
+        methods.pop(shared) for shared in ("prompt_trainer", "prompt_step", "self_training", "fused_heads", "resuming")
+    )
     register_all("trainers")
     kinds = [TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()]
     assert methods.keys() <= {kind.__module__.removeprefix("trainers.") for kind in kinds}
