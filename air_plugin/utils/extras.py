@@ -18,6 +18,7 @@ EXTRAS = {
     "report": _REPORT,
     "train": {**_REPORT, "sklearn": "scikit-learn", "tensorboard": "tensorboard"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
+    "ray": {"ray": "ray>=2.40"},
 }
 
 

@@ -21,7 +21,7 @@ FLOORS = (
     ("auxiliary",),
     ("diffusion",),
     ("clip", "report", "config", "settings", "former_settings", "merging", "dassl_settings", "datasets"),
-    ("functional", "utils", "mini", "compat"),
+    ("functional", "utils", "engine", "mini", "compat"),
 )
 LEVEL = {room: -number for number, floor in enumerate(FLOORS) for room in floor}
 OUTSIDE = ("train", "prepare", "scripts", "trainers", "datasets", "benchmarks", "compat")  # of the library
@@ -40,6 +40,7 @@ LATE = {
     "tensorboard",
     "onnx",
     "onnxruntime",
+    "ray",
 }
 
 

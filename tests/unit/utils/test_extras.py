@@ -76,4 +76,5 @@ def test_extras_are_those_of_the_project_file():
     assert declared["report"] == {*EXTRAS["report"].values()}
     assert declared["train"] | declared["report"] == {*EXTRAS["train"].values(), "air-plugin[report]"}
     assert declared["onnx"] == {*EXTRAS["onnx"].values(), "torch>=2.6"}
-    assert "air-plugin[train,onnx]" in declared["test"]
+    assert declared["ray"] == {*EXTRAS["ray"].values()}
+    assert "air-plugin[train,onnx,ray]" in declared["test"]
