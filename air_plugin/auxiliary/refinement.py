@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,10 +71,10 @@ def finalize(
     consensus = None
     metrics: dict[str, Any] = {}
     if settings.auxiliary == "gaussian":
-        model = None if settings.prior == "none" else _fit(generated)
+        model = None if settings.prior == "none" else fit(generated)
         if settings.refine == "em":
             refined = refine_cached(model, features, probs, store=store)
-            model, metrics = refined.model, _metrics_of(refined)
+            model, metrics = refined.model, metrics_of(refined)
             consensus = posterior(model, features, probs)
         assert model is not None  # AirSettings: PRIOR none needs EM
         weight, bias = model.bias_corrected_head()
@@ -94,7 +96,8 @@ def summarize(posterior_probs: Tensor, captions: Tensor, metrics: dict[str, Any]
     return Round(posterior_probs, round(100.0 * float(changed), 2), metrics)
 
 
-def _metrics_of(refined: Refined) -> dict[str, Any]:
+def metrics_of(refined: Refined) -> dict[str, Any]:
+    """What EM has estimated, JSON values."""
     return {
         "prior_strength": round(refined.prior_strength, 2),
         "iterations": refined.iterations,
@@ -103,8 +106,8 @@ def _metrics_of(refined: Refined) -> dict[str, Any]:
     }
 
 
-def _fit(generated: Tensor) -> Gaussians:
-    """The classes of (C, M, D) features."""
+def fit(generated: Tensor) -> Gaussians:
+    """The classes of (C, M, D) features of generated images."""
     classes, images, _ = generated.shape
     labels = torch.arange(classes, device=generated.device).repeat_interleave(images)
     return fit_gaussians(generated.flatten(0, 1), labels, classes=classes)
@@ -115,15 +118,30 @@ def refine_cached(prior: Gaussians | None, features: Tensor, probs: Tensor, *, s
     inputs = {"features": features, "probs": probs}
     if prior is not None:
         inputs |= {"mean": prior.mean, "covariance": prior.covariance, "counts": prior.counts}
-    with store.open("refined", {"recipe": 2, "inputs": tensor_digest(inputs), "weight": LIKELIHOOD_WEIGHT}) as entry:
+    settings = {"recipe": 2, "inputs": tensor_digest(inputs), "weight": LIKELIHOOD_WEIGHT}
+    return stored_result(settings, lambda _: refine(features, probs, prior=prior), store=store, device=features.device)
+
+
+def stored_result(
+    settings: dict[str, Any], make: Callable[[Path], Refined], *, store: Store, device: torch.device | str = "cpu"
+) -> Refined:
+    """The result of EM that the store has under some settings, or that `make` makes.
+
+    Args:
+        settings: all that decides the result.
+        make: is called with the folder of the artifact; files that it leaves there are removed at the end.
+        store: keeps the result.
+        device: of the result.
+    """
+    with store.open("refined", settings) as entry:
         if not entry.complete:
-            found = refine(features, probs, prior=prior)
+            found = make(entry.path)
             numbers = torch.tensor([found.prior_strength, found.iterations, found.converged], dtype=torch.float64)
             model = found.model
             tensors = {"mean": model.mean, "covariance": model.covariance, "counts": model.counts}
             save_tensors(entry.path / FILE, {**tensors, "soft_counts": found.soft_counts, "numbers": numbers})
             entry.finish([FILE])
-        saved = {name: tensor.to(features.device) for name, tensor in entry.tensors(FILE).items()}
+        saved = {name: tensor.to(device) for name, tensor in entry.tensors(FILE).items()}
         if "mass" in saved:  # the former name of the soft counts
             saved["soft_counts"] = saved.pop("mass")
     prior_strength, iterations, converged = saved["numbers"].tolist()

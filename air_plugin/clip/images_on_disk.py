@@ -61,13 +61,22 @@ class ImagesOnDisk:
 
     def features(self, start: int, stop: int) -> Tensor:
         """(stop - start, D) unit features, in memory."""
-        rows = self.table.rows(start, stop)
-        return unit_rows(torch.from_numpy(np.array(rows if rows.ndim == 2 else rows[:, 0])), "images")
+        return self._plain(self.table.rows(start, stop))
+
+    def every(self, step: int) -> Tensor:
+        """(ceil(N / step), D) unit features of every step-th image, in memory."""
+        block = 1000 * step  # images that are mapped at a time
+        ends = [(start, min(start + block, len(self))) for start in range(0, len(self), block)]
+        return torch.cat([self._plain(self.table.rows(start, stop)[::step]) for start, stop in ends])
 
     def text_probs(self, start: int, stop: int) -> Tensor:
         """(stop - start, C) zero-shot probabilities softmax(s f t)."""
         features = self.features(start, stop)
         return (self.logit_scale * features @ torch.tensor(self.texts).to(features).T).softmax(dim=1)
+
+    def _plain(self, rows: np.ndarray) -> Tensor:
+        """A copy of view 0."""
+        return unit_rows(torch.from_numpy(np.array(rows if rows.ndim == 2 else rows[:, 0])), "images")
 
     def fingerprint(self) -> str:
         """SHA-256 of the file, the text features and the scale; the file is read once."""

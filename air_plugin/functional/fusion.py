@@ -59,9 +59,14 @@ def fusion_weight(text_probs: Tensor, aux_probs: Tensor, *, consensus: Tensor | 
         lambda in [0, 16].
     """
     if consensus is None:
-        product = text_probs.double() * aux_probs.double()
-        consensus = product / product.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+        consensus = product_consensus(text_probs, aux_probs)
     return relative_weight(expected_accuracy(aux_probs, consensus), to=expected_accuracy(text_probs, consensus))
+
+
+def product_consensus(text_probs: Tensor, aux_probs: Tensor) -> Tensor:
+    """(N, C) the normalised product p p^ of two classifiers' probabilities, float64."""
+    product = text_probs.double() * aux_probs.double()
+    return product / product.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def relative_weight(accuracy: float, *, to: float) -> float:
