@@ -5,7 +5,7 @@
 
 em: EM over shards of a feature table on disk, by `--workers` processes of one thread each, beside one process that adds
 up all images as one shard. The results must agree to 1e-6. The table, 4 * images * dimensions bytes, is written to
-`--folder` and removed. Other numbers of images are computed from these: time grows with them, memory does not.
+`--folder` and removed. What `--computed` images take is computed: time grows with them, a worker's memory does not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from air_plugin.clip.images_on_disk import ImagesOnDisk
 from air_plugin.functional.gaussian import Gaussians, Refined, fit_gaussians, refine_shards
-from air_plugin.functional.shards import SHARD, in_this_process
+from air_plugin.functional.shards import SHARD, cut, in_this_process
 from air_plugin.utils.tables import write_table
 from benchmarks.em import unit
 from benchmarks.selection import peak_memory, positive
@@ -52,7 +52,7 @@ def em(options: argparse.Namespace) -> int:
             f"{path.stat().st_size / 2**30:.2f} GiB on disk; shards of {SHARD:,}; {options.iterations} iterations",
             flush=True,
         )
-        results, seconds = {}, []
+        results, seconds, peak = {}, [], 0.0
         processes = Processes(options.workers)
         for name, map_shards, shard in (
             ("one process, one shard", in_this_process, options.images),
@@ -69,11 +69,25 @@ def em(options: argparse.Namespace) -> int:
                 map_shards=measured(map_shards, peaks),
             )
             seconds.append(time.perf_counter() - start)
-            print(f"{name}: {seconds[-1]:.1f} s, peak memory of a worker {max(peaks.values()):.2f} GiB", flush=True)
+            peak = max(peaks.values())
+            print(f"{name}: {seconds[-1]:.1f} s, peak memory of a worker {peak:.2f} GiB", flush=True)
         processes.close()
         print(f"peak memory of the main process {peak_of_this_process():.2f} GiB")
         print(f"efficiency of {options.workers} workers {seconds[0] / seconds[1] / options.workers:.2f}")
+        print(computed(options, seconds[1], peak))
         return agree(results)
+
+
+def computed(options: argparse.Namespace, seconds: float, peak: float) -> str:
+    """What `--computed` images take, from what was measured: only disk, time and waiting sums grow with them."""
+    images, shards = options.computed, len(cut(options.computed))
+    disk = 4 * images * options.dimensions / 2**30
+    waiting = 8 * shards * options.classes * (options.dimensions + 1) / 2**30
+    each = seconds / options.iterations * images / options.images / 60
+    return (
+        f"computed for {images:,} images: {disk:.1f} GiB on disk, {peak:.2f} GiB in each worker, in the main process "
+        f"at most {waiting:.2f} GiB of sums that wait, of {shards} shards; {each:.1f} minutes an iteration"
+    )
 
 
 def agree(results: dict[str, Refined]) -> int:
@@ -179,7 +193,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--part", choices=PARTS, required=True)
     parser.add_argument("--workers", type=positive, default=2, help="default 2")
     group = parser.add_argument_group("em")
-    defaults = {"images": 1_000_000, "dimensions": 512, "classes": 1000, "iterations": 3}
+    defaults = {"images": 1_000_000, "dimensions": 512, "classes": 1000, "iterations": 3, "computed": 10_000_000}
     for name, value in defaults.items():
         group.add_argument(f"--{name}", type=positive, default=value, help=f"default {value}")
     group.add_argument("--folder", type=Path, help="of the feature table; default: the system's temporary folder")

@@ -39,9 +39,11 @@ class FeatureTable:
     """Unit image features of N images in V views.
 
     features: (N, V, D) float32, read-only. View 0 is the image as it is evaluated; the others are augmented.
+    path: the file of the features in the store; None for a table that was not read from it.
     """
 
     features: Tensor
+    path: Path | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -131,6 +133,7 @@ def extract_features(
     batch_size: int = 100,
     workers: int | None = None,
     title: str = "features",
+    device: torch.device | str | None = None,
 ) -> tuple[FeatureTable, bool]:
     """Extract the features of images, or read them from the store.
 
@@ -146,6 +149,7 @@ def extract_features(
         batch_size: images a forward pass.
         workers: processes that read images; None: `READERS` for a backbone on a GPU, none for one on the CPU.
         title: on the progress bar.
+        device: of the table; None: the backbone's. On the CPU a table of more than 4 GiB is memory-mapped.
 
     Returns:
         The table, and whether it was in the store.
@@ -175,7 +179,8 @@ def extract_features(
                 workers = _default_workers(backbone.device)
             pixels = Views(files, backbone.preprocess, augment, views=views, seed=seed)
             _extract(backbone, pixels, entry, batch_size=batch_size, workers=workers, title=title)
-        return FeatureTable(entry.tensors("features.safetensors")["features"].to(backbone.device)), cached
+        features = entry.tensors("features.safetensors")["features"]
+        return FeatureTable(features.to(device or backbone.device), entry.path / "features.safetensors"), cached
 
 
 def _default_workers(device: torch.device) -> int:

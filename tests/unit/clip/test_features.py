@@ -127,6 +127,7 @@ def test_a_table_of_many_chunks_that_is_mapped_is_the_same(
     for cached in (False, True):
         table, found = extract_features(tiny_backbone, pictures, store=Store(tmp_path / "two"), **options)
         assert found is cached and torch.equal(table.features, plain.features)
+        assert table.path == next((tmp_path / "two").glob("features/*/features.safetensors"))
     index = torch.tensor([3, 0])
     assert torch.equal(*(part.sample(index, generator=rng(), count=2) for part in (table, plain)))
     files = [next((tmp_path / name).glob("features/*/features.safetensors")).read_bytes() for name in ("one", "two")]
