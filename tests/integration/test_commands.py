@@ -35,6 +35,7 @@ def test_shell_scripts_are_whole_thin_and_helpful(path: str):
         ["-m", "air_plugin.cli", "predict"],
         ["-m", "air_plugin.cli", "export"],
         ["-m", "benchmarks.selection"],
+        ["-m", "benchmarks.scaling"],
         ["-m", "benchmarks.prompt_step"],
         ["-m", "benchmarks.lora_step"],
         ["-m", "benchmarks.auxiliary_head"],
