@@ -17,6 +17,7 @@ from benchmarks.generator_flops import lora_cost
         ("auxiliary_head", "--backbone mini --classes 10 --batch 4 --repeats 1"),
         ("em", "--images 300 --dimensions 8 --classes 3 --chunk 64"),
         ("lora_step", "--size tiny --batch 2 --turns 1 --steps 1"),
+        ("generation", "--batch 4 --batches 1 --turns 1 --steps 2"),
         ("selection", "--images 500 --classes 5 --subset 200 --repeat 1 --per-class 4"),
     ],
 )
@@ -38,3 +39,34 @@ def test_a_gpu_that_is_not_there_is_an_error_of_the_command(capsys: pytest.Captu
     with pytest.raises(SystemExit) as exit:
         lora_step.main(["--device", "cuda"])
     assert exit.value.code == 2 and "torch finds no GPU" in capsys.readouterr().err
+
+
+def test_generation_is_compared_with_its_parts(capsys: pytest.CaptureFixture[str]):
+    """Loose limits: a share far from 1 or above the peak would be a mistake in what is measured."""
+    generation = importlib.import_module("benchmarks.generation")
+    assert (
+        generation.main(["--threads", "1", "--batch", "8", "16", "--batches", "2", "--turns", "2", "--steps", "6"]) == 0
+    )
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("batch")]
+    assert [line[1] for line in lines] == ["8", "16"]
+    for line in lines:
+        share, peak = float(line[line.index("share") + 1]), float(line[line.index("peak") + 1])
+        assert 0.6 < share < 1.2 and 0.05 < peak < 1
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_arithmetic_of_an_image_is_that_of_its_generation(steps: int):
+    """Against a count of the operations that really run: of all steps, both passes, and the text's keys once."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    generation = importlib.import_module("benchmarks.generation")
+    options = generation.parse(["--batches", "1", "--steps", str(steps)])
+    task = generation.embedded(options)
+    with FlopCounterMode(display=False) as counted:
+        generation.run_alone(task, 3, options)
+    text = task.pipeline.encode_prompt
+    with FlopCounterMode(display=False) as prompts:
+        text(prompt=["sea"], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
+    assert (counted.get_total_flops() - prompts.get_total_flops()) / 3 == pytest.approx(
+        task.flops, rel=0.015
+    )  # attention is not counted on a CPU
