@@ -19,6 +19,7 @@ from air_plugin.diffusion.sampling import Batch, EncodedPrompts, encode_once, st
 from air_plugin.diffusion.text_limits import require_fit
 from air_plugin.diffusion.writers import ImageWriter, Records, is_whole, read_manifest
 from air_plugin.utils.errors import UserError, is_out_of_memory
+from air_plugin.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +95,11 @@ def _generate_missing(
     compile_unet: bool | None,
 ) -> None:
     """Generate the images of some keys; `records` get their lines of the manifest."""
-    from tqdm import tqdm
-
     batches = [batch for batch in _split(jobs, batch_size) if any(job.key in missing for job in batch)]
     prompts = encode_once(pipeline, (job.prompt for batch in batches for job in batch), guidance=jobs[0].guidance)
     fast = is_worth_compiling(compile_unet, pipeline.device, len(missing))
     with (
-        tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="images", unit="image", disable=None) as bar,
+        Progress(len(jobs), title="images", unit="images") as progress,
         ImageWriter(folder, records, waiting=2 * batch_size) as writer,
         compiled(pipeline.unet) if fast else text_keys_reused(pipeline.unet) as forget,
     ):
@@ -108,8 +107,9 @@ def _generate_missing(
         def keep(job: ImageJob, pixels: np.ndarray, attempt: int) -> None:
             if job.key in missing:
                 writer.put(job, pixels, attempt)
-                bar.update()
+                progress.update()
 
+        progress.skip(len(jobs) - len(missing))
         _Run(pipeline, prompts, missing, size=batch_size, keep=keep, forget=forget).run(batches)
 
 

@@ -41,12 +41,12 @@ def test_a_gpu_that_is_not_there_is_an_error_of_the_command(capsys: pytest.Captu
     assert exit.value.code == 2 and "torch finds no GPU" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_generation_is_compared_with_its_parts(capsys: pytest.CaptureFixture[str]):
     """Loose limits: a share far from 1 or above the peak would be a mistake in what is measured."""
     generation = importlib.import_module("benchmarks.generation")
-    assert (
-        generation.main(["--threads", "1", "--batch", "8", "16", "--batches", "2", "--turns", "2", "--steps", "6"]) == 0
-    )
+    options = ["--threads", "1", "--batch", "8", "16", "--batches", "2", "--turns", "2", "--steps", "6"]
+    assert generation.main(options) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("batch")]
     assert [line[1] for line in lines] == ["8", "16"]
     for line in lines:
@@ -67,6 +67,5 @@ def test_arithmetic_of_an_image_is_that_of_its_generation(steps: int):
     text = task.pipeline.encode_prompt
     with FlopCounterMode(display=False) as prompts:
         text(prompt=["sea"], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
-    assert (counted.get_total_flops() - prompts.get_total_flops()) / 3 == pytest.approx(
-        task.flops, rel=0.015
-    )  # attention is not counted on a CPU
+    found = (counted.get_total_flops() - prompts.get_total_flops()) / 3
+    assert found == pytest.approx(task.flops, rel=0.015)  # attention's products are not counted on a CPU

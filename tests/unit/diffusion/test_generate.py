@@ -25,6 +25,7 @@ from air_plugin.diffusion.pipeline import Generator, _make_scheduler
 from air_plugin.diffusion.sampling import Batch, to_levels
 from air_plugin.diffusion.writers import MANIFEST, ImageWriter
 from air_plugin.utils.errors import UserError
+from air_plugin.utils.progress import handled_by
 
 
 def contents(report: GenerationReport) -> list[bytes]:
@@ -402,3 +403,12 @@ def test_a_safety_checker_that_lets_nothing_through_is_an_error_for_people(tmp_p
     pipeline.safety_checker.concept_embeds_weights.data.fill_(-2.0)  # a threshold below every cosine
     with pytest.raises(UserError, match=r"AIR\.SAFETY_CHECKER False"):
         generate(pipeline, plan(), tmp_path, batch_size=6)
+
+
+def test_every_image_moves_the_bar(tmp_path: Path):
+    """Events of a resumed run: the images that are there, then each new one."""
+    generate(FakePipeline(), plan()[:2], tmp_path, batch_size=2)
+    events: list[tuple[str, int, int]] = []
+    with handled_by(lambda event: events.append((event.stage, event.done, event.total))):
+        generate(FakePipeline(), plan(), tmp_path, batch_size=2)
+    assert events == [("images", done, 6) for done in range(2, 7)]
