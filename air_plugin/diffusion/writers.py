@@ -62,7 +62,7 @@ class ImageWriter:
             OSError: an image before could not be written, for instance because the disk is full.
         """
         self._raise_error()
-        written = self._pool.submit(_write_image, self.folder / f"{job.key}.png", pixels)
+        written = self._pool.submit(write_image, self.folder / f"{job.key}.png", pixels)
         self._waiting.put((job, attempt, written))
 
     def __exit__(
@@ -95,7 +95,7 @@ class ImageWriter:
                 self._error = error  # `put` or `__exit__` raises it
 
 
-def _write_image(path: Path, pixels: np.ndarray) -> str:
+def write_image(path: Path, pixels: np.ndarray) -> str:
     """Write an image as PNG; returns the SHA-256 of the file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="png")

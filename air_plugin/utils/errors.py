@@ -81,6 +81,11 @@ def explain(error: Exception) -> str | None:
         return f"{error} Lower OPTIM.LR"
     if is_disk_full(error):
         return "the disk is full; free some space and run again, finished work is kept"
+    if is_out_of_memory(error):
+        return (
+            "out of memory: lower AIR.LORA.BATCH, AIR.BATCH or AIR.SIZE, use AIR.PRECISION bf16, or end other programs "
+            "on the card; finished work is kept"
+        )
     if isinstance(error, OSError) and error.filename and error.errno in UNUSABLE:
         return f"cannot use {error.filename}: {error.strerror}"
     if re.match(r"[A-Z]+(\.[A-Z_]+)+ ", str(error)):  # Dassl's message about a config key

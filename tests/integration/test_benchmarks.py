@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from argparse import Namespace
 
 import pytest
@@ -47,11 +48,22 @@ def test_generation_is_compared_with_its_parts(capsys: pytest.CaptureFixture[str
     generation = importlib.import_module("benchmarks.generation")
     options = ["--threads", "1", "--batch", "8", "16", "--batches", "2", "--turns", "2", "--steps", "6"]
     assert generation.main(options) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("batch")]
-    assert [line[1] for line in lines] == ["8", "16"]
-    for line in lines:
-        share, peak = float(line[line.index("share") + 1]), float(line[line.index("peak") + 1])
-        assert 0.6 < share < 1.2 and 0.05 < peak < 1
+    out = capsys.readouterr().out
+    assert re.findall(r"batch (\d+):", out) == ["8", "16"]
+    assert re.findall(r"difference of a pixel (\d+)", out) == ["0", "0"]
+    assert all(0.6 < float(share) < 1.2 for share in re.findall(r"share ([\d.]+)", out))
+    assert all(0.05 < float(peak) < 1 for peak in re.findall(r"(\S+) of the peak", out))
+    assert all(0.8 < float(ratio) < 2 for ratio in re.findall(r"(\S+) times as fast", out))
+
+
+def test_images_that_are_not_those_of_the_former_way_are_an_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    generation = importlib.import_module("benchmarks.generation")
+    write = generation.write_image
+    monkeypatch.setattr(generation, "write_image", lambda path, pixels: write(path, pixels ^ 1))
+    assert generation.main(["--threads", "1", "--batch", "2", "--batches", "1", "--turns", "1", "--steps", "1"]) == 1
+    assert "not those of the former way" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("steps", [1, 5])

@@ -13,7 +13,7 @@ from small_generators import make_pipeline
 
 from air_plugin.diffusion import generate as module
 from air_plugin.diffusion.generate import generate
-from air_plugin.utils.errors import exit_code, is_out_of_memory
+from air_plugin.utils.errors import exit_code, explain, is_out_of_memory
 
 
 def contents(report: Any) -> list[bytes]:
@@ -148,6 +148,13 @@ def test_other_errors_are_not_taken_for_it(tmp_path: Path):
 
     with pytest.raises(RuntimeError, match="mat1"):
         generate(Broken(), plan(), tmp_path, batch_size=4)
+
+
+def test_too_little_memory_anywhere_is_an_error_for_people():
+    """For instance in a step of LoRA."""
+    line = explain(torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried"))
+    assert line is not None and "\n" not in line
+    assert all(part in line for part in ("AIR.LORA.BATCH", "AIR.SIZE", "finished work is kept"))
 
 
 @pytest.mark.parametrize(

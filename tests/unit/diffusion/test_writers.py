@@ -32,7 +32,7 @@ def keys_in(folder: Path) -> list[str]:
 
 def test_lines_follow_their_files_in_the_order_of_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The first image is the slowest, and no line is there before its file."""
-    jobs, write, recorded = plan(images=4), module._write_image, []
+    jobs, write, recorded = plan(images=4), module.write_image, []
 
     def slowly(path: Path, pixels: np.ndarray) -> str:
         time.sleep(0.2 if path.stem == jobs[0].key else 0.0)
@@ -43,7 +43,7 @@ def test_lines_follow_their_files_in_the_order_of_the_images(tmp_path: Path, mon
             recorded.append((key, (tmp_path / f"{key}.png").exists()))
             super().__setitem__(key, line)
 
-    monkeypatch.setattr(module, "_write_image", slowly)
+    monkeypatch.setattr(module, "write_image", slowly)
     records: Records = Noting()
     with ImageWriter(tmp_path, records, waiting=3) as writer:
         for number, job in enumerate(jobs):
@@ -80,7 +80,7 @@ def test_few_images_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         release.wait(20)
         return ""
 
-    monkeypatch.setattr(module, "_write_image", blocked)
+    monkeypatch.setattr(module, "write_image", blocked)
     jobs, handed_over = plan(images=20), []
 
     def hand_over() -> None:
@@ -105,7 +105,7 @@ def test_a_full_disk_is_the_error_that_it_was(tmp_path: Path, monkeypatch: pytes
     """And what was finished before counts."""
     jobs, pipeline = plan(images=6), FakePipeline()
     full = OSError(errno.ENOSPC, "No space left on device")
-    write, as_json, done = module._write_image, module.to_json, []
+    write, as_json, done = module.write_image, module.to_json, []
 
     def counting(function: Any, limit: int) -> Any:
         def call(*arguments: Any) -> Any:
@@ -118,7 +118,7 @@ def test_a_full_disk_is_the_error_that_it_was(tmp_path: Path, monkeypatch: pytes
 
     if what == "image":
         monkeypatch.setattr(module, "THREADS", 1)
-        monkeypatch.setattr(module, "_write_image", counting(write, 4))
+        monkeypatch.setattr(module, "write_image", counting(write, 4))
     else:
         monkeypatch.setattr(module, "to_json", counting(as_json, 4))
     with pytest.raises(OSError) as raised:
@@ -135,19 +135,19 @@ def test_an_error_on_the_last_images_is_raised(tmp_path: Path, monkeypatch: pyte
     def broken(path: Path, pixels: np.ndarray) -> str:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(module, "_write_image", broken)
+    monkeypatch.setattr(module, "write_image", broken)
     with pytest.raises(PermissionError), ImageWriter(tmp_path, {}, waiting=9) as writer:
         writer.put(plan()[0], picture(0), 0)
 
 
 def test_after_ctrl_c_what_waits_is_written_and_no_thread_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write, before = module._write_image, threading.active_count()
+    write, before = module.write_image, threading.active_count()
 
     def slowly(path: Path, pixels: np.ndarray) -> str:
         time.sleep(0.05)
         return write(path, pixels)
 
-    monkeypatch.setattr(module, "_write_image", slowly)
+    monkeypatch.setattr(module, "write_image", slowly)
     pipeline, jobs = FakePipeline(), plan(images=5)
     pipeline.break_at = 2
     with pytest.raises(KeyboardInterrupt):
