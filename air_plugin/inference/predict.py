@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from air_plugin.utils.errors import UserError
 from air_plugin.utils.image_files import find_images
 from air_plugin.utils.images import READERS, UnreadableImage, load_rgb
 from air_plugin.utils.tensors import unit_rows
+from air_plugin.utils.workers import batched, one_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -119,19 +121,24 @@ class Bundle:
         from tqdm import tqdm
 
         bar = tqdm(total=len(paths), desc="images", unit="image", disable=None if progress else True)
-        with bar, ThreadPoolExecutor(READERS) as pool:
-            for start in range(0, len(paths), batch_size):
-                batch = paths[start : start + batch_size]
+        with (
+            bar,
+            ThreadPoolExecutor(READERS) as pool,
+            closing(
+                one_ahead((batch, list(pool.map(self._read, batch))) for batch in batched(paths, batch_size))
+            ) as read,
+        ):
+            for batch, results in read:  # the next batch is read while this one is encoded
                 kept, pixels = [], []
-                for path, read in zip(batch, pool.map(self._read, batch), strict=True):
-                    if isinstance(read, Tensor):
+                for path, result in zip(batch, results, strict=True):
+                    if isinstance(result, Tensor):
                         kept.append(path)
-                        pixels.append(read)
+                        pixels.append(result)
                         continue
                     if alone:
-                        raise UnreadableImage(read)
-                    self.skipped[path] = read
-                    logger.warning("%s; it is left out", read)
+                        raise UnreadableImage(result)
+                    self.skipped[path] = result
+                    logger.warning("%s; it is left out", result)
                 if pixels:
                     yield from self._classify_pixels(kept, torch.stack(pixels), top=top, head=head)
                 bar.update(len(batch))
