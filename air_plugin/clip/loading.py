@@ -61,11 +61,11 @@ def load_backbone(
     backbone.model.to(device).eval().requires_grad_(False)
     if precision != "fp32" and name == "mini":
         backbone.model.to(DTYPES[precision])
-    half = _fast_half(torch.device(device)) if autocast and precision == "fp32" else None
+    half = fast_half(torch.device(device)) if autocast and precision == "fp32" else None
     return replace(backbone, autocast=half)
 
 
-def _fast_half(device: torch.device) -> torch.dtype | None:
+def fast_half(device: torch.device) -> torch.dtype | None:
     """fp16 on a GPU with tensor cores (from compute capability 7.0 on), otherwise None.
 
     Not bf16, which is as fast: it has 8 times fewer steps between two powers of 2, and CLIP was trained in fp16.

@@ -19,6 +19,7 @@ from benchmarks.generator_flops import lora_cost
         ("em", "--images 300 --dimensions 8 --classes 3 --chunk 64"),
         ("lora_step", "--size tiny --batch 2 --turns 1 --steps 1"),
         ("generation", "--batch 4 --batches 1 --turns 1 --steps 2"),
+        ("features", "--images 6 --views 3 --repeats 1 --workers 2"),
         ("selection", "--images 500 --classes 5 --subset 200 --repeat 1 --per-class 4"),
     ],
 )
@@ -81,3 +82,21 @@ def test_arithmetic_of_an_image_is_that_of_its_generation(steps: int):
         text(prompt=["sea"], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
     found = (counted.get_total_flops() - prompts.get_total_flops()) / 3
     assert found == pytest.approx(task.flops, rel=0.015)  # attention's products are not counted on a CPU
+
+
+def test_the_benchmark_of_features_notices_wrong_features(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    benchmark = importlib.import_module("benchmarks.features")
+    monkeypatch.setattr(benchmark, "stable_seed", lambda *parts: 0)  # of the plain way: other views
+    assert benchmark.main(["--images", "2", "--views", "2", "--repeats", "1", "--threads", "1"]) == 1
+    assert "error: they differ" in capsys.readouterr().err
+
+
+def test_the_benchmark_of_features_needs_the_device_that_it_is_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        importlib.import_module("benchmarks.features").main(["--device", "cuda"])
+    assert "this machine has no GPU" in capsys.readouterr().err

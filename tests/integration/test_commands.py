@@ -39,6 +39,7 @@ def test_shell_scripts_are_whole_thin_and_helpful(path: str):
         ["-m", "benchmarks.prompt_step"],
         ["-m", "benchmarks.lora_step"],
         ["-m", "benchmarks.auxiliary_head"],
+        ["-m", "benchmarks.features"],
         ["-m", "air_plugin.mini.training"],
     ],
 )

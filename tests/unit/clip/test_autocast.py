@@ -42,12 +42,12 @@ def test_fp16_is_for_gpus_with_tensor_cores(
         return capability
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", ask)
-    assert loading._fast_half(torch.device(device)) is expected
+    assert loading.fast_half(torch.device(device)) is expected
 
 
 def test_it_can_be_turned_off_and_is_for_fp32_weights_only(monkeypatch: pytest.MonkeyPatch):
     assert load_backbone("mini").autocast is None  # on the CPU
-    monkeypatch.setattr(loading, "_fast_half", lambda device: torch.float16)
+    monkeypatch.setattr(loading, "fast_half", lambda device: torch.float16)
     assert load_backbone("mini").autocast is torch.float16
     assert load_backbone("mini", autocast=False).autocast is None
     assert load_backbone("mini", precision="bf16").autocast is None

@@ -1,0 +1,197 @@
+"""Feature extraction, compared with its two parts alone: decoding and augmenting images, and encoding views.
+
+    python -m benchmarks.features                                 # the embedded tower, half a minute on 2 cores
+    python -m benchmarks.features --backbone vit_b32 --images 48  # about five minutes
+    python -m benchmarks.features --device cuda                   # ViT-B/32, autocast, worker processes
+
+JPEG images of 500 x 375 pixels are made in a temporary folder. Each round measures, one after the other: decoding
+alone (the workers' part, from files to batches of bytes), encoding alone (one batch on the device again and again, its
+normalisation included), and `extract_features` into an empty store. The medians of all rounds are compared. First,
+features are compared with those of views that are prepared and encoded one image after the other. vit_b32 is an
+open_clip ViT-B-32-quickgelu with random weights, so nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.features import extract_features
+from air_plugin.clip.loading import fast_half, load_backbone
+from air_plugin.clip.views import Transform, Views
+from air_plugin.inference.bundle import preprocessing_of
+from air_plugin.utils.images import READERS, load_rgb
+from air_plugin.utils.seeding import reseeding, stable_seed
+from air_plugin.utils.store import Store
+from air_plugin.utils.transfer import Upload, begin_download
+from air_plugin.utils.workers import batched, map_in_processes
+from benchmarks.prompt_step import positive, random_backbone
+
+BATCH = 100  # images, as DATALOADER.TEST.BATCH_SIZE of the configs
+COMPARED = 8  # images whose features are computed in the plain way, too
+TOLERANCE = {None: 1e-5, torch.float16: 1e-2}  # of features, by autocast; a batch of another size sums in another order
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    backbone = make_backbone(options.backbone, torch.device(options.device), autocast=not options.fp32)
+    augment = augmentation(backbone)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_jpegs(Path(folder), options.images)
+        views = Views(paths, backbone.preprocess, augment, views=options.views, seed=0)
+        extraction = {"views": options.views, "augment": augment, "batch_size": BATCH, "workers": options.workers}
+        some = paths[:COMPARED]
+        table, _ = extract_features(backbone, some, store=Store(Path(folder) / "some"), **extraction)
+        difference = float((table.features.cpu() - one_by_one(backbone, some, augment, options.views)).abs().max())
+        seconds: dict[str, list[float]] = {"decoding": [], "encoding": [], "extraction": []}
+        for number in range(options.repeats):
+            store = Store(Path(folder) / f"store{number}")
+            seconds["decoding"].append(measured(partial(decode, views, options.workers)))
+            seconds["encoding"].append(encode(backbone, views, options.images))
+            seconds["extraction"].append(
+                measured(partial(extract_features, backbone, paths, store=store, **extraction))
+            )
+    rates = {name: options.images / statistics.median(values) for name, values in seconds.items()}
+    report(rates, options, backbone)
+    print(f"largest difference from features computed one image after the other: {difference:.1e}")
+    if not difference <= TOLERANCE[backbone.autocast]:
+        print(f"error: they differ by more than {TOLERANCE[backbone.autocast]:g}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def report(rates: dict[str, float], options: argparse.Namespace, backbone: Backbone) -> None:
+    computes = "fp32" if backbone.autocast is None else str(backbone.autocast).removeprefix("torch.")
+    print(
+        f"{backbone.name} on {options.device} in {computes}, {options.images} images, {options.views} views, "
+        f"{options.workers} workers, {options.threads} threads; median of {options.repeats} rounds"
+    )
+    decoding, encoding, extraction = rates["decoding"], rates["encoding"], rates["extraction"]
+    in_turn = 1 / (1 / decoding + 1 / encoding)
+    print(f"decoding alone    {decoding:9.1f} images/s")
+    print(f"encoding alone    {encoding:9.1f} images/s")
+    print(f"extract_features  {extraction:9.1f} images/s")
+    print(f"ratio to decoding alone {extraction / decoding:.2f}, to encoding alone {extraction / encoding:.2f}")
+    print(
+        f"ratio to the slower of the two {extraction / min(decoding, encoding):.2f}, "
+        f"to one after the other {extraction / in_turn:.2f}"
+    )
+
+
+def make_backbone(name: str, device: torch.device, *, autocast: bool) -> Backbone:
+    if name == "mini":
+        return load_backbone("mini", autocast=autocast, device=device)
+    backbone = random_backbone()
+    backbone.model.to(device)
+    return replace(backbone, autocast=fast_half(device) if autocast else None)
+
+
+def augmentation(backbone: Backbone) -> Transform:
+    """That of configs/shared/published.yaml."""
+    from torchvision import transforms as T
+
+    prepared = preprocessing_of(backbone)
+    return T.Compose(
+        [
+            T.RandomResizedCrop(backbone.image_size, interpolation=T.InterpolationMode.BICUBIC),
+            T.RandomHorizontalFlip(),
+            T.ToTensor(),
+            T.Normalize(prepared["mean"], prepared["std"]),
+        ]
+    )
+
+
+def write_jpegs(folder: Path, count: int) -> list[str]:
+    """JPEG files of 500 x 375 pixels: coarse and fine noise, so that they have a photo's size."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC)).astype(np.int16)
+        pixels = (smooth + rng.integers(-12, 13, smooth.shape)).clip(0, 255).astype(np.uint8)
+        paths.append(str(folder / f"{number:06d}.jpg"))
+        Image.fromarray(pixels).save(paths[-1], quality=90)
+    return paths
+
+
+def one_by_one(backbone: Backbone, paths: Sequence[str], augment: Transform, views: int) -> Tensor:
+    """(n, V, D) features in the plain way: each view prepared alone, each image encoded alone."""
+    features = []
+    for index, path in enumerate(paths):
+        image = load_rgb(path)
+        pixels = [backbone.preprocess(image)]
+        with reseeding() as seed:
+            for view in range(1, views):
+                seed(stable_seed(0, index, view))
+                pixels.append(augment(image))
+        features.append(backbone.encode_images(torch.stack(pixels)).cpu())
+    return torch.stack(features)
+
+
+def measured(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def decode(views: Views, workers: int) -> None:
+    """Read all images, up to the batches that would be encoded."""
+    with closing(map_in_processes(views.read, list(enumerate(views.paths)), workers=workers)) as read:
+        for batch in batched(read, BATCH):
+            views.collate([item for item in batch if not isinstance(item, str)])
+
+
+def encode(backbone: Backbone, views: Views, images: int) -> float:
+    """Seconds to encode a number of images whose bytes are on the device already."""
+    sizes = [min(BATCH, images - start) for start in range(0, images, BATCH)]
+    first = [item for item in map(views.read, enumerate(views.paths[: sizes[0]])) if not isinstance(item, str)]
+    batch = Upload(backbone.device)(views.collate(first))
+    warm_up = batch if batch.is_cuda else batch[:1]
+    begin_download(backbone.encode_images(views.finish(warm_up)))()
+    start = time.perf_counter()
+    waits = [begin_download(backbone.encode_images(views.finish(batch[:size]))) for size in sizes]
+    for wait in waits:
+        wait()
+    return time.perf_counter() - start
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Feature extraction, beside decoding and encoding alone.")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--backbone", choices=["mini", "vit_b32"], help="default: mini on the CPU, vit_b32 on a GPU")
+    parser.add_argument("--views", type=positive, default=8)
+    parser.add_argument("--images", type=positive, help="default: 400 on the CPU, 4000 on a GPU")
+    parser.add_argument("--workers", type=int, help=f"default: 0 on the CPU, {READERS} on a GPU")
+    parser.add_argument("--repeats", type=positive, default=3, help="rounds")
+    parser.add_argument("--fp32", action="store_true", help="no autocast on a GPU")
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
+    options = parser.parse_args(arguments)
+    on_gpu = options.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        parser.error("--device cuda: this machine has no GPU that torch can use")
+    options.backbone = options.backbone or ("vit_b32" if on_gpu else "mini")
+    options.images = options.images or (4000 if on_gpu else 400)
+    if options.workers is None:
+        options.workers = READERS if on_gpu else 0
+    if options.workers < 0:
+        parser.error(f"--workers {options.workers}: it must be at least 0")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
