@@ -6,9 +6,10 @@
 
 JPEG images of 500 x 375 pixels are made in a temporary folder. Each round measures, one after the other: decoding
 alone (the workers' part, from files to batches: of bytes, and of normalised float32 as before), encoding alone (one
-batch on the device again and again, its normalisation included), and `extract_features` into an empty store. The
-medians of all rounds are compared. First, features are compared with those of views that are prepared and encoded in
-fp32, one image after the other. vit_b32 is an open_clip ViT-B-32-quickgelu with random weights, so nothing is fetched.
+batch on the device again and again, its normalisation included), and `extract_features` into an empty store. Ratios
+are taken within a round; their medians are printed. First, features are compared with those of views that are prepared
+and encoded in fp32, one image after the other. vit_b32 is an open_clip ViT-B-32-quickgelu with random weights, so
+nothing is fetched.
 """
 
 from __future__ import annotations
@@ -69,8 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seconds["extraction"].append(
                 measured(partial(extract_features, backbone, paths, store=store, **extraction))
             )
-    rates = {name: options.images / statistics.median(values) for name, values in seconds.items()}
-    report(rates, options, backbone)
+    report(seconds, options, backbone)
     print(f"largest difference from fp32, image by image: {difference:.1e}; smallest cosine: 1 - {angle:.1e}")
     if not difference <= TOLERANCE[backbone.autocast]:
         print(f"error: they differ by more than {TOLERANCE[backbone.autocast]:g}", file=sys.stderr)
@@ -78,22 +78,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def report(rates: dict[str, float], options: argparse.Namespace, backbone: Backbone) -> None:
+def report(seconds: dict[str, list[float]], options: argparse.Namespace, backbone: Backbone) -> None:
     computes = "fp32" if backbone.autocast is None else str(backbone.autocast).removeprefix("torch.")
     print(
         f"{backbone.name} on {options.device} in {computes}, {options.images} images, {options.views} views, "
         f"{options.workers} workers, {options.threads} threads; median of {options.repeats} rounds"
     )
-    decoding, encoding, extraction = rates["decoding"], rates["encoding"], rates["extraction"]
-    in_turn = 1 / (1 / decoding + 1 / encoding)
-    print(f"decoding alone    {decoding:9.1f} images/s, {decoding / rates['floats']:.2f} times as fast as to float32")
-    print(f"encoding alone    {encoding:9.1f} images/s")
-    print(f"extract_features  {extraction:9.1f} images/s")
-    print(f"ratio to decoding alone {extraction / decoding:.2f}, to encoding alone {extraction / encoding:.2f}")
-    print(
-        f"ratio to the slower of the two {extraction / min(decoding, encoding):.2f}, "
-        f"to one after the other {extraction / in_turn:.2f}"
+    rates = {name: options.images / statistics.median(values) for name, values in seconds.items()}
+    floats, decoding, encoding, whole = (
+        np.array(seconds[name]) for name in ("floats", "decoding", "encoding", "extraction")
     )
+    ratio = {  # of rates, within a round: what else the machine does changes from round to round
+        "floats": np.median(floats / decoding),
+        "decoding": np.median(decoding / whole),
+        "encoding": np.median(encoding / whole),
+        "slower": np.median(np.maximum(decoding, encoding) / whole),
+        "in turn": np.median((decoding + encoding) / whole),
+    }
+    print(f"decoding alone    {rates['decoding']:9.1f} images/s, {ratio['floats']:.2f} times as fast as to float32")
+    print(f"encoding alone    {rates['encoding']:9.1f} images/s")
+    print(f"extract_features  {rates['extraction']:9.1f} images/s")
+    print(f"ratio to decoding alone {ratio['decoding']:.2f}, to encoding alone {ratio['encoding']:.2f}")
+    print(f"ratio to the slower of the two {ratio['slower']:.2f}, to one after the other {ratio['in turn']:.2f}")
 
 
 def make_backbone(name: str, device: torch.device, *, precision: str) -> Backbone:

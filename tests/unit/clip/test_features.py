@@ -481,5 +481,5 @@ def test_workers_need_no_shared_memory(tmp_path: Path):
         pytest.skip("mounting is not permitted here")
     root = Path(__file__).resolve().parents[3]
     command = [sys.executable, "-c", SMALL, str(root), str(root / "tests"), str(tmp_path)]
-    done = subprocess.run([*small, *command], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*small, *command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
