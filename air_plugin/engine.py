@@ -25,6 +25,7 @@ RETRIES = 2  # of a unit whose worker died
 WAIT = 1.0  # seconds; a driver looks at its workers this often at least
 
 Choose = Callable[[Sequence[int], Sequence[int]], int | None]
+Tick = Callable[[Sequence[int]], None]
 
 
 class Engine(Protocol):
@@ -34,6 +35,9 @@ class Engine(Protocol):
     """
 
     name: str
+
+    def gpus(self) -> float:
+        """How many GPUs it hands out to workers; 0 where every worker sees all GPUs of this machine."""
 
     def capacity(self, *, gpus: float = 0.0) -> int:
         """How many workers with so many GPUs each there is room for now, at least 1.
@@ -54,6 +58,7 @@ class Engine(Protocol):
         folders: Sequence[Path] = (),
         choose: Choose | None = None,
         progress: Callable[[int, Event], None] | None = None,
+        tick: Tick | None = None,
     ) -> Iterator[tuple[int, Any]]:
         """Do units.
 
@@ -65,13 +70,14 @@ class Engine(Protocol):
             units: what is to be done.
             workers: how many there are at most.
             gpus: of each worker; 0.25 lets four of them share one.
-            title: what a unit is, for messages.
+            title: what a unit is, for messages; its `name` follows, or its number where it has none.
             folders: that every worker must see, as this process sees them; a cluster's nodes are checked before any
                 work.
             choose: is called with the indices of the units that wait and of those that are worked on; returns the next
                 one's, or None for none now. Where it returns None and nothing is worked on, the work ends. Default: in
                 their order, those of a lost worker first.
             progress: is called with a unit's index and an event of it, where workers are other processes.
+            tick: is called with the indices of the units that are worked on, once a second at least; as `progress`.
 
         Yields:
             The index of a unit and its result, as they are finished.
@@ -86,14 +92,17 @@ class Engine(Protocol):
 class LocalEngine:
     """Workers are processes of this machine; with one worker the work is done in this process.
 
-    copies: workers are copies of this process (fork), each of which does one unit. Only for processes without threads
-        that have not used CUDA.
+    copies: is asked before each worker is started whether it may be a copy of this process (fork). That is for
+        processes without threads that have not used CUDA. If it may at first, every worker does one unit.
     """
 
     name = "local"
 
-    def __init__(self, *, copies: bool = False) -> None:
+    def __init__(self, *, copies: Callable[[], bool] | None = None) -> None:
         self.copies = copies
+
+    def gpus(self) -> float:
+        return 0.0
 
     def capacity(self, *, gpus: float = 0.0) -> int:
         return 1
@@ -110,12 +119,14 @@ class LocalEngine:
         folders: Sequence[Path] = (),
         choose: Choose | None = None,
         progress: Callable[[int, Event], None] | None = None,
+        tick: Tick | None = None,
     ) -> Iterator[tuple[int, Any]]:
         if not units:
             return
         if workers > 1 and not is_worker():
             crew = Processes(Task(setup, work), copies=self.copies, gpus=gpus)
-            yield from Spread(crew, units, workers=workers, title=title, choose=choose, progress=progress).results()
+            spread = Spread(crew, units, workers=workers, title=title, choose=choose, progress=progress, tick=tick)
+            yield from spread.results()
             return
         state, waiting = setup(), list(range(len(units)))
         while waiting and (index := (choose or first)(waiting, [])) is not None:
@@ -127,6 +138,12 @@ class RayEngine:
     """Workers are Ray's actors; see `air_plugin.utils.cluster` for what is checked before any work."""
 
     name = "ray"
+
+    def gpus(self) -> float:
+        from air_plugin.utils import cluster
+
+        cluster.connect()
+        return sum(node.gpus for node in cluster.alive_nodes())
 
     def capacity(self, *, gpus: float = 0.0) -> int:
         from air_plugin.utils import cluster
@@ -146,6 +163,7 @@ class RayEngine:
         folders: Sequence[Path] = (),
         choose: Choose | None = None,
         progress: Callable[[int, Event], None] | None = None,
+        tick: Tick | None = None,
     ) -> Iterator[tuple[int, Any]]:
         if not units:
             return
@@ -155,7 +173,8 @@ class RayEngine:
         cluster.capacity(gpus=gpus)
         cluster.require_nodes(folders)
         crew = cluster.Actors(Task(setup, work), gpus=gpus, events=progress is not None)
-        yield from Spread(crew, units, workers=workers, title=title, choose=choose, progress=progress).results()
+        spread = Spread(crew, units, workers=workers, title=title, choose=choose, progress=progress, tick=tick)
+        yield from spread.results()
 
 
 def chosen() -> Engine:
@@ -179,13 +198,13 @@ def first(waiting: Sequence[int], active: Sequence[int]) -> int:
 class Crew(Protocol):
     """The workers of a spread, by their numbers."""
 
-    copies: bool  # whether a worker does one unit only
+    copies: Callable[[], bool] | None  # where set, a worker does one unit and is started for it
 
     def hire(self, number: int) -> None:
-        """Begin to start a worker; `Ready` is its first message, and comes after each unit, too, by `Done`."""
+        """Begin to start a worker; `Ready` is its first message."""
 
     def begin(self, number: int, unit: Any) -> None:
-        """Let a worker that is ready do a unit."""
+        """Let a worker do a unit."""
 
     def messages(self, timeout: float) -> list[tuple[int, Message]]:
         """What workers have sent, as soon as there is anything."""
@@ -209,9 +228,10 @@ class Spread:
         title: str,
         choose: Choose | None,
         progress: Callable[[int, Event], None] | None,
+        tick: Tick | None,
     ) -> None:
         self.crew, self.units, self.workers, self.title = crew, units, workers, title or "unit"
-        self.choose, self.progress = choose or first, progress
+        self.choose, self.progress, self.tick = choose or first, progress, tick
         self.waiting = list(range(len(units)))
         self.starting: set[int] = set()
         self.ready: list[int] = []
@@ -227,29 +247,35 @@ class Spread:
             while self._go_on():
                 for number, message in self.crew.messages(WAIT):
                     yield from self._take(number, message)
+                if self.tick is not None:
+                    self.tick(list(self.active.values()))
             whole = True
         finally:
             self.crew.close(now=not whole)
         if self.given_up:
-            hint = "perhaps for lack of memory; use fewer workers; finished work is kept"
+            hint = "perhaps for lack of memory; use fewer at once (JOBS, WORKERS); finished work is kept"
             raise UserError(f"{self.given_up[0]}, {hint}")
 
     def _go_on(self) -> bool:
         """Hand out what can be handed out; returns whether there is anything to wait for."""
-        while self.ready and self.waiting:
+        while self.waiting and (self.ready or (self.crew.copies and len(self.active) < self.workers)):
             index = self.choose(self.waiting, list(self.active.values()))
             if index is None:
                 return bool(self.active)
             self.waiting.remove(index)
-            number = self.ready.pop()
+            number = self.ready.pop() if self.ready else self._hire()
             self.active[number] = index
             self.crew.begin(number, self.units[index])
-        present = len(self.active) + len(self.ready) + len(self.starting)
-        for _ in range(min(self.workers, len(self.active) + len(self.waiting)) - present):
-            self.hired += 1
-            self.starting.add(self.hired)
-            self.crew.hire(self.hired)
+        if not self.crew.copies:
+            present = len(self.active) + len(self.ready) + len(self.starting)
+            for _ in range(min(self.workers, len(self.active) + len(self.waiting)) - present):
+                self.starting.add(self._hire())
         return bool(self.active or self.waiting)
+
+    def _hire(self) -> int:
+        self.hired += 1
+        self.crew.hire(self.hired)
+        return self.hired
 
     def _take(self, number: int, message: Message) -> Iterator[tuple[int, Any]]:
         """What a worker has sent."""
@@ -257,8 +283,9 @@ class Spread:
             if self.progress is not None and number in self.active:
                 self.progress(self.active[number], message)
         elif isinstance(message, Ready):
-            self.starting.discard(number)
-            self.ready.append(number)
+            if number in self.starting:  # else its unit waits for it
+                self.starting.remove(number)
+                self.ready.append(number)
         elif isinstance(message, Failed):
             raise message.error from RuntimeError(message.traceback)
         elif isinstance(message, Done):
@@ -283,7 +310,7 @@ class Spread:
             return
         index = self.active.pop(number)
         self.deaths[index] = self.deaths.get(index, 0) + 1
-        unit = f"{self.title} {index + 1} of {len(self.units)}"
+        unit = f"{self.title} {getattr(self.units[index], 'name', f'{index + 1} of {len(self.units)}')}"
         if self.deaths[index] > RETRIES:
             self.given_up.append(f"{unit}: {self.deaths[index]} workers died of it, the last one {message.how}")
         else:

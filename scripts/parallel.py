@@ -2,35 +2,44 @@
 
 Side by side, each run is a process of its own. On Linux it is a copy (fork) of this process, which has imported the
 libraries before: they are imported once, and every run begins with the same state. Elsewhere, and where this process
-has threads or has used CUDA, which a copy could not use, a few processes (spawn) do one run after another.
+has threads or has used CUDA, which a copy could not use, a few processes (spawn) do one run after another. With
+ENGINE=ray, the workers of a cluster do them. A run whose worker was killed resumes in another one.
 """
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Sequence
-from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
+from air_plugin.engine import Engine, LocalEngine, chosen
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.progress import Event
 from scripts.compose import uses_generator
-from scripts.worker import GENERATING, LIBRARIES, Finished, Run, Worker, import_libraries, may_copy, work
+from scripts.worker import GENERATING, LIBRARIES, Finished, Run, import_libraries, may_copy, set_up, work, work_quietly
 
 STATUS = 30.0  # seconds between two lines of a run's progress
 
 
-def run_all(runs: list[Run], *, at_once: int) -> int:
-    """Do the runs; returns the exit code of the first one that failed, else 0.
+def run_all(runs: list[Run], *, at_once: int, gpus: float = 0.0, folders: Sequence[Path] = ()) -> int:
+    """Do the runs with the engine that the environment names; returns the exit code of the first one that failed.
+
+    Args:
+        runs: one thread each.
+        at_once: how many go on at the same time.
+        gpus: of each run, where an engine hands them out.
+        folders: that every worker must see.
 
     Raises:
-        UserError: a run was killed; the others have been done all the same.
+        UserError: a run was killed again and again; the others have been done all the same.
     """
-    if at_once > 1:
+    engine = chosen()
+    if at_once > 1 or engine.name != "local":
         print(f"{len(runs)} runs, {at_once} at a time; each writes its log.txt", flush=True)
-        return SideBySide(runs, at_once).run()
+        local = engine.name == "local"
+        return SideBySide(runs, at_once, engine=None if local else engine, gpus=gpus).run(folders)
     for run in runs:
         print(f"== {run.name}", flush=True)
         code = work(run, quiet=False).code
@@ -68,105 +77,72 @@ class SideBySide:
     others fill the time until it has ended.
     """
 
-    def __init__(self, runs: Sequence[Run], at_once: int) -> None:
-        self.waiting = sorted(runs, key=lambda run: run.generates is None)
-        self.at_once, self.total = at_once, len(runs)
-        self.active: list[Worker] = []
-        self.idle: list[Worker] = []
+    def __init__(self, runs: Sequence[Run], at_once: int, *, engine: Engine | None = None, gpus: float = 0.0) -> None:
+        self.runs = sorted(runs, key=lambda run: run.generates is None)
+        self.engine = engine or LocalEngine(copies=may_copy)
+        self.at_once, self.gpus = at_once, gpus
         self.made: set[Any] = set()  # what the runs that have ended have generated
         self.shown: set[str] = set()  # lines of earlier runs
         self.status = Status()
-        self.code, self.killed, self.ended = 0, False, 0
+        self.code = self.ended = 0
+        self.imported = False  # whether this process has what the copies need
 
-    def run(self) -> int:
+    def run(self, folders: Sequence[Path] = ()) -> int:
         """Do all runs, or those that go on when one fails; returns the exit code of the first one that failed, else 0.
 
         Raises:
-            UserError: a run was killed.
+            UserError: a run was killed again and again.
         """
+        self.imported = self.engine.name != "local" or sys.platform != "linux"
+        if not self.imported:
+            import_libraries(LIBRARIES)
+        finished = self.engine.map(
+            set_up,
+            work_quietly,
+            self.runs,
+            workers=self.at_once,
+            gpus=self.gpus,
+            title="run",
+            folders=folders,
+            choose=self.choose,
+            progress=lambda index, event: self.status.update(self.runs[index].name, event),
+            tick=lambda active: self.status.show([self.runs[index].name for index in active]),
+        )
         try:
-            self.import_libraries()
-            while self.active or (self.waiting and not self.code):
-                while self.waiting and not self.code and len(self.active) < self.at_once:
-                    self.begin(self.next())
-                wait([worker.pipe for worker in self.active], timeout=1)
-                for worker in list(self.active):
-                    for message in worker.messages():
-                        self.take(worker, message)
-                self.status.show([worker.run.name for worker in self.active if worker.run])
-        except BaseException:
-            for worker in (*self.active, *self.idle):
-                worker.process.terminate()
-            raise
-        finally:
-            for worker in (*self.active, *self.idle):
-                worker.end()
-        if self.killed and not self.code:
-            raise UserError("a run was killed, perhaps for want of memory; run again with JOBS=1")
+            for index, result in finished:
+                self.close(self.runs[index], result)
+        except UserError:
+            if not self.code:  # else a run failed before, and its message is shown
+                raise
         return self.code
 
-    def import_libraries(self) -> None:
-        """Import what the copies need. While this process imports what generates images, a run without that goes on."""
-        if sys.platform != "linux":
-            return
-        import_libraries(LIBRARIES)
-        simple = [run for run in self.waiting if not uses_generator(run.cfg.TRAINER.NAME)]
-        if len(simple) == len(self.waiting):
-            return
-        if simple and may_copy():
-            self.begin(simple[-1])
-        import_libraries(GENERATING)
+    def choose(self, waiting: Sequence[int], active: Sequence[int]) -> int | None:
+        """The next run: not one that would wait for what another one generates, if there is another.
 
-    def next(self) -> Run:
-        """The next run: not one that would wait for what another one generates, if there is another."""
-        busy = {worker.run.generates for worker in self.active if worker.run} - {None} - self.made
-        return next((run for run in self.waiting if run.generates not in busy), self.waiting[0])
+        While this process imports what generates images, which its copies then have, a run without that goes on.
+        """
+        if self.code:
+            return None
+        if not self.imported:
+            simple = [index for index in waiting if not uses_generator(self.runs[index].cfg.TRAINER.NAME)]
+            if len(simple) == len(waiting):
+                self.imported = True
+            elif simple and not active:
+                return simple[-1]
+            else:
+                import_libraries(GENERATING)
+                self.imported = True
+        busy = {self.runs[index].generates for index in active} - {None} - self.made
+        return next((index for index in waiting if self.runs[index].generates not in busy), waiting[0])
 
-    def begin(self, run: Run) -> None:
-        self.waiting.remove(run)
-        worker = self.idle.pop() if self.idle else self.new_worker()
-        self.active.append(worker)
-        worker.begin(run)
-
-    @staticmethod
-    def new_worker() -> Worker:
-        """It inherits that Ctrl-C is blocked: this process ends it, and it alone writes a message."""
-        if not hasattr(signal, "pthread_sigmask"):  # Windows
-            return Worker(is_copy=False)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return Worker(is_copy=may_copy())
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    def take(self, worker: Worker, message: Event | Finished | None) -> None:
-        """What a worker has sent; None: it was killed."""
-        run = worker.run
-        if run is None:  # it has ended, as it should
-            return
-        if isinstance(message, Event):
-            self.status.update(run.name, message)
-            return
-        worker.run = None
-        self.active.remove(worker)
-        self.ended += 1
-        if message is None or worker.is_copy:
-            worker.end()
-        else:
-            self.idle.append(worker)
-        self.close(run, message)
-
-    def close(self, run: Run, finished: Finished | None) -> None:
+    def close(self, run: Run, finished: Finished) -> None:
         """A run has ended."""
-        if finished is None:
-            self.killed = True
-            print(f"== {run.name}: killed ({self.ended} of {self.total})", flush=True)
-            return
+        self.ended += 1
         if finished.code and self.code:  # perhaps with the same message; one is enough
             return
         self.code = self.code or finished.code
         self.made.add(run.generates)
-        print(f"== {run.name} ({self.ended} of {self.total})", flush=True)
+        print(f"== {run.name} ({self.ended} of {len(self.runs)})", flush=True)
         show_messages(finished.messages, run.name, self.shown)
 
 

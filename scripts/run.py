@@ -9,7 +9,9 @@ may name a preset, too, which then follows CONFIG in this row.
 
 Environment: DATA (default ./data), OUTPUT (default ./output), SEEDS (default "1 2 3"), JOBS (number of parallel runs;
 default: 1; where the config sets AIR.THREADS, cores / AIR.THREADS, or more where the runs end sooner by that),
-AIR_OFFLINE (1: no network).
+AIR_OFFLINE (1: no network), ENGINE (local, the default, or ray: the runs are spread over the cluster that RAY_ADDRESS
+names, or over this machine; JOBS is then what fits by default), GPUS_PER_RUN (with ENGINE=ray; 0.25: four runs share a
+GPU; default: 1, or 0 where the cluster has none).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from air_plugin.config import read_yaml, upgrade_options  # noqa: E402
+from air_plugin.engine import chosen  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code  # noqa: E402
 from air_plugin.utils.files import require_writable  # noqa: E402
 from air_plugin.utils.logs import show_logs  # noqa: E402
@@ -159,11 +162,23 @@ def jobs(runs: list[Run]) -> int:
         raise UserError(f"JOBS is '{wanted}'; it must be a whole number, at least 1")
     if wanted:
         return int(wanted)
+    if chosen().name != "local":
+        return chosen().capacity(gpus=gpus_per_run())
     threads = max(run.cfg.AIR.THREADS for run in runs)
     if threads < 1:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return number_at_once(runs, cores=min(MOST_JOBS, max(1, cores // threads)), most=MOST_JOBS)
+
+
+def gpus_per_run() -> float:
+    """GPUS_PER_RUN; without it 1 where the engine hands out GPUs, else 0."""
+    word = os.environ.get("GPUS_PER_RUN", "")
+    if not word:
+        return min(1.0, chosen().gpus())
+    if not re.fullmatch(r"[0-9]+|0?\.[0-9]+", word):
+        raise UserError(f"GPUS_PER_RUN is '{word}'; it must be a number of GPUs, for instance 0.25, 1 or 0")
+    return float(word)
 
 
 def resolve_row(row: Row, dataset: str, config: str, *, root: Path, output: Path) -> tuple[Any, str] | None:
@@ -229,7 +244,8 @@ def run(args: argparse.Namespace) -> int:
     compose(rows[-1].trainer, rows[-1].config(config))  # an unknown CONFIG is an error, not a row that is left out
     runs, titles = list_runs(rows, args.dataset, config)
     require_writable(output_root(), "OUTPUT", folder=True)
-    code = run_all(runs, at_once=min(jobs(runs), len(runs)))
+    at_once = min(jobs(runs), len(runs))
+    code = run_all(runs, at_once=at_once, gpus=gpus_per_run(), folders=[output_root(), data_root()])
     if not code:
         print(table(args, titles, baseline), end="")
     return code

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
-import signal
 import sys
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing.connection import Connection
 from typing import Any
 
 import train
 from air_plugin.utils.offline import go_offline, is_offline
-from air_plugin.utils.progress import Event, handled_by
 from scripts.compose import register_all, uses_generator
 
 # What runs import; GENERATING: those that generate images.
@@ -31,7 +26,6 @@ GENERATING = (
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
 )
-OFTEN = 0.5  # seconds between two events of one stage
 
 
 @dataclass(frozen=True)
@@ -71,6 +65,16 @@ def work(run: Run, *, quiet: bool) -> Finished:
             redirect_stderr(errors),
         ):
             return Finished(train.contained(lambda: train.run(run.cfg, run.label)), errors.getvalue())
+
+
+def set_up() -> None:
+    """Import what every run needs; the work of a worker before its first run."""
+    import_libraries(LIBRARIES)
+
+
+def work_quietly(state: None, run: Run) -> Finished:
+    """One run in a worker."""
+    return work(run, quiet=True)
 
 
 @contextmanager
@@ -126,84 +130,3 @@ def may_copy() -> bool:
         return False
     asks_nvml = getattr(torch.cuda, "_device_count_nvml", lambda: -1)() >= 0
     return asks_nvml or torch.cuda.device_count() == 0
-
-
-class Worker:
-    """A process that does runs, and this process's end of the pipe to it.
-
-    is_copy: of this process, for one run; else it imports everything by itself and does several runs.
-    """
-
-    def __init__(self, *, is_copy: bool) -> None:
-        self.is_copy = is_copy
-        context: Any = multiprocessing.get_context("fork" if is_copy else "spawn")
-        self.pipe, end = context.Pipe()
-        self.process = context.Process(target=serve, args=(end,))
-        self.process.start()
-        end.close()  # the worker has the only one now, so its end is the pipe's
-        self.run: Run | None = None
-
-    def begin(self, run: Run) -> None:
-        self.run = run
-        with suppress(OSError):  # it was killed, which `messages` notices
-            self.pipe.send(run)
-
-    def messages(self) -> Iterator[Event | Finished | None]:
-        """What has come from it; None where it was killed."""
-        alive = self.process.is_alive()  # asked first: what it sent before its end is in the pipe
-        try:
-            while self.pipe.poll():
-                yield self.pipe.recv()
-        except (EOFError, OSError):
-            alive = False
-        if not alive:
-            yield None
-
-    def end(self) -> None:
-        """Let it end after its run."""
-        with suppress(OSError):
-            self.pipe.send(None)
-        self.pipe.close()
-        self.process.join()
-
-
-def serve(pipe: Connection) -> None:
-    """A worker's life: runs come through the pipe, their progress and end go back."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the script ends it: it cleans up
-    end_with_parent()
-    while (run := pipe.recv()) is not None:
-        reporter = Reporter(pipe.send)
-        with handled_by(reporter):
-            finished = work(run, quiet=True)
-        with reporter.lock:  # not within an event of another thread
-            pipe.send(finished)
-
-
-def end_with_parent() -> None:
-    """End at once when the script is killed: another may resume."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-class Reporter:
-    """Sends a run's progress: every new stage, and of one stage an event now and then, with the last loss."""
-
-    def __init__(self, send: Callable[[Event], None]) -> None:
-        self.send, self.lock = send, threading.Lock()
-        self.stage, self.sent = "", 0.0
-        self.loss: float | None = None
-
-    def __call__(self, event: Event) -> None:
-        with self.lock, suppress(OSError):  # OSError: the script has ended
-            new = event.stage != self.stage
-            self.loss = event.loss if new or event.loss is not None else self.loss
-            self.stage = event.stage
-            if new or event.time - self.sent >= OFTEN:
-                self.sent = event.time
-                self.send(Event(event.stage, event.done, event.total, self.loss, event.time))

@@ -250,6 +250,7 @@ class Actor:
 
     Args:
         number: of the worker.
+        folder: the driver's present one, which relative paths begin at.
         environment: variables that are set before anything else is imported.
         threads: torch's number of threads in the driver's process: results depend on it by rounding.
         task: a pickled `Task`.
@@ -257,8 +258,10 @@ class Actor:
     """
 
     def __init__(
-        self, number: int, environment: dict[str, str], threads: int, task: bytes, mailbox: Any | None
+        self, number: int, folder: str, environment: dict[str, str], threads: int, task: bytes, mailbox: Any | None
     ) -> None:
+        with suppress(OSError):
+            os.chdir(folder)
         os.environ.update(environment)
         if str(ROOT) not in sys.path:
             sys.path.insert(0, str(ROOT))
@@ -301,7 +304,7 @@ class Actors:
     events: whether they send events.
     """
 
-    copies = False
+    copies: Callable[[], bool] | None = None
 
     def __init__(self, task: Task, *, gpus: float, events: bool) -> None:
         import ray
@@ -309,7 +312,7 @@ class Actors:
 
         passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
         self.mailbox = ray.remote(num_cpus=0)(Mailbox).remote() if events else None
-        self.arguments = (passed, torch.get_num_threads(), pack(task), self.mailbox)
+        self.arguments = (os.getcwd(), passed, torch.get_num_threads(), pack(task), self.mailbox)
         self.kind = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")(Actor)
         self.actors: dict[int, Any] = {}
         self.coming: dict[Any, int] = {}  # a message that will come -> number of the worker

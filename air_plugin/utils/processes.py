@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -56,14 +57,16 @@ class ProcessWorker:
 class Processes:
     """Starts workers and waits for their messages.
 
-    copies: a worker is a copy of this process (fork) that does one unit. Else it is a new process (spawn), and does one
-        unit after another.
+    copies: asked before each start whether the worker may be a copy of this process (fork); else it is a new process.
+        None, or if it may not from the beginning: new processes (spawn), each of which does one unit after another.
     gpus: of a worker; the machine's cards are handed out in turn. 0: every worker sees all of them.
     """
 
-    def __init__(self, task: Task, *, copies: bool = False, gpus: float = 0.0) -> None:
-        self.task, self.copies, self.gpus = task, copies, gpus
-        self.context = multiprocessing.get_context("fork" if copies else "spawn")
+    method = "spawn"
+
+    def __init__(self, task: Task, *, copies: Callable[[], bool] | None = None, gpus: float = 0.0) -> None:
+        self.task, self.gpus = task, gpus
+        self.copies = copies if copies is not None and copies() else None
         self.workers: dict[int, ProcessWorker] = {}
         self.slots: dict[int, int] = {}
         self.cards = visible_cards() if gpus else []
@@ -75,12 +78,13 @@ class Processes:
         slot = min(set(range(len(self.slots) + 1)) - {*self.slots.values()})
         self.slots[number] = slot
         environment = {"CUDA_VISIBLE_DEVICES": self._cards_of(slot)} if self.gpus else {}
+        context = multiprocessing.get_context("fork" if self.copies and self.copies() else self.method)
         if not hasattr(signal, "pthread_sigmask"):  # Windows
-            self.workers[number] = ProcessWorker(self.context, self.task, environment)
+            self.workers[number] = ProcessWorker(context, self.task, environment)
             return
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self.workers[number] = ProcessWorker(self.context, self.task, environment)
+            self.workers[number] = ProcessWorker(context, self.task, environment)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

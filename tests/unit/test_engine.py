@@ -18,9 +18,13 @@ from air_plugin.utils.errors import UserError, exit_code
 from air_plugin.utils.progress import Event
 
 
+def may_copy() -> bool:
+    return True
+
+
 def spread(work, folder: Path, units=range(5), **options):
     options = {"workers": 2, "title": "number"} | options
-    found = chosen() if options.pop("copies", None) is None else LocalEngine(copies=True)
+    found = LocalEngine(copies=options.pop("copies", None))
     return list(found.map(partial(of_work.set_up, folder), work, list(units), **options))
 
 
@@ -45,12 +49,12 @@ class TestCopies:
     """Copies of this process start at once; the rules are those of all workers."""
 
     def test_a_copy_does_one_unit(self, tmp_path: Path):
-        results = dict(spread(of_work.square, tmp_path, copies=True))
+        results = dict(spread(of_work.square, tmp_path, copies=may_copy))
         assert len({process for _, process in results.values()}) == 5
         assert [results[unit][0] for unit in range(5)] == [100, 101, 104, 109, 116]
 
     def test_a_killed_workers_unit_is_done_again(self, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-        results = dict(spread(of_work.die_once, tmp_path, copies=True))
+        results = dict(spread(of_work.die_once, tmp_path, copies=may_copy))
         assert (tmp_path / "died").exists()
         assert [results[unit][0] for unit in range(5)] == [100, 101, 104, 109, 116]
         assert caplog.messages == ["the worker of number 3 of 5 was killed by signal 9; another one does it again"]
@@ -61,7 +65,7 @@ class TestCopies:
         with pytest.raises(
             UserError, match=r"^number 3 of 5: 3 workers died of it, the last one was killed by signal 9"
         ):
-            for index, _ in LocalEngine(copies=True).map(
+            for index, _ in LocalEngine(copies=may_copy).map(
                 setup, of_work.die_always, range(5), workers=2, title="number"
             ):
                 done.append(index)
@@ -70,17 +74,17 @@ class TestCopies:
 
     def test_an_error_of_the_work_arrives_as_it_is(self, tmp_path: Path):
         with pytest.raises(UserError, match=r"^AIR.LAMBDA is 2; it must be at most 1$") as caught:
-            spread(of_work.refuse, tmp_path, copies=True)
+            spread(of_work.refuse, tmp_path, copies=may_copy)
         assert "in refuse" in str(caught.value.__cause__)
         assert not multiprocessing.active_children()
 
     def test_an_error_that_cannot_be_sent_arrives_as_text(self, tmp_path: Path):
         with pytest.raises(RuntimeError, match=r"^Odd: odd$"):
-            spread(of_work.raise_odd, tmp_path, copies=True)
+            spread(of_work.raise_odd, tmp_path, copies=may_copy)
 
     def test_workers_that_cannot_begin_end_the_work(self, tmp_path: Path):
-        with pytest.raises(UserError, match=r"workers end before they begin: the last one was killed by signal 9"):
-            list(LocalEngine(copies=True).map(of_work.kill_me, of_work.square, range(5), workers=2))
+        with pytest.raises(UserError, match=r"^unit 1 of 5: 3 workers died of it, the last one was killed by signal 9"):
+            list(LocalEngine(copies=may_copy).map(of_work.kill_me, of_work.square, range(5), workers=2))
 
     def test_progress_arrives_with_the_unit(self, tmp_path: Path):
         seen: list[tuple[int, Event]] = []
@@ -89,7 +93,7 @@ class TestCopies:
             seen.append((index, event))
             (tmp_path / f"seen-{index}").touch()
 
-        spread(of_work.report_and_wait, tmp_path, units=range(3), copies=True, progress=look)
+        spread(of_work.report_and_wait, tmp_path, units=range(3), copies=may_copy, progress=look)
         assert {(index, event.stage, event.done, event.total) for index, event in seen} == {
             (index, "lora", index, 10) for index in range(3)
         }
@@ -99,21 +103,21 @@ class TestCopies:
             assert len(active) <= 1
             return None if len(waiting) == 2 else waiting[-1]
 
-        results = spread(of_work.square, tmp_path, copies=True, choose=choose)
+        results = spread(of_work.square, tmp_path, copies=may_copy, choose=choose)
         assert sorted(index for index, _ in results) == [2, 3, 4]
         assert [index for index, _ in spread(of_work.square, tmp_path, workers=1, choose=choose)] == [4, 3, 2]
 
     def test_a_driver_that_stops_ends_its_workers(self, tmp_path: Path):
         setup = partial(of_work.set_up, tmp_path)
         (tmp_path / "died").touch()
-        results = LocalEngine(copies=True).map(setup, of_work.sleep_unless_first, range(3), workers=2)
+        results = LocalEngine(copies=may_copy).map(setup, of_work.sleep_unless_first, range(3), workers=2)
         assert next(results)[0] == 0
         results.close()
         assert not multiprocessing.active_children()
 
     def test_a_worker_spreads_nothing_further(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("ENGINE", "ray")
-        found = LocalEngine(copies=True).map(partial(int, 0), of_work.describe_process, [0], workers=2)
+        found = LocalEngine(copies=may_copy).map(partial(int, 0), of_work.describe_process, [0], workers=2)
         assert next(iter(found))[1]["alone"]
 
     def test_cards_are_handed_out_in_turn(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -121,7 +125,7 @@ class TestCopies:
         for gpus, expected in ((1, ["0", "1", "5"]), (0.5, ["0", "0", "1"]), (2, ["0,1", "5,0", "1,5"])):
             crew = processes.Processes(processes.Task(partial(int, 0), of_work.describe_process), gpus=gpus)
             assert [crew._cards_of(slot) for slot in range(3)] == expected
-        found = LocalEngine(copies=True).map(partial(int, 0), of_work.describe_process, [0], workers=2, gpus=0.5)
+        found = LocalEngine(copies=may_copy).map(partial(int, 0), of_work.describe_process, [0], workers=2, gpus=0.5)
         assert next(iter(found))[1]["cards"] == "0"
 
 

@@ -27,9 +27,11 @@ import scripts.parallel
 import scripts.worker
 import train
 from air_plugin.utils.errors import UserError
+from air_plugin.utils.processes import Processes
 from air_plugin.utils.progress import Event, report
+from air_plugin.utils.units import Reporter
 from scripts.parallel import SideBySide, number_at_once, run_all
-from scripts.worker import GENERATING, Reporter, Run, Worker, work
+from scripts.worker import GENERATING, Run, work
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers do not inherit the fakes")
 
@@ -48,7 +50,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], int]], No
         monkeypatch.setattr(train, "run", lambda cfg, label: do(label))
 
     monkeypatch.setattr(scripts.parallel, "may_copy", lambda: True)
-    monkeypatch.setattr(scripts.parallel, "import_libraries", lambda runs: None)
+    monkeypatch.setattr(scripts.parallel, "import_libraries", lambda names: None)
+    monkeypatch.setattr(scripts.parallel, "set_up", int)
     return use
 
 
@@ -93,10 +96,24 @@ def test_a_killed_run_costs_no_other(fake, tmp_path: Path, capsys):
         return 0
 
     fake(do)
-    with pytest.raises(UserError, match="a run was killed, perhaps for want of memory; run again with JOBS=1"):
+    with pytest.raises(UserError, match=r"^run b: 3 workers died of it, .* for lack of memory; use fewer .*JOBS"):
         run_all([make_run(name) for name in "abcd"], at_once=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c", "d"]
-    assert "== b: killed (" in capsys.readouterr().out and multiprocessing.active_children() == []
+    assert capsys.readouterr().out.count("== ") == 3 and multiprocessing.active_children() == []
+
+
+def test_a_killed_run_resumes_in_another_worker(fake, tmp_path: Path, caplog):
+    def do(label: str) -> int:
+        if label == "b" and not (tmp_path / "b").exists():
+            note(tmp_path, "b")
+            os.kill(os.getpid(), signal.SIGKILL)
+        note(tmp_path, label, "whole")
+        return 0
+
+    fake(do)
+    assert run_all([make_run(name) for name in "abc"], at_once=2) == 0
+    assert {(tmp_path / name).read_text() for name in "abc"} == {"whole"}
+    assert caplog.messages == ["the worker of run b was killed by signal 9; another one does it again"]
 
 
 def test_a_failed_run_ends_the_script_after_those_that_go_on(fake, tmp_path: Path, capsys):
@@ -155,17 +172,19 @@ def test_an_interruption_ends_every_worker(fake, tmp_path: Path, monkeypatch: py
 def started(runs: list[Run], at_once: int, ends: list[str]) -> list[str]:
     """The names of runs in the order in which they begin, where they end in a given order."""
     side, order = SideBySide(runs, at_once), []
-    ends = list(ends)
-    while side.waiting or side.active:
-        while side.waiting and len(side.active) < at_once:
-            run = side.next()
-            side.waiting.remove(run)
-            side.active.append(SimpleNamespace(run=run))  # type: ignore[arg-type]
-            order.append(run.name)
-        worker = next(worker for worker in side.active if worker.run and worker.run.name == ends[0])
+    side.imported = True
+    waiting, active, ends = list(range(len(runs))), list[int](), list(ends)
+    while waiting or active:
+        while waiting and len(active) < at_once:
+            index = side.choose(waiting, active)
+            assert index is not None
+            waiting.remove(index)
+            active.append(index)
+            order.append(side.runs[index].name)
+        index = next(index for index in active if side.runs[index].name == ends[0])
         ends.pop(0)
-        side.active.remove(worker)
-        side.made.add(worker.run.generates)  # type: ignore[union-attr]
+        active.remove(index)
+        side.made.add(side.runs[index].generates)
     return order
 
 
@@ -342,16 +361,12 @@ def test_a_worker_that_does_several_runs_begins_each_with_the_same_state(fake, t
         change_everything(label)
         return 0
 
-    def new_worker() -> Worker:
-        worker = Worker(is_copy=True)
-        worker.is_copy = False
-        return worker
-
     fake(do)
-    monkeypatch.setattr(SideBySide, "new_worker", staticmethod(new_worker))
+    monkeypatch.setattr(scripts.parallel, "may_copy", lambda: False)
+    monkeypatch.setattr(Processes, "method", "fork")
     assert run_all([make_run(name) for name in "abcd"], at_once=2) == 0
     found = [ast.literal_eval((tmp_path / name).read_text()) for name in "abcd"]
-    assert len({pid for pid, _ in found}) == 2 and len({rest for _, rest in found}) == 1
+    assert len({pid for pid, _ in found}) <= 2 and len({rest for _, rest in found}) == 1
     assert multiprocessing.active_children() == []
 
 
