@@ -63,6 +63,7 @@ class PromptTrainer(TrainerX):
         self.stages = Stages()
         self.store = Store(self.cfg.AIR.CACHE or Path(self.cfg.OUTPUT_DIR) / "cache")
         self.results: dict[str, dict[str, Any]] = {}
+        self.last_losses: dict[str, float] = {}
         self.predictions: dict[str, Any] = {}
         self.classnames: list[str] = list(self.dm.dataset.classnames)
         with self.stages.stage("backbone"):
@@ -202,7 +203,8 @@ class PromptTrainer(TrainerX):
 
     def after_epoch(self) -> None:
         super().after_epoch()
-        report("prompt training", self.epoch + 1, self.max_epoch, loss=sum(self.last_losses.values()))
+        loss = sum(self.last_losses.values()) if self.last_losses else None
+        report("prompt training", self.epoch + 1, self.max_epoch, loss=loss)
 
     def train(self) -> None:
         with self.stages.stage("prompt training"):
