@@ -3,21 +3,20 @@
     python -m benchmarks.scaling --part em                       # 1,000,000 images, 512 dimensions, 1,000 classes
     python -m benchmarks.scaling --part em --images 100000 --iterations 3
 
-em: EM over shards of a feature table on disk, by `--workers` processes of one thread each, beside one process that adds
-up all images as one shard. The results must agree to 1e-6. The table, 4 * images * dimensions bytes, is written to
-`--folder` and removed. What `--computed` images take is computed: time grows with them, a worker's memory does not.
+em: EM over shards of a feature table on disk, by `--workers` workers of ENGINE (local or ray) with one thread each,
+beside one process that adds up all images as one shard. The results must agree to 1e-6. The table, 4 * images *
+dimensions bytes, is written to `--folder` and removed. What `--computed` images take is computed: time grows with them,
+a worker's memory does not.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from air_plugin.clip.images_on_disk import ImagesOnDisk
+from air_plugin.engine import chosen
 from air_plugin.functional.gaussian import Gaussians, Refined, fit_gaussians, refine_shards
 from air_plugin.functional.shards import SHARD, cut, in_this_process
 from air_plugin.utils.tables import write_table
@@ -53,10 +53,10 @@ def em(options: argparse.Namespace) -> int:
             flush=True,
         )
         results, seconds, peak = {}, [], 0.0
-        processes = Processes(options.workers)
+        workers = partial(chosen().map, workers=options.workers, title="shard", folders=[path.parent])
         for name, map_shards, shard in (
             ("one process, one shard", in_this_process, options.images),
-            (f"{options.workers} workers", processes, SHARD),
+            (f"{options.workers} workers", workers, SHARD),
         ):
             peaks: dict[int, float] = {}
             start = time.perf_counter()
@@ -71,7 +71,6 @@ def em(options: argparse.Namespace) -> int:
             seconds.append(time.perf_counter() - start)
             peak = max(peaks.values())
             print(f"{name}: {seconds[-1]:.1f} s, peak memory of a worker {peak:.2f} GiB", flush=True)
-        processes.close()
         print(f"peak memory of the main process {peak_of_this_process():.2f} GiB")
         print(f"efficiency of {options.workers} workers {seconds[0] / seconds[1] / options.workers:.2f}")
         print(computed(options, seconds[1], peak))
@@ -109,39 +108,6 @@ def tensors(result: Refined) -> list[Tensor]:
 def difference(one: Tensor, other: Tensor) -> float:
     """The largest difference, as a share of the largest number."""
     return float((one - other).abs().max() / one.abs().max())
-
-
-class Processes:
-    """A `ShardMap` of processes on this machine, with one thread each: results in the order in which they are finished.
-
-    They start once, and serve every call until `close`.
-    """
-
-    def __init__(self, workers: int) -> None:
-        self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-        self.calls = 0
-
-    def __call__(
-        self, setup: Callable[[], Any], work: Callable[[Any, range], Any], units: Sequence[range], /
-    ) -> Iterator[tuple[int, Any]]:
-        self.calls += 1
-        futures = {self.pool.submit(_work, self.calls, setup, work, unit): index for index, unit in enumerate(units)}
-        for future in as_completed(futures):
-            yield futures.pop(future), future.result()
-
-    def close(self) -> None:
-        self.pool.shutdown(cancel_futures=True)
-
-
-_state: dict[int, Any] = {}  # of a worker: of the present call
-
-
-def _work(call: int, setup: Callable[[], Any], work: Callable[[Any, range], Any], unit: range) -> Any:
-    if call not in _state:
-        torch.set_num_threads(1)
-        _state.clear()
-        _state[call] = setup()
-    return work(_state[call], unit)
 
 
 def measured(map_shards: Callable[..., Iterable[tuple[int, Any]]], peaks: dict[int, float]) -> Any:

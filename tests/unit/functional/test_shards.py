@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from sources import ROOT
 from torch import Tensor
 
 from air_plugin.clip.images_on_disk import ImagesOnDisk
+from air_plugin.engine import LocalEngine
 from air_plugin.functional.gaussian import Gaussians, Refined, fit_gaussians, refine, refine_shards
 from air_plugin.functional.shards import add_up, cut, in_this_process
 from air_plugin.utils.tables import Table
 from air_plugin.utils.tensors import save_tensors
-from benchmarks.scaling import Processes
 
 C, D, N = 5, 12, 300
 
@@ -126,11 +126,18 @@ def test_the_size_of_a_shard_is_used(images: ImagesOnDisk, prior: Gaussians):
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_the_bits_do_not_depend_on_the_number_of_workers(images: ImagesOnDisk, prior: Gaussians, workers: int):
-    options: dict[str, Any] = {"prior": prior, "shard": 50, "chunk": 20, "iterations": 3, "tolerance": 0}
-    alone = refine_shards(images, **options)
-    assert same(refine_shards(images, **options, map_shards=Backwards()), alone)
-    with closing(Processes(workers)) as processes:
-        assert same(refine_shards(images, **options, map_shards=processes), alone)
+    def sums(map_shards: ShardMap) -> list[Tensor]:
+        return Sums(images, chunk=20, shard=50, map_shards=map_shards).expect("sums", prior.head(), 0.5)
+
+    alone = sums(in_this_process)
+    for map_shards in (Backwards(), partial(LocalEngine().map, workers=workers)):
+        assert all(torch.equal(*pair) for pair in zip(sums(map_shards), alone, strict=True))
+
+
+def test_two_processes_refine_as_one(images: ImagesOnDisk, prior: Gaussians):
+    options: dict[str, Any] = {"prior": prior, "shard": 50, "iterations": 2, "tolerance": 0}
+    two = refine_shards(images, **options, map_shards=partial(LocalEngine().map, workers=2))
+    assert same(refine_shards(images, **options), two)
 
 
 def test_a_worker_receives_places_not_features(images: ImagesOnDisk):
