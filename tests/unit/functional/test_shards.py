@@ -19,7 +19,7 @@ from torch import Tensor
 from air_plugin.clip.images_on_disk import ImagesOnDisk
 from air_plugin.engine import LocalEngine
 from air_plugin.functional.gaussian import Gaussians, Refined, fit_gaussians, refine, refine_shards
-from air_plugin.functional.shards import add_up, cut, in_this_process
+from air_plugin.functional.shards import ShardMap, Sums, add_up, cut, in_this_process
 from air_plugin.utils.tables import Table
 from air_plugin.utils.tensors import save_tensors
 
@@ -132,12 +132,6 @@ def test_the_bits_do_not_depend_on_the_number_of_workers(images: ImagesOnDisk, p
     alone = sums(in_this_process)
     for map_shards in (Backwards(), partial(LocalEngine().map, workers=workers)):
         assert all(torch.equal(*pair) for pair in zip(sums(map_shards), alone, strict=True))
-
-
-def test_two_processes_refine_as_one(images: ImagesOnDisk, prior: Gaussians):
-    options: dict[str, Any] = {"prior": prior, "shard": 50, "iterations": 2, "tolerance": 0}
-    two = refine_shards(images, **options, map_shards=partial(LocalEngine().map, workers=2))
-    assert same(refine_shards(images, **options), two)
 
 
 def test_a_worker_receives_places_not_features(images: ImagesOnDisk):
