@@ -41,9 +41,9 @@ def test_when_it_is_worth_it(setting: bool | None, device: torch.device, images:
 
 
 class Compiler:
-    """torch.compile's stand-in: notes the batch sizes of what it compiled; `fault` is raised by its first calls."""
+    """torch.compile's stand-in: notes the batch sizes of what it compiled; its first calls raise the faults."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, faults: list[Exception] | None = None) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, faults: list[Exception | None] | None = None) -> None:
         self.sizes: list[int] = []
         self.formats: set[bool] = set()
         self.made, self.faults = 0, faults or []
@@ -54,8 +54,8 @@ class Compiler:
         assert dynamic is False
 
         def fast(sample: torch.Tensor, *arguments: Any, **named: Any) -> Any:
-            if self.faults:
-                raise self.faults.pop(0)
+            if self.faults and (fault := self.faults.pop(0)):
+                raise fault
             self.sizes.append(len(sample))
             unet = forward.__self__  # type: ignore[attr-defined]
             self.formats.add(unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last))
@@ -114,12 +114,15 @@ def test_an_error_of_the_unet_itself_is_not_hidden(tmp_path: Path, monkeypatch: 
     assert "forward" not in vars(unet)
 
 
+@pytest.mark.parametrize(("calls", "sizes"), [(0, [2] * 12), (2, [4, 4, *[2] * 8])])
 def test_a_batch_that_is_too_large_is_compiled_for_half_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, calls: int, sizes: list[int]
 ):
-    compiler = Compiler(monkeypatch, [torch.cuda.OutOfMemoryError("CUDA out of memory.")])
-    make(tmp_path, compile_unet=True)
-    assert compiler.sizes == [2, 2] * 3
+    """At once, or in the second batch."""
+    compiler = Compiler(monkeypatch, [*[None] * calls, torch.cuda.OutOfMemoryError("CUDA out of memory.")])
+    jobs = plan(images=4, guidance=1.0)
+    generate(make_pipeline("sd_turbo"), jobs, tmp_path, batch_size=4, compile_unet=True)
+    assert compiler.sizes == sizes
     assert caplog.messages == ["out of memory with 4 images at once: continues with 2 (AIR.BATCH)"]
 
 

@@ -99,6 +99,20 @@ def test_prompts_are_encoded_in_chunks_and_the_empty_one_once(monkeypatch: pytes
     assert sorted(encode_once(pipeline, prompts, guidance=1.0).arguments(["a"])) == [names[2], names[0]]
 
 
+def test_the_empty_prompt_is_encoded_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sampling, "CHUNK", 2)
+    pipeline, encode = FakePipeline(), FakePipeline.encode_prompt
+    guided: list[bool] = []
+
+    def noting(self: FakePipeline, *, do_classifier_free_guidance: bool, **named: Any) -> Any:
+        guided.append(do_classifier_free_guidance)
+        return encode(self, do_classifier_free_guidance=do_classifier_free_guidance, **named)
+
+    monkeypatch.setattr(FakePipeline, "encode_prompt", noting)
+    encode_once(pipeline, ["a", "b", "c", "d", "e"], guidance=2.0)
+    assert guided == [True, False, False]
+
+
 def counted(layer: torch.nn.Module) -> list[Tensor]:
     """The inputs of a layer from now on."""
     inputs: list[Tensor] = []

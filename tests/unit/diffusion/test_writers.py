@@ -110,7 +110,7 @@ def test_a_full_disk_is_the_error_that_it_was(tmp_path: Path, monkeypatch: pytes
     def counting(function: Any, limit: int) -> Any:
         def call(*arguments: Any) -> Any:
             done.append(1)
-            if len(done) > limit:
+            if len(done) == limit + 1:  # once: what comes afterwards does not count either
                 raise full
             return function(*arguments)
 
@@ -138,6 +138,22 @@ def test_an_error_on_the_last_images_is_raised(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(module, "write_image", broken)
     with pytest.raises(PermissionError), ImageWriter(tmp_path, {}, waiting=9) as writer:
         writer.put(plan()[0], picture(0), 0)
+
+
+def test_generation_stops_soon_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not when hours of images are made that cannot be written."""
+
+    def broken(path: Path, pixels: np.ndarray) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(module, "write_image", broken)
+    handed_over = 0
+    with pytest.raises(PermissionError), ImageWriter(tmp_path, {}, waiting=9) as writer:
+        for job in plan(images=1000):
+            writer.put(job, picture(0), 0)
+            handed_over += 1
+            time.sleep(0.005)
+    assert 0 < handed_over < 3000
 
 
 def test_after_ctrl_c_what_waits_is_written_and_no_thread_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
