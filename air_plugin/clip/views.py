@@ -81,14 +81,17 @@ class Views:
 
     def finish(self, batch: Tensor) -> Tensor:
         """(n, V, ...) collated views to (n * V, 3, H, W) pixels, on the device of the batch."""
-        from torchvision.transforms.functional import normalize
-
         flat = batch.flatten(0, 1)
         if self.tail is None or flat.dtype != torch.uint8:
             return flat
         pixels = flat.permute(0, 3, 1, 2).contiguous().to(torch.get_default_dtype()).div_(255)  # as ToTensor
         for step in self.tail[1:]:
-            normalize(pixels, step.mean, step.std, inplace=True)
+            # As Normalize, which asks the device whether a deviation is 0 and so would wait for all that it computes.
+            mean, std = (
+                torch.as_tensor(values, dtype=pixels.dtype).view(-1, 1, 1).to(pixels.device, non_blocking=True)
+                for values in (step.mean, step.std)
+            )
+            pixels.sub_(mean).div_(std)
         return pixels
 
 
@@ -102,9 +105,13 @@ def split_tail(transform: Any) -> tuple[Any, list[Any] | None]:
 
     steps = transform.transforms if type(transform) is Compose else []
     place = next((number for number, step in enumerate(steps) if _is_to_tensor(type(step))), None)
-    if place is None or any(type(step) is not Normalize for step in steps[place + 1 :]):
+    if place is None or any(type(step) is not Normalize or _has_zero(step.std) for step in steps[place + 1 :]):
         return transform, None
     return Compose(steps[:place]), steps[place:]
+
+
+def _has_zero(deviation: Any) -> bool:
+    return bool((torch.as_tensor(deviation) == 0).any())
 
 
 def _is_to_tensor(kind: type) -> bool:

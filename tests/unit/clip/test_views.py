@@ -104,3 +104,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
     paths = write_pictures(tmp_path, 1)
     Path(paths[0]).write_text("no image")
     assert paths[0] in Views(paths, PLAIN, None, views=1, seed=0).read((0, paths[0]))
+
+
+def test_a_deviation_of_0_is_an_error_as_before(jpegs: list[str]):
+    plain = T.Compose([T.Resize((SIDE, SIDE)), T.ToTensor(), T.Normalize(MEAN, (0.2, 0.0, 0.2))])
+    with pytest.raises(ValueError, match="zero"):
+        Views(jpegs, plain, None, views=1, seed=0).read((0, jpegs[0]))
