@@ -26,11 +26,14 @@ import yaml
 from documents import PAGES, ROOT, Block, Command
 from PIL import Image
 from runs import SHORT
+from small_models import air_settings, write_pictures
 
 import air_plugin
+from air_plugin.auxiliary.stages import Prototypes
 from air_plugin.cli import main, parse
 from air_plugin.config import add_air_config, flatten, merge_file, merge_options
 from air_plugin.utils.errors import UserError
+from air_plugin.utils.store import Store
 
 README = ROOT / "README.md"
 # Programs that these tests do not start. Everything else is run, or its arguments are checked by its own parser.
@@ -381,6 +384,22 @@ def save_classifier(folder: Path) -> dict[str, Any]:
     return {**given, "names": names, "logits": torch.zeros(4, 2)}
 
 
+def images_and_auxiliary(folder: Path) -> dict[str, Any]:
+    """What the snippet on ten million images takes for granted, with six images."""
+    given = small_features(6, 2)
+    generated = given["features"].view(2, 3, -1)
+    prototypes = Prototypes(generated[:, :2], [], torch.arange(2).expand(2, 2), generated)
+    head = air_plugin.AuxiliaryClassifier.from_prototypes(prototypes.features, scale=2.0)
+    return {
+        "backbone": given["backbone"],
+        "classnames": ["left", "right"],
+        "paths": write_pictures(folder / "pictures", 6),
+        "auxiliary": air_plugin.Auxiliary(head, prototypes),
+        "settings": air_settings(AUXILIARY="gaussian", REFINE="em"),
+        "store": Store(folder / "store"),
+    }
+
+
 HOSTS = ("CoOp", "MaPLe", "ZeroshotCLIP", "PLOT", "UPLTrainer")  # trainers that docs/drop-in.md extends
 
 
@@ -394,6 +413,8 @@ def names_for(block: Block, folder: Path) -> dict[str, Any]:
         return save_classifier(folder)
     if "candidate_sets" in block.text:
         return small_features(8, 2)
+    if "finalize_shards" in block.text:
+        return images_and_auxiliary(folder)
     return {**given, "cfg": default_config()}
 
 
