@@ -200,11 +200,10 @@ class _Run:
         while self.started:
             self._finish(*self.started.popleft())
         if len(jobs) == 1:
-            precision = str(self.pipeline.unet.dtype).removeprefix("torch.")
+            precision = "use AIR.PRECISION bf16, " if self.pipeline.unet.dtype == torch.float32 else ""
             raise UserError(
-                f"out of memory with a single image at once: lower AIR.SIZE (now {jobs[0].size}), use AIR.PRECISION "
-                f"bf16 (now {precision}) or a smaller AIR.GENERATOR, or end other programs on the card; finished "
-                "images are kept"
+                f"out of memory with a single image at once: lower AIR.SIZE (now {jobs[0].size}), {precision}choose a "
+                "smaller AIR.GENERATOR, or end other programs on the card; finished images are kept"
             )
         self.too_large = self.too_large or len(jobs)
         self.size = (len(jobs) + 1) // 2
