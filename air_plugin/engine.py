@@ -3,7 +3,8 @@
 A unit is something that is atomic on disk, for instance a run or a batch of images. A unit that was lost with its
 worker is done again; the same bits come out whatever the engine, the number of workers and the order.
 
-Environment: ENGINE (local, the default, or ray), RAY_ADDRESS (a cluster's; without it Ray starts on this machine).
+Environment: ENGINE (local, the default, or ray), RAY_ADDRESS (a cluster's; without it Ray starts on this machine),
+WORKERS (see `number_of_workers`).
 """
 
 from __future__ import annotations
@@ -188,6 +189,20 @@ def chosen() -> Engine:
     if name not in engines:
         raise unknown("ENGINE", name, engines)
     return LocalEngine() if is_worker() else engines[name]()
+
+
+def number_of_workers(engine: Engine) -> int:
+    """WORKERS: how many workers generate images; without it 1 on this machine, and what fits on a cluster.
+
+    Raises:
+        UserError: WORKERS is no such number, or the cluster cannot be used.
+    """
+    word = os.environ.get("WORKERS", "")
+    if word and not (word.isascii() and word.isdigit() and 1 <= int(word) <= 9999):
+        raise UserError(f"WORKERS is '{word}'; it must be a whole number, at least 1")
+    if is_worker():
+        return 1
+    return int(word) if word else engine.capacity(gpus=min(1.0, engine.gpus()))
 
 
 def first(waiting: Sequence[int], active: Sequence[int]) -> int:

@@ -16,7 +16,21 @@ from pathlib import Path
 from typing import Any
 
 FOREIGN = ("AIR_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DIFFUSERS_", "XDG_", "TORCH_", "MPL", "PYTEST_ADDOPTS")
-SETTINGS = ("DATA", "OUTPUT", "SEEDS", "JOBS", "TARGETS", "PYTHONPATH", "PYTHONWARNINGS", "ALL_PROXY", "all_proxy")
+SETTINGS = (
+    "DATA",
+    "OUTPUT",
+    "SEEDS",
+    "JOBS",
+    "ENGINE",
+    "WORKERS",
+    "GPUS_PER_RUN",
+    "RAY_ADDRESS",
+    "TARGETS",
+    "PYTHONPATH",
+    "PYTHONWARNINGS",
+    "ALL_PROXY",
+    "all_proxy",
+)
 KEPT = ("AIR_NEEDS_CHROMIUM",)
 NOBODY = "http://127.0.0.1:9"  # the discard port: no such service
 network: list[str] = []  # what this process tried to reach

@@ -14,10 +14,13 @@ from air_plugin.clip.features import extract_features
 from air_plugin.clip.zero_shot import UnlabelledImages
 from air_plugin.config import AirSettings
 from air_plugin.diffusion.captions import choose_captions
+from air_plugin.diffusion.compile import is_worth_compiling
 from air_plugin.diffusion.generate import GenerationReport, count_missing, generate
 from air_plugin.diffusion.jobs import plan_jobs
 from air_plugin.diffusion.lora import adapter_loaded, train_lora
 from air_plugin.diffusion.pipeline import Generator, require_size
+from air_plugin.diffusion.spread import Recipe, generate_with
+from air_plugin.engine import chosen, number_of_workers
 from air_plugin.functional.prototypes import gather_prototypes, real_prototypes, select_prototypes
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.files import to_json, write_atomically
@@ -129,13 +132,30 @@ def generate_images(
         "guidance": settings.guidance,
         "size": settings.size,
     }
-    folder = adapter.folder if adapter else None
+    adapter_folder = adapter.folder if adapter else None
     with store.open("images", common, grows=True) as entry:
-        missing = count_missing(jobs, entry.path) if store.read_only else 0
-        if missing:
-            raise NotStored(f"{store.root} lacks {missing:,} of the {len(jobs):,} images of these classes")
-        with adapter_loaded(pipeline, folder, accelerator=generator.accelerator):
-            return generate(pipeline, jobs, entry.path, batch_size=settings.batch, compile_unet=settings.compile)
+        folder = entry.path  # other processes may fill it at the same time: its lock is not kept
+        missing = count_missing(jobs, folder) if store.read_only else 0
+    if missing:
+        raise NotStored(f"{store.root} lacks {missing:,} of the {len(jobs):,} images of these classes")
+    engine = chosen()
+    workers = number_of_workers(engine)
+    if workers == 1 and engine.name == "local":
+        with adapter_loaded(pipeline, adapter_folder, accelerator=generator.accelerator):
+            return generate(pipeline, jobs, folder, batch_size=settings.batch, compile_unet=settings.compile)
+    gpus = 1.0 if engine.gpus() or pipeline.device.type == "cuda" else 0.0
+    recipe = Recipe(
+        name=settings.generator,
+        loading=settings.loading,
+        fingerprint=generator.fingerprint,
+        adapter=adapter_folder,
+        prompts=tuple(dict.fromkeys(job.prompt for job in jobs)),
+        guidance=settings.guidance,
+        folder=folder.absolute(),
+        size=settings.batch,
+        compile_unet=is_worth_compiling(settings.compile, pipeline.device, len(jobs) // workers),
+    )
+    return generate_with(engine, recipe, jobs, workers=workers, gpus=gpus)
 
 
 def make_prototypes(

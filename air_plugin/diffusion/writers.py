@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from queue import Queue
 from threading import Thread
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,7 @@ from air_plugin.utils.files import digest, to_json, write_atomically
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.jsonl"
+LOCK = ".manifest.lock"
 THREADS = 4  # PNG compression and SHA-256 run outside of Python's lock
 
 Records = dict[str, dict[str, Any]]  # lines of the manifest by the key of the image
@@ -38,14 +40,17 @@ class ImageWriter:
         ...     writer.put(job, pixels, attempt=0)  # (H, W, 3) uint8
     """
 
-    def __init__(self, folder: Path, records: Records, *, waiting: int) -> None:
+    def __init__(
+        self, folder: Path, records: Records, *, waiting: int, recorded: Callable[[str], None] | None = None
+    ) -> None:
         """
         Args:
             folder: of the images (`<key>.png`) and of the manifest.
             records: get the line of each image.
             waiting: images that may wait to be written; with more, `put` waits.
+            recorded: is called with the key of each image that is in the manifest, by a thread.
         """
-        self.folder, self.records = folder, records
+        self.folder, self.records, self.recorded = folder, records, recorded
         self._error: BaseException | None = None
         self._waiting: Queue[tuple[ImageJob, int, Future[str]] | None] = Queue(waiting)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="image")
@@ -87,10 +92,9 @@ class ImageWriter:
                 written.cancel()
                 continue
             try:
-                line = {**asdict(job), "key": job.key, "attempt": attempt, "sha256": written.result()}
-                with open(self.folder / MANIFEST, "a", encoding="utf-8") as manifest:
-                    manifest.write(to_json(line) + "\n")
-                self.records[job.key] = line
+                self.records[job.key] = add_line(self.folder, job, attempt, written.result())
+                if self.recorded is not None:
+                    self.recorded(job.key)
             except Exception as error:
                 self._error = error  # `put` or `__exit__` raises it
 
@@ -104,23 +108,49 @@ def write_image(path: Path, pixels: np.ndarray) -> str:
     return digest(data)
 
 
+def add_line(folder: Path, job: ImageJob, attempt: int, sha256: str) -> dict[str, Any]:
+    """Add the line of an image to the manifest and return it; several processes may do so at the same time."""
+    from filelock import FileLock
+
+    line = {**asdict(job), "key": job.key, "attempt": attempt, "sha256": sha256}
+    with FileLock(folder / LOCK), open(folder / MANIFEST, "ab+") as manifest:
+        if manifest.tell() and _last_byte(manifest) != b"\n":  # of a process that was killed
+            manifest.write(b"\n")
+        manifest.write(to_json(line).encode() + b"\n")
+    return line
+
+
+def _last_byte(file: IO[bytes]) -> bytes:
+    file.seek(-1, 2)
+    return file.read(1)
+
+
 def read_manifest(folder: Path) -> Records:
     """The records of the manifest by key; a line that is incomplete, because a run was killed, is left out."""
+    records: Records = {}
+    read_lines(folder, records, 0)
+    return records
+
+
+def read_lines(folder: Path, records: Records, position: int) -> tuple[int, set[str]]:
+    """Put the whole lines of the manifest from a position on into `records`; returns where they end, and their keys."""
     path = folder / MANIFEST
     if not path.exists():
-        return {}
-    records = {}
-    text = path.read_text(encoding="utf-8", errors="replace")
-    for line in text.splitlines():
+        return position, set()
+    with open(path, "rb") as manifest:
+        manifest.seek(position)
+        text = manifest.read()
+    end = text.rfind(b"\n") + 1
+    keys = set()
+    for line in text.splitlines():  # the last one may lack its end: it is read again when it has that
         try:
             record = json.loads(line)
             records[record["key"]] = record
+            keys.add(record["key"])
         except (ValueError, KeyError, TypeError):
-            log.info("cache: a damaged line in %s is left out", path)
-    if text and not text.endswith("\n"):
-        with open(path, "a", encoding="utf-8") as manifest:
-            manifest.write("\n")
-    return records
+            if not position:  # else another process may be writing it
+                log.info("cache: a damaged line in %s is left out", path)
+    return position + end, keys
 
 
 def is_whole(folder: Path, job: ImageJob, records: Records) -> bool:

@@ -252,20 +252,17 @@ class Actor:
         number: of the worker.
         folder: the driver's present one, which relative paths begin at.
         environment: variables that are set before anything else is imported.
-        threads: torch's number of threads in the driver's process: results depend on it by rounding.
         task: a pickled `Task`.
         mailbox: of events; None where nobody wants them.
     """
 
-    def __init__(
-        self, number: int, folder: str, environment: dict[str, str], threads: int, task: bytes, mailbox: Any | None
-    ) -> None:
+    def __init__(self, number: int, folder: str, environment: dict[str, str], task: bytes, mailbox: Any | None) -> None:
         with suppress(OSError):
             os.chdir(folder)
         os.environ.update(environment)
         if str(ROOT) not in sys.path:
             sys.path.insert(0, str(ROOT))
-        self.number, self.threads, self.task, self.mailbox = number, threads, task, mailbox
+        self.number, self.task, self.mailbox = number, task, mailbox
 
     def _send(self, event: Event) -> None:
         if self.mailbox is not None:
@@ -273,9 +270,6 @@ class Actor:
 
     def set_up(self) -> bytes:
         """Make the state; returns a packed message."""
-        import torch
-
-        torch.set_num_threads(self.threads)
         self.bench = Bench(unpack(self.task), self._send if self.mailbox is not None else None)
         return self.bench.set_up()
 
@@ -308,11 +302,10 @@ class Actors:
 
     def __init__(self, task: Task, *, gpus: float, events: bool) -> None:
         import ray
-        import torch
 
         passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
         self.mailbox = ray.remote(num_cpus=0)(Mailbox).remote() if events else None
-        self.arguments = (os.getcwd(), passed, torch.get_num_threads(), pack(task), self.mailbox)
+        self.arguments = (os.getcwd(), passed, pack(task), self.mailbox)
         self.kind = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")(Actor)
         self.actors: dict[int, Any] = {}
         self.coming: dict[Any, int] = {}  # a message that will come -> number of the worker

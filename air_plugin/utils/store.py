@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from air_plugin.utils.tables import LARGE, map_tensors
 log = logging.getLogger(__name__)
 
 MARK = "entry.json"
+LONG = 3600.0  # seconds; nobody writes a single file for so long
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
@@ -104,7 +106,8 @@ class Store:
         Args:
             kind: of the artifact, for instance "features"; the name of the folder above it.
             settings: everything that determines its content; JSON values only.
-            grows: it is never complete, as the folder of images, and is opened in a read-only store, too.
+            grows: it is never complete, as the folder of images, and is opened in a read-only store, too. Others may
+                work in it after the lock is left.
 
         Raises:
             NotStored: the store is only read, and the artifact is not there or unfinished.
@@ -118,7 +121,8 @@ class Store:
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             for stale in path.glob(".*.tmp"):  # of a process that was killed
-                stale.unlink()
+                if not grows or time.time() - stale.stat().st_mtime > LONG:
+                    stale.unlink()
             fault = _fault(path, plain)
             if fault and self.read_only:
                 raise NotStored(f"{path} in the store is damaged: {fault}")

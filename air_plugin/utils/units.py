@@ -9,8 +9,10 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from air_plugin.utils.progress import Event, handled_by
 
@@ -20,10 +22,14 @@ _inside = False  # whether this process is a worker
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker does: `setup()` once, which returns its state, then `work(state, unit)` for each of its units."""
+    """What a worker does: `setup()` once, which returns its state, then `work(state, unit)` for each of its units.
+
+    threads: torch's number of threads, which results depend on by rounding: that of the driver's process.
+    """
 
     setup: Callable[[], Any]
     work: Callable[[Any, Any], Any]
+    threads: int = field(default_factory=torch.get_num_threads)
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ class Bench:
     def set_up(self) -> bytes:
         """Make the state; returns a pickled message."""
         try:
+            if torch.get_num_threads() != self.task.threads:
+                torch.set_num_threads(self.task.threads)
             self.state = self.task.setup()
         except Exception as error:
             return pack_error(error)
