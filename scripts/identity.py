@@ -24,6 +24,9 @@ MODELS = {
     "initial": "the weights of MODEL.INIT_WEIGHTS",
     "generator": "the weights of the generator",
 }
+# Of runs that were made before a setting existed. CPL's selection changed together with this default, so that no run of
+# CPL from before counts as complete.
+FORMER_DEFAULTS = {"TRAINER.CPL.LEVERAGE": 1.0}
 WHOLE = {"images": "the images changed", "lists": "the lists of images and labels changed"}
 
 
@@ -265,15 +268,23 @@ def claim(folder: Path, settings: Mapping[str, Any], inputs: Inputs) -> bool:
 def _require_same_settings(folder: Path, found: dict[str, Any], wanted: Mapping[str, Any]) -> None:
     found.pop("DATASET.CONTENTS", None)  # of versions that recorded names and sizes of some data sets here
     if new := wanted.keys() - found.keys():  # settings that did not exist yet when the run was made
-        usual = json.loads(to_json(flatten(defaults())))
+        usual = {**json.loads(to_json(flatten(defaults()))), **FORMER_DEFAULTS}
         found |= {key: value for key, value in usual.items() if key in new}
     differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    if not _selects_candidates(wanted):
+        differing = [key for key in differing if not key.startswith("TRAINER.CPL.")]  # which it does not read
     if differing:
         change = ", ".join(f"{key} {found.get(key)!r} -> {wanted.get(key)!r}" for key in differing[:3])
         raise UserError(
             f"{folder} holds a run of other settings ({change}); remove it or choose another --output-dir "
             "(scripts: OUTPUT)"
         )
+
+
+def _selects_candidates(settings: Mapping[str, Any]) -> bool:
+    """Whether a run's pseudo-labels are CPL's."""
+    trainer = settings["TRAINER.NAME"].partition("+")[0]
+    return trainer == "CPL" or (trainer == "AiR" and settings["TRAINER.AIR.LABELER"] == "CPL")
 
 
 def _require_same_inputs(folder: Path, inputs: Inputs, *, begun: bool) -> None:

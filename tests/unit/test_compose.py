@@ -135,13 +135,27 @@ def old_settings(settings: dict[str, object]) -> dict[str, object]:
     return old
 
 
-def test_a_complete_run_of_the_version_before_is_complete(tmp_path: Path):
-    settings = settings_of(resolve([MINI], dataset_file=DIGITS)[0])
+@pytest.mark.parametrize("trainer", ["ZeroshotCLIP", "UPL", "CoOp+AiR"])
+def test_a_complete_run_of_the_version_before_is_complete(trainer: str, tmp_path: Path):
+    settings = {**settings_of(resolve([MINI], dataset_file=DIGITS)[0]), "TRAINER.NAME": trainer}
     (tmp_path / "settings.json").write_text(json.dumps(old_settings(settings)))
     assert not claim(tmp_path, settings, Inputs())
     (tmp_path / "result.json").write_text('{"a": 1}')
     assert claim(tmp_path, settings, Inputs())
-    with pytest.raises(UserError, match=r"other settings \(TRAINER.CPL.LEVERAGE 1.0 -> 2.0\)"):
-        claim(tmp_path, {**settings, "TRAINER.CPL.LEVERAGE": 2.0}, Inputs())
     with pytest.raises(UserError, match=r"other settings \(AIR.PRIMARY "):
         claim(tmp_path, {**settings, "AIR.PRIMARY": "another"}, Inputs())
+
+
+@pytest.mark.parametrize(("trainer", "labeler"), [("CPL", "UPL"), ("AiR", "CPL"), ("AiR", "UPL")])
+@pytest.mark.parametrize("saved", [True, False])
+def test_no_run_with_the_former_selection_of_cpl_is_complete(trainer: str, labeler: str, saved: bool, tmp_path: Path):
+    settings = settings_of(resolve([MINI], dataset_file=DIGITS)[0])
+    settings |= {"TRAINER.NAME": trainer, "TRAINER.AIR.LABELER": labeler}
+    old = {**settings, "TRAINER.CPL.LEVERAGE": 1.0} if saved else old_settings(settings)
+    (tmp_path / "settings.json").write_text(json.dumps(old))
+    (tmp_path / "result.json").write_text('{"a": 1}')
+    if (trainer, labeler) == ("AiR", "UPL"):
+        assert claim(tmp_path, settings, Inputs())
+        return
+    with pytest.raises(UserError, match=r"other settings \(TRAINER.CPL.LEVERAGE 1.0 -> 2.0\)"):
+        claim(tmp_path, settings, Inputs())
