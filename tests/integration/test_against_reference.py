@@ -42,7 +42,7 @@ def learning_rates() -> Iterator[float]:
         yield 0.05 * (1 + math.cos(math.pi * epoch / EPOCHS)) / 2
 
 
-def trained(trainer: Any, index: Tensor, candidates: list[set[int]], *, first_epoch: int) -> Tensor:
+def trained(trainer: Any, index: Tensor, labels: list[dict[int, float]], *, first_epoch: int) -> Tensor:
     """The context after one round of training, by hand-written SGD with momentum 0.9 and weight decay 5e-4."""
     context, velocity = trainer.initial["ctx"].clone(), torch.zeros_like(trainer.initial["ctx"])
     rows = {"target": torch.arange(len(index))}
@@ -57,7 +57,8 @@ def trained(trainer: Any, index: Tensor, candidates: list[set[int]], *, first_ep
             loss = torch.zeros(())
             for image, row in zip(batch["img"], batch["target"].tolist(), strict=True):
                 probs = (trainer.backbone.logit_scale * text @ image).softmax(dim=0)
-                loss = loss - sum(probs[c] for c in candidates[row]).log() / len(batch["img"])  # type: ignore[union-attr]
+                right = torch.stack([weight * probs[c] for c, weight in labels[row].items()]).sum()
+                loss = loss - right.log() / len(batch["img"])
             (gradient,) = torch.autograd.grad(loss, context)
             with torch.no_grad():
                 velocity = 0.9 * velocity + gradient + 5e-4 * context
@@ -69,35 +70,38 @@ def probabilities(trainer: Any, context: Tensor) -> Tensor:
     return (trainer.backbone.logit_scale * trainer.table.plain @ text_features(trainer, context).T).softmax(dim=1)
 
 
-def most_confident(probs: Tensor, allowed: list[int], k: int) -> list[int]:
-    chosen: list[int] = []
+def upl(probs: Tensor, k: int) -> dict[int, set[int]]:
+    """Selected image -> its candidates: the k most confident images of each class."""
+    chosen: dict[int, set[int]] = {}
     for c in range(probs.shape[1]):
-        of_class = [i for i in allowed if int(probs[i].argmax()) == c]
-        chosen += sorted(of_class, key=lambda i: (-float(probs[i].max()), i))[:k]
-    return sorted(chosen)
+        of_class = [i for i in range(len(probs)) if int(probs[i].argmax()) == c]
+        chosen |= {i: {c} for i in sorted(of_class, key=lambda i: (-float(probs[i].max()), i))[:k]}
+    return chosen
 
 
-def upl(probs: Tensor, k: int) -> tuple[list[int], list[set[int]]]:
-    chosen = most_confident(probs, list(range(len(probs))), k)
-    return chosen, [{int(probs[i].argmax())} for i in chosen]
+def cpl(probs: Tensor, k: int, alpha: float = 0.6, beta: float = 0.9) -> dict[int, set[int]]:
+    """Selected image -> its candidates.
 
-
-def cpl(probs: Tensor, k: int, alpha: float = 0.6, beta: float = 0.9) -> tuple[list[int], list[set[int]]]:
+    The pools are filled by one look at all pairs of an image and a candidate, the most probable pair first. As images
+    and classes rank each other by the same probabilities, that is the result of deferred acceptance, too.
+    """
     values = probs.double().numpy()
     tau, columns = np.quantile(values.max(axis=1), alpha), np.quantile(values, beta, axis=0)
     sets: dict[int, set[int]] = {}
     for i, row in enumerate(values):
         total, intra = 0.0, set()
         for c in np.argsort(-row, kind="stable").tolist():
-            if total >= tau:
-                break
             intra.add(c)
             total += row[c]
-        both = {c for c in intra if row[c] >= columns[c]}
-        if both:
-            sets[i] = both
-    chosen = most_confident(probs, list(sets), k)
-    return chosen, [sets[i] for i in chosen]
+            if total > tau:
+                break
+        sets[i] = {c for c in intra if row[c] >= columns[c] and row[c] > 1e-7}
+    room, chosen = [k] * probs.shape[1], set()
+    for _, i, c in sorted((-values[i, c], i, c) for i, candidates in sets.items() for c in candidates):
+        if i not in chosen and room[c]:
+            room[c] -= 1
+            chosen.add(i)
+    return {i: sets[i] for i in chosen}
 
 
 @pytest.fixture
@@ -125,16 +129,19 @@ def test_self_training(name: str, rounds: int, run: Any) -> None:
     trainer = run(name, f"TRAINER.{name}.PER_CLASS", "60", "TRAINER.PROMPT.ROUNDS", str(rounds))
     select, probs, context = {"UPL": upl, "CPL": cpl}[name], trainer.unlabelled.probs, torch.empty(0)
     for number in range(rounds):
-        k = 60 if rounds == 1 else math.ceil((number + 1) * 100 / rounds)
-        chosen, candidates = select(probs, k)
+        expected = select(probs, 60 if rounds == 1 else (number + 1) * (1000 // rounds) // 10)
         made = trainer.rounds[number]
         made_sets = [set(row.nonzero().flatten().tolist()) for row in made.mask]
-        expected = dict(zip(chosen, candidates, strict=True))
         found = dict(zip(made.index.tolist(), made_sets, strict=True))
         differing = [i for i in expected.keys() | found.keys() if expected.get(i) != found.get(i)]
         # A later round is labelled by probabilities that rounding may have moved across a threshold.
         assert len(differing) <= (3 if number else 0)
-        context = trained(trainer, made.index, made_sets, first_epoch=number * EPOCHS)
+        soft = name == "CPL" and rounds > 1 and not number
+        labels = [
+            {c: float(probs[i, c] / sum(probs[i, k] for k in candidates)) if soft else 1.0 for c in candidates}
+            for i, candidates in found.items()
+        ]
+        context = trained(trainer, made.index, labels, first_epoch=number * EPOCHS)
         probs = probabilities(trainer, context)
     assert torch.allclose(trainer.model.prompt_learner.ctx, context, atol=2e-5)
     assert not torch.allclose(trainer.initial["ctx"], context, atol=1e-3)
@@ -144,6 +151,6 @@ def test_coop(run: Any) -> None:
     trainer = run("CoOp", "DATASET.NUM_SHOTS", "4", "TRAINER.PROMPT.N_CTX", "3")
     items = sorted(trainer.dm.dataset.train_x, key=lambda item: item.impath)
     assert sorted(item.label for item in items) == sorted(list(range(10)) * 4)
-    context = trained(trainer, torch.arange(40), [{item.label} for item in items], first_epoch=0)
+    context = trained(trainer, torch.arange(40), [{item.label: 1.0} for item in items], first_epoch=0)
     assert torch.allclose(trainer.model.prompt_learner.ctx, context, atol=2e-5)
     assert not torch.allclose(trainer.initial["ctx"], context, atol=1e-3)
