@@ -136,15 +136,15 @@ class LocalEngine:
 
 
 class RayEngine:
-    """Workers are Ray's actors; see `air_plugin.utils.cluster` for what is checked before any work."""
+    """Workers are Ray's actors; see `air_plugin.utils.nodes` for what is checked before any work."""
 
     name = "ray"
 
     def gpus(self) -> float:
-        from air_plugin.utils import cluster
+        from air_plugin.utils import cluster, nodes
 
         cluster.connect()
-        return sum(node.gpus for node in cluster.alive_nodes())
+        return sum(node.gpus for node in nodes.alive_nodes())
 
     def capacity(self, *, gpus: float = 0.0) -> int:
         from air_plugin.utils import cluster
@@ -168,11 +168,11 @@ class RayEngine:
     ) -> Iterator[tuple[int, Any]]:
         if not units:
             return
-        from air_plugin.utils import cluster
+        from air_plugin.utils import cluster, nodes
 
         cluster.connect()
         cluster.capacity(gpus=gpus)
-        cluster.require_nodes(folders)
+        nodes.require_nodes(folders)
         crew = cluster.Actors(Task(setup, work), gpus=gpus, events=progress is not None)
         spread = Spread(crew, units, workers=workers, title=title, choose=choose, progress=progress, tick=tick)
         yield from spread.results()

@@ -1,7 +1,13 @@
 """How the work grows with the number of workers.
 
+    python -m benchmarks.scaling                                 # all parts
+    python -m benchmarks.scaling --part generation               # images/s
+    python -m benchmarks.scaling --part runs                     # runs/hour; needs --data, by default ./data
     python -m benchmarks.scaling --part em                       # 1,000,000 images, 512 dimensions, 1,000 classes
     python -m benchmarks.scaling --part em --images 100000 --iterations 3
+
+generation, runs: one worker beside `--workers` workers of ENGINE (local or ray), and the efficiency: the ratio of
+their rates, divided by the number of workers. They mean something on a machine that does nothing else.
 
 em: EM over shards of a feature table on disk, by `--workers` workers of ENGINE (local or ray) with one thread each,
 beside one process that adds up all images as one shard. The results must agree to 1e-6. The table, 4 * images *
@@ -30,6 +36,7 @@ from air_plugin.functional.gaussian import Gaussians, Refined, fit_gaussians, re
 from air_plugin.functional.shards import SHARD, cut, in_this_process
 from air_plugin.utils.tables import write_table
 from benchmarks.em import unit
+from benchmarks.scaling_work import generation, runs
 from benchmarks.selection import peak_memory, positive
 
 PART = 10_000  # images that are made up at a time
@@ -39,7 +46,8 @@ TOLERANCE = 1e-6
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(1)
-    return PARTS[options.part](options)
+    parts = PARTS.values() if options.part == "all" else [PARTS[options.part]]
+    return max(part(options) for part in parts)
 
 
 def em(options: argparse.Namespace) -> int:
@@ -151,18 +159,25 @@ def made_up(path: Path, images: int, dimensions: int, classes: int) -> tuple[Ima
     return ImagesOnDisk.open(path, texts, logit_scale=50.0), prior
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], int]] = {"em": em}
+PARTS: dict[str, Callable[[argparse.Namespace], int]] = {"generation": generation, "runs": runs, "em": em}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=PARTS, required=True)
+    parser.add_argument("--part", choices=[*PARTS, "all"], default="all", help="default all")
     parser.add_argument("--workers", type=positive, default=2, help="default 2")
+    group = parser.add_argument_group("generation")
+    group.add_argument("--generator", default="mini", help="default mini")
+    for name, value in {"generated": 120, "batch": 4, "steps": 20}.items():
+        group.add_argument(f"--{name}", type=positive, default=value, help=f"default {value}")
+    group = parser.add_argument_group("runs")
+    group.add_argument("--data", type=Path, default=Path("data"), help="of the digits; default ./data")
+    group.add_argument("--runs", type=positive, default=4, help="default 4")
     group = parser.add_argument_group("em")
     defaults = {"images": 1_000_000, "dimensions": 512, "classes": 1000, "iterations": 3, "computed": 10_000_000}
     for name, value in defaults.items():
         group.add_argument(f"--{name}", type=positive, default=value, help=f"default {value}")
-    group.add_argument("--folder", type=Path, help="of the feature table; default: the system's temporary folder")
+    group.add_argument("--folder", type=Path, help="of temporary files; default: the system's")
     return parser.parse_args(arguments)
 
 

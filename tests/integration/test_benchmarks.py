@@ -43,6 +43,13 @@ def test_a_gpu_that_is_not_there_is_an_error_of_the_command(capsys: pytest.Captu
     assert exit.value.code == 2 and "torch finds no GPU" in capsys.readouterr().err
 
 
+def test_the_rate_of_generation_by_one_and_two_workers(capsys: pytest.CaptureFixture[str]):
+    scaling = importlib.import_module("benchmarks.scaling")
+    options = ["--part", "generation", "--generated", "20", "--batch", "2", "--steps", "1"]
+    assert scaling.main(options) == 0
+    assert re.search(r"1 worker: [\d.e+]+ images/s; 2 workers: [\d.e+]+ images/s", capsys.readouterr().out)
+
+
 @pytest.mark.full
 def test_generation_is_compared_with_its_parts(capsys: pytest.CaptureFixture[str]):
     """Loose limits: a share far from 1 or above the peak would be a mistake in what is measured."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,11 +21,17 @@ from typing import Any
 import hermetic
 import pytest
 import units_of_work as of_work
+from runs import SHORT
 from sources import ROOT
 
+from air_plugin.auxiliary.stages import generate_images
+from air_plugin.config import AirSettings
+from air_plugin.diffusion import spread as spread_module
+from air_plugin.diffusion.pipeline import load_generator
 from air_plugin.engine import RayEngine
-from air_plugin.utils import cluster
+from air_plugin.utils import cluster, nodes
 from air_plugin.utils.errors import UserError
+from air_plugin.utils.store import Store
 
 pytest.importorskip("ray", reason='needs the extra ray: pip install -e ".[ray]"')
 pytestmark = pytest.mark.full
@@ -41,13 +50,13 @@ def two_nodes() -> Iterator[Any]:
     # This machine's address. A UDP socket "to" 8.8.8.8, which sends nothing, is how Ray finds it.
     hermetic.machine |= {"8.8.8.8"}
     hermetic.machine.add(ray.util.get_node_ip_address())
-    nodes = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    cluster_of_two = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        nodes.add_node(**NODE, num_gpus=1)
-    nodes.wait_for_nodes()
-    yield nodes
-    nodes.shutdown()
+        cluster_of_two.add_node(**NODE, num_gpus=1)
+    cluster_of_two.wait_for_nodes()
+    yield cluster_of_two
+    cluster_of_two.shutdown()
 
 
 @pytest.fixture
@@ -111,7 +120,7 @@ def test_capacity_and_gpus_that_no_node_has(driver: RayEngine, tmp_path: Path):
 
 
 def test_a_node_with_other_sources_is_refused(two_nodes: Any, driver: RayEngine, tmp_path: Path):
-    for name in cluster.SOURCES:
+    for name in nodes.SOURCES:
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, tmp_path / "other" / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -149,7 +158,7 @@ def test_a_node_that_does_not_see_the_folder_is_refused(two_nodes: Any, driver: 
     try:
         cluster.connect()
         end = time.monotonic() + 60
-        while len(cluster.alive_nodes()) < 3:
+        while len(nodes.alive_nodes()) < 3:
             assert time.monotonic() < end and blind.poll() is None
             time.sleep(0.2)
         with pytest.raises(UserError, match=rf"^node .* does not see {tmp_path / 'store'} as this machine does"):
@@ -184,3 +193,76 @@ def test_something_else_answers_at_the_address(monkeypatch: pytest.MonkeyPatch):
         cluster.connect()
     server.shutdown()
     server.server_close()
+
+
+# The work itself
+
+
+def images_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*.png")}
+
+
+def test_a_worker_killed_during_generation_changes_nothing(
+    driver: RayEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    settings = AirSettings(prompt="a photo of a {}.", images_per_class=3, kept_per_class=1, batch=2, steps=2)
+    generator = load_generator("mini", **settings.loading)
+
+    def generate(name: str) -> Any:
+        store = Store(tmp_path / name)
+        return generate_images(generator, None, ["cat", "dog"], settings=settings, store=store)
+
+    monkeypatch.setenv("ENGINE", "local")
+    generate("local")
+    monkeypatch.setenv("ENGINE", "ray")
+    monkeypatch.setattr(spread_module, "generate_portion", of_work.generate_and_die_once)
+    monkeypatch.setattr(RayEngine, "gpus", lambda self: 0.0)  # the node's GPU is only a word
+    report = generate("ray")
+    assert (tmp_path / "ray" / "images" / "died").exists() and "another one does it again" in caplog.text
+    assert report.generated == 6 and images_of(tmp_path / "ray") == images_of(tmp_path / "local")
+    (manifest,) = (tmp_path / "ray").rglob("manifest.jsonl")
+    assert sorted(json.loads(line)["key"] for line in manifest.read_text().splitlines()) == sorted(
+        path.stem for path in report.paths
+    )
+
+
+def worker_of_a_run() -> int | None:
+    """A process that does a run now."""
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if (folder / "cmdline").read_bytes().startswith(b"ray::Actor.do"):
+                return int(folder.name)
+    return None
+
+
+def test_a_worker_killed_during_a_run_changes_nothing(two_nodes: Any, data: Path, tmp_path: Path):
+    """`ENGINE=ray` gives the results of `ENGINE=local`, and says nothing but that a worker was lost."""
+    arguments = ["bash", str(ROOT / "scripts" / "cpl" / "main.sh"), "digits", *SHORT, "OPTIM.MAX_EPOCH", "12"]
+    python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    common = {**os.environ, "PATH": python, "DATA": str(data), "SEEDS": "1 2", "GPUS_PER_RUN": "0"}
+    environment = {**common, "OUTPUT": str(tmp_path / "ray"), "ENGINE": "ray", "RAY_ADDRESS": two_nodes.address}
+    script = subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    end = time.monotonic() + 240
+    while not list((tmp_path / "ray").rglob("prompt_learner/*")):
+        assert time.monotonic() < end and script.poll() is None, script.communicate()
+        time.sleep(0.02)
+    worker = worker_of_a_run()
+    assert worker is not None
+    os.kill(worker, signal.SIGKILL)
+    out, err = script.communicate(timeout=240)
+    assert script.returncode == 0, (out, err)
+    assert out.startswith("Ray: 2 nodes, 2 cores, 1 GPUs\n")
+    assert re.fullmatch("warning: the worker of run digits / .* was lost .*; another one does it again\n", err)
+    local = {**common, "OUTPUT": str(tmp_path / "local"), "JOBS": "1"}
+    subprocess.run(arguments, env=local, check=True, capture_output=True, cwd=tmp_path)
+    for result in (tmp_path / "local").rglob("result.json"):
+        other = tmp_path / "ray" / result.relative_to(tmp_path / "local")
+        expected, found = (json.loads(path.read_text()) for path in (result, other))
+        assert all(found[key] == expected[key] for key in expected if key not in ("stages", "provenance"))
+        for file in (result.parent / "bundle").rglob("*.safetensors"):
+            assert file.read_bytes() == (other.parent / file.relative_to(result.parent)).read_bytes()
+    assert (
+        len(list((tmp_path / "local").rglob("result.json"))) == 2
+    )

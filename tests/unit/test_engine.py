@@ -13,7 +13,7 @@ import units_of_work as of_work
 
 from air_plugin import engine
 from air_plugin.engine import LocalEngine, RayEngine, chosen
-from air_plugin.utils import cluster, processes
+from air_plugin.utils import nodes, processes
 from air_plugin.utils.errors import UserError, exit_code
 from air_plugin.utils.progress import Event
 
@@ -185,17 +185,17 @@ HERE = {"version": "0.3.0", "root": "/here", "sources": {"air_plugin": "a", "tra
 )
 def test_a_node_that_differs_is_named(found, message: str):
     with pytest.raises(UserError) as caught:
-        cluster.require_same("10.0.0.2:1", found, HERE)
+        nodes.require_same("10.0.0.2:1", found, HERE)
     assert message in str(caught.value) and "10.0.0.2:1" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_node_that_is_the_same_passes():
-    cluster.require_same("10.0.0.2:1", {**HERE, "root": "/there"}, HERE)
+    nodes.require_same("10.0.0.2:1", {**HERE, "root": "/there"}, HERE)
 
 
 def test_a_probe_is_a_file_for_a_while(tmp_path: Path):
-    inspect = cluster.inspector()
-    with cluster.probes([tmp_path / "new"]) as expected:
+    inspect = nodes.inspector()
+    with nodes.probes([tmp_path / "new"]) as expected:
         (name,) = expected
         assert inspect(["air_plugin"], expected)["unseen"] == []
         Path(name).write_text("of another file system")
