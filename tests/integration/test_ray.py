@@ -263,6 +263,4 @@ def test_a_worker_killed_during_a_run_changes_nothing(two_nodes: Any, data: Path
         assert all(found[key] == expected[key] for key in expected if key not in ("stages", "provenance"))
         for file in (result.parent / "bundle").rglob("*.safetensors"):
             assert file.read_bytes() == (other.parent / file.relative_to(result.parent)).read_bytes()
-    assert (
-        len(list((tmp_path / "local").rglob("result.json"))) == 2
-    )
+    assert len(list((tmp_path / "local").rglob("result.json"))) == 2
