@@ -87,8 +87,12 @@ def script(options: argparse.Namespace, output: str, *, jobs: int, seeds: range 
     subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, check=True)
 
 
+def number(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
 def show(unit: str, rates: list[float], workers: int) -> int:
     one, several = rates
-    print(f"1 worker: {one:.3g} {unit}; {workers} workers: {several:.3g} {unit}")
+    print(f"1 worker: {number(one)} {unit}; {workers} workers: {number(several)} {unit}")
     print(f"efficiency of {workers} workers {several / one / workers:.2f}")
     return 0
