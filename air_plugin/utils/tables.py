@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from air_plugin.utils.errors import UserError
+from air_plugin.utils.files import to_json
 
 LARGE = 4 * 2**30  # bytes; the tensors of larger files are memory-mapped where they are opened
 LARGEST_HEADER = 10**8  # bytes, as in safetensors
@@ -105,9 +106,8 @@ def write_table(path: Path, name: str, parts: Iterable[Tensor], *, shape: Sequen
     numbers = str(dtype).removeprefix("torch.")
     kind = next(kind for kind, found in NAMES.items() if found == numbers)
     size = math.prod(shape) * np.dtype(numbers).itemsize
-    header = json.dumps(
-        {name: {"dtype": kind, "shape": list(shape), "data_offsets": [0, size]}}, separators=(",", ":")
-    ).encode()
+    entry = {"dtype": kind, "shape": list(shape), "data_offsets": [0, size]}
+    header = to_json({name: entry}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:

@@ -381,7 +381,7 @@ def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cell
 
     def of(*command: str) -> Cells:
         runs: list[run.Run] = []
-        monkeypatch.setattr(run, "run_all", lambda given, at_once: runs.extend(given) or 0)
+        monkeypatch.setattr(run, "run_all", lambda given, **_: runs.extend(given) or 0)
         monkeypatch.setattr("sys.argv", ["run.py", *command])
         assert run.run(run.parse()) == 0
         found: Cells = {}

@@ -99,7 +99,9 @@ def test_no_line_is_exempt_from_the_formatter():
 
 def test_no_pickles_are_read():
     for path in LIBRARY:
-        assert not imports_of(path) & {"torch.load", "pickle", "joblib", "dill", "shelve"}, path.relative_to(ROOT)
+        allowed = {"pickle"} if path.name == "units.py" else set()  # messages of our own worker processes, in memory
+        found = imports_of(path) & {"torch.load", "pickle", "joblib", "dill", "shelve"}
+        assert found <= allowed, path.relative_to(ROOT)
         assert not calls_of(tree_of(path), "torch.load"), path.relative_to(ROOT)
         if path.name != "openai_archive.py":  # opens files of a known SHA-256 alone: unit/clip/test_backbone.py
             assert not calls_of(tree_of(path), "torch.jit.load"), path.relative_to(ROOT)

@@ -38,7 +38,7 @@ def test_a_warning_of_many_classes_is_a_short_line(caplog: pytest.LogCaptureFixt
     trainer.classnames = names
     mask = torch.zeros(3, 900, dtype=torch.bool)
     mask[:, 7] = True
-    trainer._warn_of_empty(Candidates(torch.arange(3), mask))
+    trainer._warn_of_empty(Candidates(torch.arange(3), mask, torch.full((3,), 7)))
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and record.name.startswith("air_plugin.")
     assert record.getMessage().startswith("no pseudo-label for 899 of 900 classes: ") and "894 more" in caplog.text
