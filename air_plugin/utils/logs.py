@@ -17,6 +17,7 @@ def show_logs() -> None:
         >>> logging.getLogger("air_plugin.clip").info("features: 12 images")
         features: 12 images
     """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home folder that cannot be written
     logger = logging.getLogger("air_plugin")
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, _Terminal) for handler in logger.handlers):

@@ -6,6 +6,7 @@ import errno
 import io
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,14 @@ def test_other_libraries_are_left_alone(capsys: pytest.CaptureFixture[str]) -> N
     logging.getLogger("somebody").info("theirs")
     assert capsys.readouterr().out == ""
     assert not any(type(handler).__module__.startswith("air_plugin") for handler in logging.getLogger().handlers)
+
+
+def test_matplotlib_is_silent_where_home_cannot_be_written(tmp_path: Path) -> None:
+    code = "from air_plugin.utils.logs import show_logs; show_logs(); import matplotlib"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MPL", "XDG"))}
+    environment |= {"HOME": "/proc/1/none", "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_dassls_log_file_holds_the_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
