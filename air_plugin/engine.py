@@ -30,7 +30,7 @@ Tick = Callable[[Sequence[int]], None]
 
 
 class Engine(Protocol):
-    """Spreads units over workers.
+    """Spreads units over workers; an engine says who these are (`crew`).
 
     name: as in ENGINE.
     """
@@ -46,6 +46,9 @@ class Engine(Protocol):
         Raises:
             UserError: the cluster cannot be used, or has no such GPU.
         """
+
+    def crew(self, task: Task, *, workers: int, gpus: float, folders: Sequence[Path], events: bool) -> Crew | None:
+        """The workers that do a task, see `map`; None: this process does it. events: whether they send any."""
 
     def map(
         self,
@@ -88,9 +91,20 @@ class Engine(Protocol):
                 engine.
             Exception: what `setup` or `work` raised.
         """
+        if not units:
+            return
+        crew = self.crew(Task(setup, work), workers=workers, gpus=gpus, folders=folders, events=progress is not None)
+        if crew is not None:
+            spread = Spread(crew, units, workers=workers, title=title, choose=choose, progress=progress, tick=tick)
+            yield from spread.results()
+            return
+        state, waiting = setup(), list(range(len(units)))
+        while waiting and (index := (choose or first)(waiting, [])) is not None:
+            waiting.remove(index)
+            yield index, work(state, units[index])
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """Workers are processes of this machine; with one worker the work is done in this process.
 
     copies: is asked before each worker is started whether it may be a copy of this process (fork). That is for
@@ -108,34 +122,11 @@ class LocalEngine:
     def capacity(self, *, gpus: float = 0.0) -> int:
         return 1
 
-    def map(
-        self,
-        setup: Callable[[], Any],
-        work: Callable[[Any, Any], Any],
-        units: Sequence[Any],
-        *,
-        workers: int,
-        gpus: float = 0.0,
-        title: str = "",
-        folders: Sequence[Path] = (),
-        choose: Choose | None = None,
-        progress: Callable[[int, Event], None] | None = None,
-        tick: Tick | None = None,
-    ) -> Iterator[tuple[int, Any]]:
-        if not units:
-            return
-        if workers > 1 and not is_worker():
-            crew = Processes(Task(setup, work), copies=self.copies, gpus=gpus)
-            spread = Spread(crew, units, workers=workers, title=title, choose=choose, progress=progress, tick=tick)
-            yield from spread.results()
-            return
-        state, waiting = setup(), list(range(len(units)))
-        while waiting and (index := (choose or first)(waiting, [])) is not None:
-            waiting.remove(index)
-            yield index, work(state, units[index])
+    def crew(self, task: Task, *, workers: int, gpus: float, folders: Sequence[Path], events: bool) -> Crew | None:
+        return Processes(task, copies=self.copies, gpus=gpus) if workers > 1 and not is_worker() else None
 
 
-class RayEngine:
+class RayEngine(Engine):
     """Workers are Ray's actors; see `air_plugin.utils.nodes` for what is checked before any work."""
 
     name = "ray"
@@ -152,30 +143,12 @@ class RayEngine:
         cluster.connect()
         return cluster.capacity(gpus=gpus)
 
-    def map(
-        self,
-        setup: Callable[[], Any],
-        work: Callable[[Any, Any], Any],
-        units: Sequence[Any],
-        *,
-        workers: int,
-        gpus: float = 0.0,
-        title: str = "",
-        folders: Sequence[Path] = (),
-        choose: Choose | None = None,
-        progress: Callable[[int, Event], None] | None = None,
-        tick: Tick | None = None,
-    ) -> Iterator[tuple[int, Any]]:
-        if not units:
-            return
+    def crew(self, task: Task, *, workers: int, gpus: float, folders: Sequence[Path], events: bool) -> Crew | None:
         from air_plugin.utils import cluster, nodes
 
-        cluster.connect()
-        cluster.capacity(gpus=gpus)
+        self.capacity(gpus=gpus)  # refuses what the cluster does not have
         nodes.require_nodes(folders)
-        crew = cluster.Actors(Task(setup, work), gpus=gpus, events=progress is not None)
-        spread = Spread(crew, units, workers=workers, title=title, choose=choose, progress=progress, tick=tick)
-        yield from spread.results()
+        return cluster.Actors(task, gpus=gpus, events=events)
 
 
 def chosen() -> Engine:
