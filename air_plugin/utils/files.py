@@ -9,8 +9,9 @@ import math
 import os
 import stat
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from air_plugin.utils.errors import UserError
 
@@ -25,11 +26,18 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
         data: the content.
         durable: return only when the disk has stored it (fsync).
     """
+    with written_atomically(path, durable=durable) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def written_atomically(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """A file to write to; it is at `path` when the block ends, and gone where the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # mkstemp would forbid others to read it
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

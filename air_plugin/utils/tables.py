@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import uuid
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ import torch
 from torch import Tensor
 
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.files import to_json
+from air_plugin.utils.files import to_json, written_atomically
 
 LARGE = 4 * 2**30  # bytes; the tensors of larger files are memory-mapped where they are opened
 LARGEST_HEADER = 10**8  # bytes, as in safetensors
@@ -109,24 +107,16 @@ def write_table(path: Path, name: str, parts: Iterable[Tensor], *, shape: Sequen
     entry = {"dtype": kind, "shape": list(shape), "data_offsets": [0, size]}
     header = to_json({name: entry}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            rows = 0
-            for part in parts:
-                if part.dtype != dtype or part.shape[1:] != torch.Size(shape[1:]):
-                    raise ValueError(f"a part of {name} is {part.dtype} {tuple(part.shape)}, not of {shape} {dtype}")
-                file.write(part.detach().cpu().contiguous().numpy().data)
-                rows += len(part)
-            if rows != shape[0]:
-                raise ValueError(f"the parts of {name} have {rows} rows, not {shape[0]}")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with written_atomically(path, durable=True) as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        rows = 0
+        for part in parts:
+            if part.dtype != dtype or part.shape[1:] != torch.Size(shape[1:]):
+                raise ValueError(f"a part of {name} is {part.dtype} {tuple(part.shape)}, not of {shape} {dtype}")
+            file.write(part.detach().cpu().contiguous().numpy().data)
+            rows += len(part)
+        if rows != shape[0]:
+            raise ValueError(f"the parts of {name} have {rows} rows, not {shape[0]}")
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
