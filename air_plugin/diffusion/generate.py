@@ -22,6 +22,7 @@ from air_plugin.diffusion.text_limits import require_fit
 from air_plugin.diffusion.writers import ImageWriter, is_whole, read_manifest
 from air_plugin.utils.errors import UserError, is_out_of_memory
 from air_plugin.utils.progress import Progress
+from air_plugin.utils.workers import batched
 
 log = logging.getLogger(__name__)
 
@@ -117,10 +118,6 @@ def _generate_missing(pipeline: Any, images: ImageSet, *, batch_size: int, compi
                 progress.skip(found)
 
 
-def _split(jobs: Sequence[ImageJob], size: int) -> list[Sequence[ImageJob]]:
-    return [jobs[start : start + size] for start in range(0, len(jobs), size)]
-
-
 def _batches_ahead(device: torch.device) -> int:
     """Batches that are started before the images of an earlier one are read: a GPU computes while the host reads."""
     return 1 if device.type == "cuda" else 0
@@ -170,7 +167,7 @@ class Sampling:
 
     def _start(self, jobs: Sequence[ImageJob], attempt: int) -> None:
         if len(jobs) > self.size:
-            self.queue.extendleft((part, attempt) for part in reversed(_split(jobs, self.size)))
+            self.queue.extendleft((part, attempt) for part in reversed(list(batched(jobs, self.size))))
             return
         if attempt == 0 and not any(job.key in self.missing for job in jobs):
             return

@@ -13,6 +13,7 @@ from types import TracebackType
 from air_plugin.diffusion.jobs import ImageJob
 from air_plugin.diffusion.writers import Records, is_whole, read_lines
 from air_plugin.utils.errors import UserError
+from air_plugin.utils.workers import batched
 
 try:
     import fcntl
@@ -95,8 +96,7 @@ class ImageSet:
         self.records: Records = {}
         self.position = read_lines(folder, self.records, 0)[0]
         self.missing = {job.key for job in jobs if not is_whole(folder, job, self.records)}
-        batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
-        self.waiting = [batch for batch in batches if any(job.key in self.missing for job in batch)]
+        self.waiting = [batch for batch in batched(jobs, size) if any(job.key in self.missing for job in batch)]
         self.claimed: set[str] = set()
         self.generated = self.found = 0
         self.announced = False
