@@ -40,10 +40,10 @@ from air_plugin.diffusion.sampling import encode_once, text_keys_reused
 from air_plugin.diffusion.writers import MANIFEST, write_image
 from air_plugin.utils.files import to_json
 from benchmarks import generator_flops as counts
+from benchmarks.lora_step import peak_of
 from benchmarks.prompt_step import CLASSES, positive
 
 TARGET = 0.92
-PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "RTX 4090": 165.2e12}  # dense bf16, of the makers
 TEMPLATE = "a photo of a {}."
 
 
@@ -145,9 +145,9 @@ def measure(task: Task, size: int, options: argparse.Namespace) -> Speed:
         made, before = (np.stack([np.asarray(Image.open(path)).astype(int) for path in paths]) for paths in files)
     alone, whole, former = (images / statistics.median(measured[1:]) for measured in seconds[:3])  # [0] warms up
     difference = int(np.abs(made - before).max())
-    for name, peak in PEAKS.items():
-        if dtype == torch.bfloat16 and name in device_name(device):
-            return Speed(alone, whole, former, difference, peak, "data sheet, dense bf16")
+    known = peak_of(device_name(device)) if dtype == torch.bfloat16 else None
+    if known is not None:
+        return Speed(alone, whole, former, difference, 1e12 * known, "data sheet, dense bf16")
     peak = product_flops / min(seconds[3])
     return Speed(alone, whole, former, difference, peak, "the best of a large product measured here")
 

@@ -178,11 +178,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return report(case, ways, options)
 
 
+def peak_of(card: str) -> float | None:
+    """The card's peak of dense bf16 products in TFLOP/s; None where it is not known."""
+    return next((peak for part, peak in PEAKS.items() if part in card), None)
+
+
 def report(case: Case, ways: Sequence[Way], options: argparse.Namespace) -> int:
     """Print the table; returns the exit code."""
     flops = flops_of(case)
     card = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} threads"
-    known = [peak for part, peak in PEAKS.items() if part in card and options.precision != "fp32"]
+    peak = peak_of(card) if options.precision != "fp32" else None
     print(
         f"{options.size} U-Net, {case.pixels} px, batch {case.settings.batch}, rank {case.settings.rank}, "
         f"{options.precision}, {card}; {flops / 1e12:.3g} TFLOP a step; median of {options.turns} turns "
@@ -192,7 +197,7 @@ def report(case: Case, ways: Sequence[Way], options: argparse.Namespace) -> int:
     differences = []
     for way in ways:
         speed = flops / way.milliseconds / 1e9
-        share = f" {speed / known[0]:7.1%} of the peak" if known else ""
+        share = f" {speed / peak:7.1%} of the peak" if peak else ""
         print(f"{way.name:16s}{way.milliseconds:10.1f} ms {way.ratio(former):6.2f} x {speed:9.3g} TFLOP/s{share}")
         a, b = torch.tensor(former.losses.values), torch.tensor(way.losses.values)
         differences.append(float(((a - b).abs() / a).max()))
