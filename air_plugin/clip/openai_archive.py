@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import warnings
 import zipfile
@@ -27,7 +28,14 @@ def is_published(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         if not any(name.endswith("/constants.pkl") for name in archive.namelist()):
             return False  # tensors alone
-    return digest(path.read_bytes()) in _published()
+    status = path.stat()
+    return _digest(path, status.st_size, status.st_mtime_ns) in _published()
+
+
+@functools.lru_cache(maxsize=4)
+def _digest(path: Path, size: int, mtime_ns: int) -> str:
+    """SHA-256 of a file of that size and time: a load asks twice, and the file is large."""
+    return digest(path.read_bytes())
 
 
 def _published() -> set[str]:
