@@ -151,6 +151,6 @@ print(np.abs(made[0] - made[1]).max())
     command = [sys.executable, "-c", script, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) <= (0 if compiler else 1)
+    assert int(done.stdout.splitlines()[-1]) <= (0 if compiler else 1)  # after the progress of a busy machine
     lines = [line for line in done.stderr.splitlines() if "AIR.COMPILE" in line]  # torch, too, may log some
     assert len(lines) == bool(compiler)
