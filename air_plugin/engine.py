@@ -226,7 +226,7 @@ class Spread:
         self.active: dict[int, int] = {}  # worker -> unit
         self.deaths: dict[int, int] = {}
         self.hired = self.early_deaths = 0
-        self.given_up: list[str] = []
+        self.given_up: dict[int, str] = {}  # unit -> why
 
     def results(self) -> Iterator[tuple[int, Any]]:
         """See `Engine.map`."""
@@ -242,7 +242,7 @@ class Spread:
             self.crew.close(now=not whole)
         if self.given_up:
             hint = "perhaps for lack of memory; use fewer at once (JOBS, WORKERS); finished work is kept"
-            raise UserError(f"{self.given_up[0]}, {hint}")
+            raise UserError(f"{self.given_up[min(self.given_up)]}, {hint}")
 
     def _go_on(self) -> bool:
         """Hand out what can be handed out; returns whether there is anything to wait for."""
@@ -300,7 +300,7 @@ class Spread:
         self.deaths[index] = self.deaths.get(index, 0) + 1
         unit = f"{self.title} {getattr(self.units[index], 'name', f'{index + 1} of {len(self.units)}')}"
         if self.deaths[index] > RETRIES:
-            self.given_up.append(f"{unit}: {self.deaths[index]} workers died of it, the last one {message.how}")
+            self.given_up[index] = f"{unit}: {self.deaths[index]} workers died of it, the last one {message.how}"
         else:
             log.warning("the worker of %s %s; another one does it again", unit, message.how)
             self.waiting.insert(0, index)
