@@ -100,6 +100,16 @@ class PromptTrainer(TrainerX):
             table, stage.cached = extract_features(self.backbone, paths, **self._extraction(name, views=views))
         return table
 
+    def training_table(self, paths: list[str], *, name: str, views: int) -> FeatureTable:
+        """The table of images that the prompts are trained on: what `self.model.logits` takes, with its views.
+
+        Args:
+            paths: N image files.
+            name: of the stage, for instance "features of train".
+            views: of an image, the plain one included; those beyond the first follow INPUT.TRANSFORMS.
+        """
+        return self.features(paths, name=name, views=views)
+
     def _extraction(self, title: str, *, views: int) -> dict[str, Any]:
         """Arguments of `extract_features`."""
         return {
