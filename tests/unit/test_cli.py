@@ -5,18 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 import torch
 from small_models import SIDE, make_backbone, make_generator
 
+import air_plugin
 from air_plugin.auxiliary import build as build_module
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
-from air_plugin.cli import main, parse, settings_of
+from air_plugin.cli import main, parse
+from air_plugin.cli.report import named
+from air_plugin.cli.stages import settings_of
 from air_plugin.clip import loading
 from air_plugin.clip.backbone import Backbone
 from air_plugin.diffusion.lora import WEIGHTS
@@ -507,7 +515,7 @@ def test_a_fault_of_ours_is_not_hidden(classes: Path, pictures: list[str], monke
         (["lora", "pictures", "--classes", "c", "--sed", "3", "--what"], "--what"),
         (["report", "output", "AIR.M", "3"], "AIR.M"),
         (["report", "output", "--format", "pdf"], "pdf"),
-        (["report", "--dataset", "digits"], "OUTPUT"),
+        (["report", "--dataset", "digits"], "FOLDER"),
         (["predict", "bundle"], "IMAGE_OR_DIR"),
         (["predict", "bundle", "pictures", "--head", "best"], "best"),
         (["predict", "bundle", "pictures", "AIR.M", "3"], "AIR.M"),
@@ -521,3 +529,70 @@ def test_a_wrong_command_line_is_told_by_argparse(arguments: list[str], said: st
     with pytest.raises(SystemExit) as raised:
         parse(arguments)
     assert raised.value.code == 2 and said in capsys.readouterr().err
+
+
+# Manners
+
+
+def commands() -> list[str]:
+    with pytest.raises(SystemExit), redirect_stdout(io.StringIO()) as shown:
+        main(["--help"])
+    return re.findall(r"^    (\w+) ", shown.getvalue(), re.MULTILINE)
+
+
+def help_of(*words: str) -> str:
+    with pytest.raises(SystemExit) as ended, redirect_stdout(io.StringIO()) as shown:
+        main([*words, "--help"])
+    assert ended.value.code == 0
+    return shown.getvalue()
+
+
+def test_every_help_has_an_example_that_the_parser_takes():
+    assert {"lora", "predict", "report", "settings"} <= {*commands()}
+    for command in ([], *([name] for name in commands())):
+        text = help_of(*command)
+        examples = re.findall(r"^  (air .+)$", text, re.MULTILINE)
+        assert examples, command
+        for example in examples:
+            parse([*takewhile(lambda word: word != ">", shlex.split(example)[1:])])
+        if command:
+            assert all(example.split()[1] == command[0] for example in examples)
+
+
+def test_every_flag_of_a_help_is_explained_and_has_its_default():
+    assert "images a forward pass; default 64" in help_of("predict").replace("\n" + " " * 24, " ")
+    flags = re.findall(r"^  (--?\w[^\n]*)\n(?=  -|\n)", help_of("predict") + help_of("lora"), re.MULTILINE)
+    assert not [flag for flag in flags if not re.search(r"\S  +\S", flag)]
+
+
+def test_the_main_help_lists_the_exit_codes():
+    text = help_of()
+    assert re.findall(r"^  (\d+) +\w", text, re.MULTILINE) == ["0", "1", "2", "130"]
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"air {air_plugin.__version__}\n"
+
+
+def test_the_shell_completes_commands_and_flags(tmp_path: Path):
+    def completions(line: str) -> list[str]:
+        asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+        # The answer goes to file descriptor 8, as the shell's function asks for it.
+        code = "import os, sys; os.dup2(1, 8); from air_plugin.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **asked}
+        )
+        return [word.strip() for word in done.stdout.splitlines()]
+
+    assert completions("air pro") == ["prototypes"]
+    assert completions("air predict --he") == ["--help", "--head"]
+
+
+def test_a_report_is_found_by_its_name_in_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "output" / "digits").mkdir(parents=True)
+    assert named(Path("digits")) == Path("output/digits") and named(Path("nowhere")) == Path("nowhere")
+    (tmp_path / "digits").mkdir()
+    assert named(Path("digits")) == Path("digits")
