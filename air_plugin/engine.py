@@ -1,7 +1,7 @@
 """Work in many places: units that are done by workers of this machine, or of a cluster (Ray).
 
-A unit is something that is atomic on disk, for instance a run or a batch of images. A unit that was lost with its
-worker is done again; the same bits come out whatever the engine, the number of workers and the order.
+A unit is something that is atomic on disk, for instance a run, a batch of images or a chunk of features. A unit that
+was lost with its worker is done again; the same bits come out whatever the engine, the number of workers and the order.
 
 Environment: ENGINE (local, the default, or ray), RAY_ADDRESS (a cluster's; without it Ray starts on this machine),
 WORKERS (see `number_of_workers`).
@@ -164,8 +164,10 @@ def chosen() -> Engine:
     return LocalEngine() if is_worker() else engines[name]()
 
 
-def number_of_workers(engine: Engine) -> int:
-    """WORKERS: how many workers generate images; without it 1 on this machine, and what fits on a cluster.
+def number_of_workers(engine: Engine, *, gpus: float | None = None) -> int:
+    """WORKERS: how many workers a single run has; without it 1 on this machine, and what fits on a cluster.
+
+    gpus: of each worker; default: one where the engine hands out any.
 
     Raises:
         UserError: WORKERS is no such number, or the cluster cannot be used.
@@ -175,7 +177,7 @@ def number_of_workers(engine: Engine) -> int:
         raise UserError(f"WORKERS is '{word}'; it must be a whole number, at least 1")
     if is_worker():
         return 1
-    return int(word) if word else engine.capacity(gpus=min(1.0, engine.gpus()))
+    return int(word) if word else engine.capacity(gpus=min(1.0, engine.gpus()) if gpus is None else gpus)
 
 
 def first(waiting: Sequence[int], active: Sequence[int]) -> int:

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     augment = augmentation(backbone)
     with tempfile.TemporaryDirectory() as folder:
         paths = write_jpegs(Path(folder), options.images)
-        views = Views(paths, backbone.preprocess, augment, views=options.views, seed=0)
+        views = Views(backbone.preprocess, augment, views=options.views, seed=0)
         extraction = {"views": options.views, "augment": augment, "batch_size": BATCH, "workers": options.workers}
         some = paths[:COMPARED]
         table, _ = extract_features(backbone, some, store=Store(Path(folder) / "some"), **extraction)
@@ -64,9 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds: dict[str, list[float]] = {name: [] for name in ("floats", "decoding", "encoding", "extraction")}
         for number in range(options.repeats):
             store = Store(Path(folder) / f"store{number}")
-            seconds["floats"].append(measured(partial(decode, as_floats(views, backbone, augment), options.workers)))
-            seconds["decoding"].append(measured(partial(decode, views, options.workers)))
-            seconds["encoding"].append(encode(backbone, views, options.images))
+            seconds["floats"].append(
+                measured(partial(decode, as_floats(views, backbone, augment), paths, options.workers))
+            )
+            seconds["decoding"].append(measured(partial(decode, views, paths, options.workers)))
+            seconds["encoding"].append(encode(backbone, views, paths))
             seconds["extraction"].append(
                 measured(partial(extract_features, backbone, paths, store=store, **extraction))
             )
@@ -171,17 +173,17 @@ def measured(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def decode(views: Views, workers: int) -> None:
+def decode(views: Views, paths: Sequence[str], workers: int) -> None:
     """Read all images, up to the batches that would be encoded."""
-    with closing(map_in_processes(views.read, list(enumerate(views.paths)), workers=workers)) as read:
+    with closing(map_in_processes(views.read, list(enumerate(paths)), workers=workers)) as read:
         for batch in batched(read, BATCH):
             views.collate([item for item in batch if not isinstance(item, str)])
 
 
-def encode(backbone: Backbone, views: Views, images: int) -> float:
-    """Seconds to encode a number of images whose bytes are on the device already."""
-    sizes = [min(BATCH, images - start) for start in range(0, images, BATCH)]
-    first = [item for item in map(views.read, enumerate(views.paths[: sizes[0]])) if not isinstance(item, str)]
+def encode(backbone: Backbone, views: Views, paths: Sequence[str]) -> float:
+    """Seconds to encode images whose bytes are on the device already."""
+    sizes = [min(BATCH, len(paths) - start) for start in range(0, len(paths), BATCH)]
+    first = [item for item in map(views.read, enumerate(paths[: sizes[0]])) if not isinstance(item, str)]
     batch = Upload(backbone.device)(views.collate(first))
     warm_up = batch if batch.is_cuda else batch[:1]
     begin_download(backbone.encode_images(views.finish(warm_up)))()

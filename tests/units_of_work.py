@@ -117,3 +117,17 @@ def generate_and_die_once(place: Any, portion: Any) -> list[tuple[str, int, str]
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return written
+
+
+def encode_and_die_once(place: Any, chunk: Any) -> list[str]:
+    """A chunk of features; the first worker is killed when its file is written, before anybody knows."""
+    from air_plugin.clip.spread import encode_chunk
+
+    with open(chunk.file.parents[1] / "encoded", "a") as file:
+        file.write(f"{chunk.start} {chunk.file.exists()}\n")
+    errors = encode_chunk(place, chunk)
+    mark = chunk.file.parents[1] / "died"
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return errors

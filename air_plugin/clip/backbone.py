@@ -28,6 +28,8 @@ class Backbone:
     context_length: L, the largest number of tokens of a text.
     autocast: type in which the image tower computes what torch's autocast lists, its weights staying as they are; None:
         in the type of the weights. `load_backbone` sets it on a GPU. The text tower never uses it.
+    precision: `load_backbone`'s argument, so that workers of an engine can load the same backbone; None where `model`
+        is another one.
 
     Example:
         >>> backbone = load_backbone("ViT-B/32")
@@ -43,6 +45,7 @@ class Backbone:
     image_size: int
     context_length: int
     autocast: torch.dtype | None = None
+    precision: str | None = None
 
     @property
     def device(self) -> torch.device:

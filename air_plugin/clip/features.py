@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from air_plugin.clip.encoding import Chunk
 from air_plugin.clip.preparation import describe
+from air_plugin.clip.spread import encode_with_engine
 from air_plugin.clip.views import Transform, Views
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.images import READERS
 from air_plugin.utils.progress import Progress
 from air_plugin.utils.seeding import member_seed, stable_seed
 from air_plugin.utils.store import Entry, Store
 from air_plugin.utils.tables import write_table
-from air_plugin.utils.tensors import load_tensors, save_tensors
-from air_plugin.utils.transfer import Upload, begin_download
-from air_plugin.utils.workers import batched, behind, map_in_processes, one_ahead
+from air_plugin.utils.tensors import load_tensors
 
 if TYPE_CHECKING:
     from air_plugin.clip.backbone import Backbone
@@ -147,7 +143,8 @@ def extract_features(
             and NumPy; needed where views > 1.
         seed: of the augmentation.
         batch_size: images a forward pass.
-        workers: processes that read images; None: `READERS` for a backbone on a GPU, none for one on the CPU.
+        workers: processes that read images; None: `READERS` for a backbone on a GPU, none for one on the CPU. Where
+            ENGINE and WORKERS name several workers (see air_plugin/engine.py), each of these has so many.
         title: on the progress bar.
         device: of the table; None: the backbone's. On the CPU a table of more than 4 GiB is memory-mapped.
 
@@ -175,127 +172,40 @@ def extract_features(
     with store.open("features", settings) as entry:
         cached = entry.complete
         if not cached:
-            if workers is None:
-                workers = _default_workers(backbone.device)
-            pixels = Views(files, backbone.preprocess, augment, views=views, seed=seed)
-            _extract(backbone, pixels, entry, batch_size=batch_size, workers=workers, title=title)
+            pixels = Views(backbone.preprocess, augment, views=views, seed=seed)
+            _extract(backbone, files, pixels, entry, batch_size=batch_size, workers=workers, title=title)
         features = entry.tensors("features.safetensors")["features"]
         return FeatureTable(features.to(device or backbone.device), entry.path / "features.safetensors"), cached
 
 
-def _default_workers(device: torch.device) -> int:
-    """Processes that keep a GPU busy; none for the CPU, which has its cores' work in the encoder."""
-    return READERS if device.type == "cuda" and sys.platform == "linux" else 0
-
-
-def _extract(backbone: Backbone, views: Views, entry: Entry, *, batch_size: int, workers: int, title: str) -> None:
-    """Fill an artifact with features, a file for each chunk of images: a killed run loses at most one chunk."""
+def _extract(
+    backbone: Backbone,
+    files: Sequence[str],
+    views: Views,
+    entry: Entry,
+    *,
+    batch_size: int,
+    workers: int | None,
+    title: str,
+) -> None:
+    """Fill an artifact with features, a file for each chunk of images: a killed worker loses at most one."""
     size = max(batch_size, CHUNK // batch_size * batch_size)  # whole batches, the same ones in a resumed run
-    chunks = [range(start, min(start + size, len(views))) for start in range(0, len(views), size)]
-    # Their sizes depend on batch_size.
-    paths = [entry.path / f"chunk-{chunk.start:09d}-{chunk.stop:09d}.safetensors" for chunk in chunks]
-    done = [load_tensors(path) is not None for path in paths]
-    missing = [chunk for chunk, there in zip(chunks, done, strict=True) if not there]
-    unreadable: list[str] = []
-    with (
-        Progress(len(views), title=title, unit="images") as progress,
-        closing(_encode(backbone, views, missing, batch_size=batch_size, workers=workers)) as encoded,
-    ):
-        progress.skip(len(views) - sum(map(len, missing)))
-        for chunk, path, there in zip(chunks, paths, done, strict=True):
-            if not there:
-                features, errors = _collect(backbone, encoded, len(chunk), progress)
-                unreadable += errors
-                if not errors:
-                    save_tensors(path, {"features": features})
+    chunks = []
+    for start in range(0, len(files), size):
+        part = files[start : start + size]
+        # The name tells the size, which depends on batch_size.
+        chunks.append(Chunk(start, part, entry.path / f"chunk-{start:09d}-{start + len(part):09d}.safetensors"))
+    missing = [chunk for chunk in chunks if load_tensors(chunk.file) is None]
+    with Progress(len(files), title=title, unit="images") as progress:
+        progress.skip(len(files) - sum(map(len, missing)))
+        unreadable = encode_with_engine(
+            backbone, views, missing, batch_size=batch_size, workers=workers, update=progress.update
+        )
     if unreadable:
         more = f" (and {len(unreadable) - 1} more: {'; '.join(unreadable[1:4])})" if len(unreadable) > 1 else ""
         raise UserError(f"{unreadable[0]}{more}; repair or remove it")
-    parts = (load_file(path)["features"] for path in paths)  # one after the other: the table may exceed memory
+    parts = (load_file(chunk.file)["features"] for chunk in chunks)  # one after the other: more than memory, perhaps
     first = next(parts)
-    shape = (len(views), *first.shape[1:])
+    shape = (len(files), *first.shape[1:])
     write_table(entry.path / "features.safetensors", "features", chain([first], parts), shape=shape, dtype=first.dtype)
     entry.finish(["features.safetensors"])
-
-
-def _collect(
-    backbone: Backbone, encoded: Iterator[_Encoded], count: int, progress: Progress
-) -> tuple[Tensor, list[str]]:
-    """(count, V, D) features of the next images, and the errors of those that cannot be read."""
-    features: list[Tensor] = []
-    errors: list[str] = []
-    while count > 0:
-        batch = next(encoded)
-        if batch.features is not None:
-            features.append(_require_finite(batch.features(), backbone))
-        errors += batch.errors
-        count -= batch.images
-        progress.update(batch.images)
-    return torch.cat(features) if features else torch.empty(0), errors
-
-
-def _require_finite(features: Tensor, backbone: Backbone) -> Tensor:
-    """The features; a UserError where a tower that computes by autocast overflows."""
-    if backbone.autocast is not None and not torch.isfinite(features).all():
-        kind = str(backbone.autocast).removeprefix("torch.")
-        raise UserError(
-            f"the image tower of {backbone.name} overflows in {kind}; compute in fp32: TRAINER.PROMPT.AUTOCAST False "
-            "(load_backbone: autocast=False)"
-        )
-    return features
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """A batch whose encoding was begun.
-
-    images: how many. errors: of those that cannot be read.
-    features: waits for their (n, V, D) features; None where an image of their chunk cannot be read.
-    """
-
-    images: int
-    errors: list[str]
-    features: Callable[[], Tensor] | None
-
-
-def _encode(
-    backbone: Backbone, views: Views, chunks: Sequence[range], *, batch_size: int, workers: int
-) -> Generator[_Encoded, None, None]:
-    """Encode chunks of images, each but the last a whole number of batches.
-
-    While a batch is encoded, the workers read the images after it, and a thread copies the next batch to the device.
-    """
-    upload = Upload(backbone.device)
-
-    def prepare(items: list[np.ndarray | str]) -> tuple[int, list[str], Tensor | None]:
-        errors = [item for item in items if isinstance(item, str)]
-        pixels = [item for item in items if not isinstance(item, str)]
-        return len(items), errors, upload(views.collate(pixels)) if pixels else None
-
-    def encode(batch: Tensor) -> Callable[[], Tensor]:
-        upload.borrow(batch)
-        return begin_download(backbone.encode_images(views.finish(batch)).unflatten(0, (-1, views.views)))
-
-    places = [(index, views.paths[index]) for chunk in chunks for index in chunk]
-    with (
-        closing(map_in_processes(views.read, places, workers=workers)) as read,
-        closing(batched(read, batch_size)) as plain,
-        closing(one_ahead(map(prepare, plain)) if workers else (prepare(items) for items in plain)) as batches,
-        closing(behind(_begun(batches, chunks, batch_size, encode), by=int(upload.overlaps))) as encoded,
-    ):
-        yield from encoded
-
-
-def _begun(
-    batches: Iterator[tuple[int, list[str], Tensor | None]],
-    chunks: Sequence[range],
-    batch_size: int,
-    encode: Callable[[Tensor], Callable[[], Tensor]],
-) -> Generator[_Encoded, None, None]:
-    """Begin to encode the batches. Where an image cannot be read, no more of its chunk is encoded: it is not kept."""
-    for chunk in chunks:
-        broken = False
-        for _ in range(0, len(chunk), batch_size):
-            images, errors, pixels = next(batches)
-            broken = broken or bool(errors)
-            yield _Encoded(images, errors, None if broken or pixels is None else encode(pixels))

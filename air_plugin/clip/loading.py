@@ -62,7 +62,7 @@ def load_backbone(
     if precision != "fp32" and name == "mini":
         backbone.model.to(DTYPES[precision])
     half = fast_half(torch.device(device)) if autocast and precision == "fp32" else None
-    return replace(backbone, autocast=half)
+    return replace(backbone, autocast=half, precision=precision)
 
 
 def fast_half(device: torch.device) -> torch.dtype | None:

@@ -18,31 +18,25 @@ Transform = Callable[[Any], Tensor]  # PIL image to (3, H, W)
 
 
 class Views:
-    """V views of each of N images. An image is decoded once; view 0 is not augmented.
+    """Makes V views of an image. It is decoded once; view 0 is not augmented.
 
     Augmentation depends only on the seed, the index of the image and the view. Most preparations end with ToTensor and
     Normalize: `read` leaves these to `finish`, which does them for a whole batch, on its device, with the same result
     (on the CPU bit for bit). So what a worker hands over is a quarter as large.
 
     Args:
-        paths: N image files.
         plain: makes view 0.
         augment: makes the others; needed where views > 1.
         views: V.
         seed: of the augmentation.
     """
 
-    def __init__(
-        self, paths: Sequence[str], plain: Transform, augment: Transform | None, *, views: int, seed: int
-    ) -> None:
-        self.paths, self.views, self.seed = paths, views, seed
+    def __init__(self, plain: Transform, augment: Transform | None, *, views: int, seed: int) -> None:
+        self.views, self.seed = views, seed
         self.plain, self.augment, self.tail = plain, augment, None
         heads, tails = zip(*(split_tail(step) for step in [plain, augment][: min(views, 2)]), strict=True)
         if None not in tails and describe(tails[0][1:]) == describe(tails[-1][1:]):
             self.plain, self.augment, self.tail = heads[0], heads[-1], tails[0]
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def read(self, place: tuple[int, str]) -> np.ndarray | str:
         """The views of an image, by its index and path, or why there are none.

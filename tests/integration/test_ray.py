@@ -22,9 +22,14 @@ import hermetic
 import pytest
 import units_of_work as of_work
 from runs import SHORT
+from small_models import write_pictures
 from sources import ROOT
 
 from air_plugin.auxiliary.stages import generate_images
+from air_plugin.clip import features as features_module
+from air_plugin.clip import spread as feature_spread
+from air_plugin.clip.features import extract_features
+from air_plugin.clip.loading import load_backbone
 from air_plugin.config import AirSettings
 from air_plugin.diffusion import spread as spread_module
 from air_plugin.diffusion.pipeline import load_generator
@@ -224,6 +229,24 @@ def test_a_worker_killed_during_generation_changes_nothing(
     assert sorted(json.loads(line)["key"] for line in manifest.read_text().splitlines()) == sorted(
         path.stem for path in report.paths
     )
+
+
+def test_a_worker_killed_while_it_encodes_changes_nothing(
+    driver: RayEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(features_module, "CHUNK", 4)
+    paths, backbone = write_pictures(tmp_path / "pictures", 11), load_backbone("mini")
+    tables = {}
+    for name in ("local", "ray"):
+        monkeypatch.setenv("ENGINE", name)
+        table, _ = extract_features(backbone, paths, store=Store(tmp_path / name), batch_size=2)
+        assert table.path is not None
+        tables[name] = table.path.read_bytes()
+        monkeypatch.setattr(feature_spread, "encode_chunk", of_work.encode_and_die_once)
+        monkeypatch.setattr(RayEngine, "gpus", lambda self: 0.0)  # the node's GPU is only a word
+    assert (tmp_path / "ray" / "features" / "died").exists() and "another one does it again" in caplog.text
+    assert not (tmp_path / "local" / "features" / "encoded").exists()
+    assert tables["ray"] == tables["local"]
 
 
 def worker_of_a_run() -> int | None:

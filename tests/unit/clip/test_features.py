@@ -21,6 +21,7 @@ from small_models import make_backbone, write_pictures
 from torch import Tensor
 from torchvision.transforms import Compose
 
+from air_plugin.clip import encoding
 from air_plugin.clip import features as features_module
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.features import FeatureTable, extract_features
@@ -355,8 +356,8 @@ class FakeGpu:
 
             return wait
 
-        monkeypatch.setattr(features_module, "Upload", lambda device: self)
-        monkeypatch.setattr(features_module, "begin_download", begin_download)
+        monkeypatch.setattr(encoding, "Upload", lambda device: self)
+        monkeypatch.setattr(encoding, "begin_download", begin_download)
         monkeypatch.setattr(Backbone, "encode_images", recorded)
 
     def __call__(self, batch: Tensor) -> Tensor:

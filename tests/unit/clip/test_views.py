@@ -62,7 +62,7 @@ def one_by_one(paths: list[str], augment: Callable[[Image.Image], Tensor], *, vi
 @pytest.mark.parametrize("name", [*BYTES, *FLOATS])
 def test_views_equal_those_prepared_one_by_one(name: str, jpegs: list[str]):
     augment = {**BYTES, **FLOATS}[name]
-    views = Views(jpegs, PLAIN, augment, views=4, seed=7)
+    views = Views(PLAIN, augment, views=4, seed=7)
     items = [views.read((index, path)) for index, path in enumerate(jpegs)]
     assert {item.dtype.name for item in items} == {"uint8" if name in BYTES else "float32"}
     made = views.finish(views.collate(items))
@@ -70,7 +70,7 @@ def test_views_equal_those_prepared_one_by_one(name: str, jpegs: list[str]):
 
 
 def test_a_single_view_is_the_plain_preparation(jpegs: list[str]):
-    views = Views(jpegs, PLAIN, None, views=1, seed=0)
+    views = Views(PLAIN, None, views=1, seed=0)
     items = [views.read((index, path)) for index, path in enumerate(jpegs)]
     assert items[0].shape == (1, SIDE, SIDE, 3) and items[0].dtype == np.uint8
     assert torch.equal(views.finish(views.collate(items)), torch.stack([PLAIN(load_rgb(path)) for path in jpegs]))
@@ -80,7 +80,7 @@ def test_bytes_and_floats_in_one_batch(jpegs: list[str]):
     """A view of another mode than RGB is finished where it is read."""
     other_mode = T.RandomApply([T.Lambda(lambda image: image.convert("YCbCr"))], p=0.4)
     augment = T.Compose([CROP, other_mode, T.ToTensor(), NORMALIZE])
-    views = Views(jpegs, PLAIN, augment, views=2, seed=1)
+    views = Views(PLAIN, augment, views=2, seed=1)
     items = [views.read((index, path)) for index, path in enumerate(jpegs)]
     assert {item.dtype.name for item in items} == {"uint8", "float32"}
     assert torch.equal(views.finish(views.collate(items)), one_by_one(jpegs, augment, views=2, seed=1))
@@ -94,7 +94,7 @@ def test_an_image_is_decoded_once(jpegs: list[str], monkeypatch: pytest.MonkeyPa
         return load_rgb(path)
 
     monkeypatch.setattr(views_module, "load_rgb", counting)
-    views = Views(jpegs, PLAIN, BYTES["crop"], views=8, seed=0)
+    views = Views(PLAIN, BYTES["crop"], views=8, seed=0)
     for index, path in enumerate(jpegs):
         views.read((index, path))
     assert read == jpegs
@@ -103,10 +103,10 @@ def test_an_image_is_decoded_once(jpegs: list[str], monkeypatch: pytest.MonkeyPa
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
     paths = write_pictures(tmp_path, 1)
     Path(paths[0]).write_text("no image")
-    assert paths[0] in Views(paths, PLAIN, None, views=1, seed=0).read((0, paths[0]))
+    assert paths[0] in Views(PLAIN, None, views=1, seed=0).read((0, paths[0]))
 
 
 def test_a_deviation_of_0_is_an_error_as_before(jpegs: list[str]):
     plain = T.Compose([T.Resize((SIDE, SIDE)), T.ToTensor(), T.Normalize(MEAN, (0.2, 0.0, 0.2))])
     with pytest.raises(ValueError, match="zero"):
-        Views(jpegs, plain, None, views=1, seed=0).read((0, jpegs[0]))
+        Views(plain, None, views=1, seed=0).read((0, jpegs[0]))
