@@ -9,8 +9,10 @@ from typing import Any
 
 from dassl.data.datasets import DatasetBase, Datum
 
+from air_plugin.settings import DatasetSettings
 from air_plugin.utils.class_names import warn_of_same_prompts
-from air_plugin.utils.errors import unknown
+from air_plugin.utils.errors import UserError, unknown
+from datasets.paradigms import Parts, require_disjoint, semi_supervised, transductive
 from datasets.sources import Source
 
 LOG = logging.getLogger("air_plugin.datasets")  # an entry shows what `air_plugin` logs
@@ -21,17 +23,26 @@ class SplitDataset(DatasetBase):
     """A data set with fixed train, val and test lists.
 
     train_x: labelled training images, DATASET.NUM_SHOTS a class where that is at least 1 (val: at most 4), else all.
-    train_u: every training image, without its label (-1) and in the order of the paths.
+    train_u: the unlabelled ones, with the label -1 and in the order of the paths.
     hidden_labels: path -> label of train_u, for metrics after training only.
+    Where DATASET.PARADIGM is ul (unsupervised), train_u is every training image, and a method that needs no labels
+    leaves train_x alone. In ssl and trzsl every training image is labelled, unlabelled or left out, and a labelled one
+    is never in train_u; see datasets/paradigms.py.
     The class names are the data set's own, so they do not depend on which labels occur. DATASET.SUBSAMPLE_CLASSES
     "base" keeps the first half of the classes (rounded up), "new" the second; labels then begin at 0 again. Shots are
     sampled before that, train before val, as CoOp does: the same seed gives the same shots.
+
+    Attributes:
+        paradigm: DATASET.PARADIGM.
+        seen, unseen: labels of the classes that labelled images may have, and of the others; without trzsl all are
+            seen.
+        unlabelled_classes: labels of the classes that pseudo-labels may have: all, in trzsl the unseen ones.
 
     Attributes, for whoever has the class only (train.py, prepare.py, the scripts):
         dataset_dir: folder below DATASET.ROOT.
         template: of the prompts, where neither a config file nor an option sets DATASET.TEMPLATE.
         source: where the data set is fetched from.
-        has_training_labels: scripts leave methods that need labels out where this is False.
+        has_training_labels: scripts leave methods that need labels out where this is False and PARADIGM is ul.
     """
 
     dataset_dir = ""
@@ -50,20 +61,50 @@ class SplitDataset(DatasetBase):
         subset = cfg.DATASET.SUBSAMPLE_CLASSES
         if subset not in SUBSETS:
             raise unknown("DATASET.SUBSAMPLE_CLASSES", subset, SUBSETS)
-        everything = train
+        settings = DatasetSettings.from_cfg(cfg)
+        parts = self.partition(train, val, classnames, settings=settings)
+        if settings.paradigm != "ul":
+            require_disjoint(parts.labelled, parts.unlabelled)
+        labelled, unlabelled, val = parts.labelled, parts.unlabelled, parts.val
         shots = cfg.DATASET.NUM_SHOTS
         if shots >= 1:
-            train = self.generate_fewshot_dataset(train, num_shots=shots)
+            labelled = self.generate_fewshot_dataset(labelled, num_shots=shots)
             val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4)) if val else val
         half = (len(classnames) + 1) // 2
         kept = {"all": range(len(classnames)), "base": range(half), "new": range(half, len(classnames))}[subset]
         if subset != "all":
-            everything, train, val, test = (_keep(items, kept) for items in (everything, train, val, test))
+            unlabelled, labelled, val, test = (_keep(items, kept) for items in (unlabelled, labelled, val, test))
         self._names = [classnames[label] for label in kept]
         warn_of_same_prompts(tuple(self._names))
-        self.hidden_labels = {item.impath: item.label for item in everything}
-        train_u = [Datum(impath=path, label=-1) for path in sorted(self.hidden_labels)]
-        super().__init__(train_x=train, train_u=train_u, val=val or None, test=test)
+        self.paradigm = settings.paradigm
+        self.seen, self.unseen = (list(range(len(kept))), []) if subset != "all" else (parts.seen, parts.unseen)
+        self.unlabelled_classes = self.unseen or list(range(len(kept)))
+        self.hidden_labels = {item.impath: item.label for item in unlabelled if item.label >= 0}
+        train_u = [Datum(impath=path, label=-1) for path in sorted({item.impath for item in unlabelled})]
+        super().__init__(train_x=labelled, train_u=train_u, val=val or None, test=test)
+
+    def partition(
+        self, train: list[Datum], val: list[Datum], names: Sequence[str], *, settings: DatasetSettings
+    ) -> Parts:
+        """The training images by what is told about them in DATASET.PARADIGM.
+
+        Raises:
+            UserError: the data set cannot serve the paradigm; the message names the reason.
+        """
+        if settings.paradigm == "ul":
+            return Parts(train, train, val, seen=list(range(len(names))))
+        if settings.paradigm == "ssl":
+            return semi_supervised(train, val, names, settings=settings)
+        if settings.subsample_classes != "all":
+            raise UserError(
+                "DATASET.PARADIGM trzsl divides the classes itself, into seen and unseen ones; "
+                f"DATASET.SUBSAMPLE_CLASSES is {settings.subsample_classes} and must be all"
+            )
+        return transductive(train, val, names, order=self.class_order(names), settings=settings)
+
+    def class_order(self, names: Sequence[str]) -> Sequence[int]:
+        """The labels in the order of GRIP's class names, which its seeds of seen classes belong to."""
+        return range(len(names))
 
     @property
     def num_classes(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dassl.data.datasets import DATASET_REGISTRY
 
 from datasets.published import PublishedDataset
@@ -63,6 +65,11 @@ class EuroSAT(PublishedDataset):
         """GRIP's names follow CoOp's, not the labels, which a split file may number otherwise."""
         names = super().renamed(names, version)
         return [GRIP.get(name, name) for name in names] if version == "grip" else names
+
+    def class_order(self, names: Sequence[str]) -> Sequence[int]:
+        """GRIP's order is that of the folders; a split file may number the classes otherwise."""
+        places = {name: place for place, pair in enumerate(CLASSES.values()) for name in pair}
+        return sorted(range(len(names)), key=lambda label: places[names[label]])
 
     def _item(self, path: str, label: str) -> Item:
         """From a line such as `2750.zip@2750/Forest/Forest_7.jpg 1`; a file's name begins with its folder's."""

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
+from air_plugin.settings import DatasetSettings
 from air_plugin.utils.class_names import match_class, read_class_file
 from air_plugin.utils.errors import UserError, unknown
-from air_plugin.utils.image_files import find_images, is_image_file
+from air_plugin.utils.image_files import find_images, is_image_file, warn_of_left_out, why_left_out
 from datasets.base import SplitDataset
+from datasets.paradigms import Parts, require_classes
 
 CLASSES, TRAIN, TEST = "classes.txt", "train", "test"
+UNLABELLED = "unlabelled"  # a folder in train/ beside those of classes
 
 
 @DATASET_REGISTRY.register()
 class Folder(SplitDataset):
     """DATASET.ROOT itself is the data set; nothing is ever written there.
 
-    Training images have no labels. Without test/ the predictions are made for the training images, whose labels are -1
-    for "unknown". Names that begin with a dot are left out, as `ls` does.
+    Training images have no labels where DATASET.PARADIGM is ul, whatever folders they lie in; else the folders of
+    train/ name the labels of the images in them. Without test/ the predictions are made for the unlabelled training
+    images, whose labels are -1 for "unknown". Names that begin with a dot are left out, as `ls` does.
     """
 
     dataset_dir = "folder"
@@ -39,8 +45,10 @@ class Folder(SplitDataset):
 
     def __init__(self, cfg: Any) -> None:
         root = folder_of(cfg.DATASET.ROOT)
+        self.folder = root / TRAIN
         names, _ = read_class_file(class_file(root))
-        if cfg.DATASET.NUM_SHOTS >= 1:
+        is_unlabelled = cfg.DATASET.PARADIGM == "ul"
+        if is_unlabelled and cfg.DATASET.NUM_SHOTS >= 1:
             trainer = cfg.TRAINER.NAME
             learns = trainer.removesuffix("+AiR") == "CoOp"
             hint = (
@@ -48,16 +56,81 @@ class Folder(SplitDataset):
                 if learns
                 else f"and {trainer} needs none; leave it out"
             )
-            raise UserError(f"DATASET.NUM_SHOTS is {cfg.DATASET.NUM_SHOTS}, but {root / TRAIN} has no labels, {hint}")
+            raise UserError(f"DATASET.NUM_SHOTS is {cfg.DATASET.NUM_SHOTS}, but {self.folder} has no labels, {hint}")
         if cfg.DATASET.SUBSAMPLE_CLASSES != "all":
-            raise UserError(f"DATASET.SUBSAMPLE_CLASSES must be all: {root / TRAIN} has no labels to choose by")
-        train = [Datum(impath=str(path), label=-1) for path in find_images(root / TRAIN)]
-        tested = [
-            Datum(impath=str(path), label=label, classname=names[label])
-            for path, label in labelled_images(root / TEST, names)
-        ]
-        super().__init__(cfg, names, train=train, val=[], test=tested or train)
-        self.hidden_labels = {}
+            raise UserError(f"DATASET.SUBSAMPLE_CLASSES must be all: {self.folder} has no labels to choose by")
+        found = [(path, -1) for path in find_images(self.folder)] if is_unlabelled else given_labels(self.folder, names)
+        train, test = (_items(pairs, names) for pairs in (found, labelled_images(root / TEST, names)))
+        super().__init__(cfg, names, train=train, val=[], test=test or train)
+        if not test and not is_unlabelled:
+            self._test = self.train_u
+
+    def partition(
+        self, train: list[Datum], val: list[Datum], names: Sequence[str], *, settings: DatasetSettings
+    ) -> Parts:
+        """Where some training images lie in no folder of a class, the others are the labelled ones, all of them.
+
+        In trzsl the classes without such a folder are then the unseen ones.
+        """
+        labelled, rest = ([item for item in train if (item.label >= 0) == known] for known in (True, False))
+        if settings.paradigm == "ul" or not rest:
+            return super().partition(train, val, names, settings=settings)
+        counts = [sum(item.label == label for item in labelled) for label in range(len(names))]
+        if settings.paradigm == "ssl":
+            number = settings.labels_per_class
+            for name, count in zip(names, counts, strict=True):
+                if count < number:
+                    raise UserError(
+                        f"DATASET.PARADIGM ssl needs {number} labelled images of every class "
+                        f"(DATASET.LABELS_PER_CLASS); {self.folder} has {count} in the folder of class {name!r}"
+                    )
+            return Parts(labelled, rest, val, seen=list(range(len(names))))
+        require_classes(names)
+        seen, unseen = (
+            [label for label, count in enumerate(counts) if bool(count) == known] for known in (True, False)
+        )
+        if not unseen:
+            raise UserError(
+                f"DATASET.PARADIGM trzsl needs unseen classes, of which no image is labelled; {self.folder} has a "
+                "folder of every class: use ssl"
+            )
+        return Parts(labelled, rest, val, seen, unseen)
+
+
+def _items(pairs: Iterable[tuple[Path, int]], names: Sequence[str]) -> list[Datum]:
+    return [Datum(impath=str(path), label=label, classname=names[label] if label >= 0 else "") for path, label in pairs]
+
+
+def given_labels(folder: Path, names: list[str]) -> list[tuple[Path, int]]:
+    """The images of train/ with their labels, which their folders name; -1 in train/ itself and in train/unlabelled/.
+
+    Raises:
+        UserError: a folder is called like no class, or no image has a label.
+    """
+    if not folder.is_dir():
+        raise UserError(f"image folder {folder} is missing")
+    found: list[tuple[Path, int]] = []
+    left_out = Counter[str]()
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+        if not path.is_dir():
+            reason = why_left_out(path)
+            left_out.update([reason] if reason else [])
+            found += [] if reason else [(path, -1)]
+            continue
+        label = match_class(path.name, names)
+        if label is None and path.name != UNLABELLED:
+            raise UserError(
+                f"{path} is no class of {CLASSES}: {unknown('class', path.name, names)}; images without a label lie in "
+                f"{folder} itself or in {folder / UNLABELLED}"
+            )
+        found += [(image, -1 if label is None else label) for image in find_images(path)]
+    if all(label < 0 for _, label in found):
+        raise UserError(
+            f"DATASET.PARADIGM ssl and trzsl need labelled images, and {folder} has none; put some in "
+            f"{folder}/<class>/, or leave the paradigm at ul"
+        )
+    warn_of_left_out(folder, left_out, used=len(found))
+    return found
 
 
 def folder_of(root: str) -> Path:

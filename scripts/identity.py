@@ -120,6 +120,7 @@ def _data_of(cfg: Any, cache: Path) -> Data | None:
     whole = cfg.clone()
     whole.defrost()
     whole.DATASET.NUM_SHOTS, whole.DATASET.SUBSAMPLE_CLASSES = -1, "all"
+    whole.DATASET.PARADIGM = "ul"  # which lists every training image; what is labelled follows from these and settings
     whole.DATASET.NUM_MISSING_CLASSES, whole.DATASET.IMBALANCE_RATIO = 0, 1.0
     data = kind(whole)
     root = os.path.join(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)), "")

@@ -200,7 +200,8 @@ def resolve_row(row: Row, dataset: str, config: str, *, root: Path, output: Path
         taken=output / dataset / row.trainer,
     )
     learns_from_labels = row.trainer.removesuffix("+AiR") == "CoOp"
-    if learns_from_labels and cfg.DATASET.NUM_SHOTS >= 1 and not facts_of(cfg).has_training_labels:
+    has_labels = cfg.DATASET.PARADIGM != "ul" or facts_of(cfg).has_training_labels
+    if learns_from_labels and cfg.DATASET.NUM_SHOTS >= 1 and not has_labels:
         print(f"left out: {row.name}, which needs training labels")
         return None
     return cfg, label
