@@ -164,8 +164,10 @@ Every setting of AiR with its default. A setting is given in a YAML file (`AIR: 
 `air settings K` shows it in the terminal. Dassl's own settings (`OPTIM`, `DATALOADER`, `INPUT`, ...) are as in Dassl.
 
 Files are merged in this order: data set, trainer, backbone, generator, preset; then options of the command line.
-`_BASE_` in a file names files that are merged before it. `{AUTO}` stands for a number that is chosen without labels,
-or for a switch on which the run decides.
+`_BASE_` in a file names files that are merged before it. `_WHERE_` holds parts for some runs: under
+`DATASET.PARADIGM trzsl` stands what is merged where that is set, in a file or on the command line (see
+configs/datasets/eurosat.yaml). `{AUTO}` stands for a number that is chosen without labels, or for a switch on which the
+run decides.
 Numbers are decimal: `010` is ten, `0x10` and `1:30` are errors. Where the table has no upper
 limit, it is {LARGEST:,} for numbers and {LARGEST_WHOLE:,} for whole numbers. Dassl's numbers have ranges,
 too (air_plugin/dassl_settings.py).

@@ -17,6 +17,7 @@ from air_plugin.utils.errors import UserError, unknown
 from air_plugin.utils.sections import AUTO
 
 OURS = {one.key: one for one in all_settings()}
+CONDITIONS = "_WHERE_"  # in a YAML file: settings of some runs
 
 
 class _Reader(yaml.SafeLoader):
@@ -97,38 +98,84 @@ def _is_ours(cfg: Any, key: str) -> bool:
 
 
 def merge_file(
-    cfg: Any, path: str | Path, *, sections: Sequence[str] | None = None, _above: tuple[Path, ...] = ()
+    cfg: Any,
+    path: str | Path,
+    *,
+    sections: Sequence[str] | None = None,
+    where: Mapping[str, Any] | None = None,
+    _above: tuple[Path, ...] = (),
 ) -> None:
-    """Merge a YAML file into a config. Its key `_BASE_` names a file, relative to it, or a list of such, merged first.
+    """Merge a YAML file into a config.
+
+    Its key `_BASE_` names a file, relative to it, or a list of such, merged first. Its key `_WHERE_` holds parts for
+    runs with certain settings; each is merged after the rest of the file, where its condition holds:
+
+        _WHERE_:
+          DATASET.PARADIGM trzsl:
+            TRAINER: {CPL: {GAMMA: 3.0}}
+          DATASET.PARADIGM ul|ssl TRAINER.CPL.LOSS cc:
+            TRAINER: {CPL: {BETA: 0.9}}
+
+    A condition is KEY VALUE pairs that must all hold; VALUE1|VALUE2 is one of both.
 
     Args:
         cfg: a yacs CfgNode.
         path: the file.
         sections: the top-level keys to take; None is all.
+        where: settings by full key that conditions are tested on; None: the config after the rest of the file; empty:
+            no condition holds.
 
     Raises:
         UserError: the file is missing or no YAML, or a key is unknown or of another type.
     """
-    try:
-        tree = read_yaml(Path(path).read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        folder = Path(path).parent
-        known = [file.stem for file in folder.glob("*.yaml")]
-        raise unknown(f"config file in {folder}", Path(path).stem, known) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"config file {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"config file {path} is no mapping of keys to values")
-    base = tree.pop("_BASE_", None)
+    tree = _read_file(Path(path))
+    base, parts = tree.pop("_BASE_", None), tree.pop(CONDITIONS, None) or {}
     for name in base if isinstance(base, list) else [base] if base else []:
         above = (*_above, Path(path).resolve())
         below = (Path(path).parent / str(name)).resolve()
         if below in above:
             raise UserError(f"config file {path}: its _BASE_ {name} leads back to it")
-        merge_file(cfg, below, sections=sections, _above=above)
-    if sections is not None:
-        tree = {key: value for key, value in tree.items() if key in sections}
-    _merge(cfg, upgrade_tree(tree), prefix="", where=f" in {path}")
+        merge_file(cfg, below, sections=sections, where=where, _above=above)
+    _merge_tree(cfg, tree, path, sections)
+    if not isinstance(parts, dict):
+        raise UserError(f"config file {path}: {CONDITIONS} is no mapping of conditions to settings")
+    values = flatten(cfg) if where is None else where
+    for condition, part in parts.items():
+        if not isinstance(part, dict):
+            raise UserError(f"config file {path}: {CONDITIONS} '{condition}' holds no mapping of keys to values")
+        if values and _holds(str(condition), values, path):
+            _merge_tree(cfg, part, path, sections)
+
+
+def _read_file(path: Path) -> dict[Any, Any]:
+    """The tree of a YAML file."""
+    try:
+        tree = read_yaml(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        folder = path.parent
+        known = [file.stem for file in folder.glob("*.yaml")]
+        raise unknown(f"config file in {folder}", path.stem, known) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"config file {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"config file {path} is no mapping of keys to values")
+    return tree
+
+
+def _merge_tree(cfg: Any, tree: Mapping[Any, Any], path: str | Path, sections: Sequence[str] | None) -> None:
+    kept = tree if sections is None else {key: value for key, value in tree.items() if key in sections}
+    _merge(cfg, upgrade_tree(kept), prefix="", where=f" in {path}")
+
+
+def _holds(condition: str, values: Mapping[str, Any], path: str | Path) -> bool:
+    """Whether every KEY VALUE pair of a condition holds."""
+    words = condition.split()
+    if not words or len(words) % 2:
+        raise UserError(f"config file {path}: {CONDITIONS} '{condition}' is no condition; write KEY VALUE pairs")
+    for key in words[::2]:
+        if key not in values:
+            raise unknown(f"config key in {CONDITIONS} of {path}", key, values)
+    return all(str(values[key]) in text.split("|") for key, text in zip(words[::2], words[1::2], strict=True))
 
 
 def merge_options(cfg: Any, options: Sequence[str]) -> None:

@@ -147,8 +147,10 @@ def resolve(
 ) -> tuple[Any, str]:
     """The config of a run (a yacs CfgNode) and its label.
 
-    Defaults, then the data set's file, the trainer's files, the flags and the options, as Dassl's clients do. Where
-    none of them sets DATASET.TEMPLATE, it is the data set's own.
+    Defaults, then the data set's file, the trainer's files, the flags and the options, as Dassl's clients do. Parts of
+    files that stand under `_WHERE_` are chosen by all other settings, the flags and the options included: what is
+    published for DATASET.PARADIGM trzsl is used wherever that is set. Where nothing sets DATASET.TEMPLATE, it is the
+    data set's own.
 
     Args:
         config_files: of the trainer, in this order.
@@ -161,21 +163,12 @@ def resolve(
     Raises:
         UserError: a file, key or number is wrong, or the data set is unknown.
     """
-    from air_plugin.config import flatten, merge_file, merge_options, require_ranges, upgrade_options
+    from air_plugin.config import flatten, merge_options, require_ranges, upgrade_options
 
-    cfg = defaults()
-    options = upgrade_options(options)
-    cfg.DATASET.TEMPLATE = OWN_TEMPLATE
-    for path in (dataset_file, *config_files):
-        if path:
-            merge_file(cfg, path)
-    for key, value in (flags or {}).items():
-        if value is not None and value != "":
-            *sections, name = key.split(".")
-            node = cfg
-            for section in sections:
-                node = node[section]
-            node[name] = value
+    options, files = upgrade_options(options), [path for path in (dataset_file, *config_files) if path]
+    cfg = _merged(files, flags or {}, where={})
+    merge_options(cfg, options)
+    cfg = _merged(files, flags or {}, where=flatten(cfg))
     before = flatten(cfg)
     merge_options(cfg, options)
     require_ranges(cfg)
@@ -194,6 +187,24 @@ def resolve(
                 warn_once(f"results in {taken.parent} are in folders with former names of settings, which are used")
                 return cfg, old
     return cfg, name
+
+
+def _merged(files: Sequence[str | Path], flags: Mapping[str, Any], *, where: Mapping[str, Any]) -> Any:
+    """The config of files and flags; `where`: the settings that choose conditional parts, none of them if empty."""
+    from air_plugin.config import merge_file
+
+    cfg = defaults()
+    cfg.DATASET.TEMPLATE = OWN_TEMPLATE
+    for path in files:
+        merge_file(cfg, path, where=where)
+    for key, value in flags.items():
+        if value is not None and value != "":
+            *sections, name = key.split(".")
+            node = cfg
+            for section in sections:
+                node = node[section]
+            node[name] = value
+    return cfg
 
 
 def in_former_names(changed: Mapping[str, str]) -> dict[str, str]:

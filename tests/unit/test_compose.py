@@ -53,6 +53,29 @@ def test_a_file_or_an_option_sets_another_template(tmp_path: Path):
     assert label == "mini"  # it is the data set's own anyway
 
 
+def test_conditional_parts_follow_options_and_give_way_to_them(tmp_path: Path):
+    """What a file has under `_WHERE_` is merged in the file's place: later files, flags and options win."""
+    early, late = tmp_path / "early.yaml", tmp_path / "late.yaml"
+    early.write_text(
+        "_WHERE_:\n"
+        "  TRAINER.CPL.LOSS rc: {AIR: {K: 7, M: 70, STEPS: 9}}\n"
+        "  SEED 3: {AIR: {SIZE: 64}}\n"
+        "  AIR.K 8: {AIR: {SIZE: 128}}\n"
+    )
+    late.write_text("AIR: {STEPS: 11}\n")
+
+    def seen(*options: str, **flags: int) -> tuple[int, ...]:
+        cfg, _ = resolve([early, late], dataset_file=DIGITS, options=options, flags=flags)
+        return cfg.AIR.K, cfg.AIR.M, cfg.AIR.STEPS, cfg.AIR.SIZE
+
+    assert seen() == (30, 120, 11, 256)
+    assert seen("TRAINER.CPL.LOSS", "rc") == (7, 70, 11, 256)
+    assert seen("TRAINER.CPL.LOSS", "rc", "AIR.K", "8", SEED=3) == (8, 70, 11, 128)
+    assert seen("TRAINER.CPL.LOSS", "lw", SEED=3) == (30, 120, 11, 64)
+    _, label = resolve([early, late], dataset_file=DIGITS, options=["TRAINER.CPL.LOSS", "rc"])
+    assert label == "early+late+TRAINER.CPL.LOSS=rc"  # the option, not what follows from it
+
+
 def test_a_class_of_somebody_elses_has_the_default_facts(monkeypatch: pytest.MonkeyPatch):
     from dassl.data.datasets import DATASET_REGISTRY
 

@@ -473,6 +473,41 @@ def test_only_the_asked_sections_are_read_bases_included(cfg: CfgNode, tmp_path:
     assert (cfg.AIR.M, cfg.AIR.K, cfg.OPTIM.LR) == (10, 2, 0.0003)
 
 
+CONDITIONAL = """
+AIR: {K: 3}
+_WHERE_:
+  TRAINER.CPL.LOSS cc|rc:
+    AIR: {K: 4, STEPS: 5}
+  TRAINER.CPL.LOSS rc AIR.REFINE none:
+    AIR: {K: 6}
+  TRAINER.CPL.LOSS lw:
+    OPTIM: {LR: 1.0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ({"TRAINER.CPL.LOSS": "cc", "AIR.REFINE": "none"}, (4, 5, 0.0003)),
+        ({"TRAINER.CPL.LOSS": "rc", "AIR.REFINE": "none"}, (6, 5, 0.0003)),
+        ({"TRAINER.CPL.LOSS": "rc", "AIR.REFINE": "em"}, (4, 5, 0.0003)),
+        ({"TRAINER.CPL.LOSS": "lw", "AIR.REFINE": "none"}, (3, 20, 1.0)),
+        (None, (4, 5, 0.0003)),  # the config's own: cc
+        ({}, (3, 20, 0.0003)),
+    ],
+)
+def test_conditional_parts_are_merged_where_all_their_pairs_hold(
+    cfg: CfgNode, tmp_path: Path, where: dict[str, str] | None, expected: tuple[int, int, float]
+):
+    path = write(tmp_path, "top.yaml", f"_BASE_: base.yaml\n{CONDITIONAL}")
+    write(tmp_path, "base.yaml", "AIR: {K: 2}\n")
+    only = cfg.clone()
+    merge_file(cfg, path, where=where)
+    assert expected == (cfg.AIR.K, cfg.AIR.STEPS, cfg.OPTIM.LR)
+    merge_file(only, path, sections=("AIR",), where=where)
+    assert (*expected[:2], 0.0003) == (only.AIR.K, only.AIR.STEPS, only.OPTIM.LR)
+
+
 def test_an_empty_file_changes_nothing(cfg: CfgNode, tmp_path: Path):
     before = flatten(cfg)
     merge_file(cfg, write(tmp_path, "empty.yaml", "# only a comment\n"))
@@ -493,6 +528,11 @@ def test_an_empty_file_changes_nothing(cfg: CfgNode, tmp_path: Path):
         ("AIR: {M: 1}\n\tK: 2", "cannot be read"),
         ("_BASE_: other.yaml", "other"),
         ("_BASE_: 5", "unknown config file"),
+        ("_WHERE_: 5", "_WHERE_"),
+        ("_WHERE_: {TRAINER.CPL.LOSS: {AIR: {K: 1}}}", "'TRAINER.CPL.LOSS' is no condition"),
+        ("_WHERE_: {TRAINER.CPL.LOSS cc: 5}", "'TRAINER.CPL.LOSS cc' holds no mapping"),
+        ("_WHERE_: {TRAINER.CPL.LOS cc: {AIR: {K: 1}}}", "TRAINER.CPL.LOSS"),
+        ("_WHERE_: {TRAINER.CPL.LOSS cc: {AIR: {KK: 1}}}", "AIR.K"),
     ],
 )
 def test_bad_files_are_errors_that_name_file_and_fault(cfg: CfgNode, tmp_path: Path, text: str, named: str):
