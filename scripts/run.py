@@ -20,7 +20,6 @@ import argparse
 import os
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,11 @@ sys.path.insert(0, str(ROOT))
 from air_plugin.config import read_yaml, upgrade_options  # noqa: E402
 from air_plugin.engine import chosen  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code  # noqa: E402
-from air_plugin.utils.files import require_writable  # noqa: E402
+from air_plugin.utils.files import require_writable, write_atomically  # noqa: E402
 from air_plugin.utils.logs import show_logs  # noqa: E402
 from air_plugin.utils.sections import LARGEST_SEED  # noqa: E402
-from scripts.compose import compose, config_file, facts_of, resolve, uses_generator  # noqa: E402
+from scripts.compose import compose, config_file, facts_of, resolve  # noqa: E402
+from scripts.experiments import Row, experiment_of, rows_of  # noqa: E402
 from scripts.identity import forget_data  # noqa: E402
 from scripts.parallel import number_at_once, run_all  # noqa: E402
 from scripts.titles import remember_titles  # noqa: E402
@@ -42,28 +42,7 @@ from scripts.worker import Run  # noqa: E402
 MOST_JOBS = 4  # without JOBS: each of them takes memory
 # What CoOp's own script takes after DATASET and CONFIG: CTP NCTX SHOTS CSC.
 COOP = ("TRAINER.PROMPT.CLASS_TOKEN_POSITION", "TRAINER.PROMPT.N_CTX", "DATASET.NUM_SHOTS", "TRAINER.PROMPT.CSC")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table: a trainer with its options, run for every seed. Without a title it has the trainer's name.
-
-    The preset follows CONFIG, and the options come after it.
-    """
-
-    trainer: str
-    options: list[str]
-    title: str = ""
-    preset: str = ""
-
-    def config(self, config: str) -> str:
-        """CONFIG with the row's preset, unless it names that one already: their runs are then the same."""
-        named = self.preset in ("", *config.split("+")[1:]) or config.endswith(f"_{self.preset}")
-        return config if named else f"{config}+{self.preset}"
-
-    @property
-    def name(self) -> str:
-        return self.title or self.trainer
+Titles = dict[tuple[str, str], str]  # of a table's rows, by trainer and label
 
 
 def parse() -> argparse.Namespace:
@@ -89,34 +68,6 @@ def parse() -> argparse.Namespace:
 
 def default_config(dataset_file: Path) -> str:
     return read_yaml(dataset_file.read_text("utf-8"))["DATASET"]["DEFAULT_CONFIG"]
-
-
-def without_air(options: list[str]) -> list[str]:
-    """The options without those that only AiR reads, so that a control is not run again for each of their values."""
-    pairs = zip(options[::2], options[1::2], strict=False)
-    return [part for key, value in pairs if not key.startswith("AIR.") for part in (key, value)]
-
-
-def rows_of(trainers: str, options: list[str]) -> list[Row]:
-    """The rows of a method's main.sh: the controls, then the method itself."""
-    *controls, main = trainers.split(",")
-    return [*(Row(trainer, without_air(options)) for trainer in controls), Row(main, options)]
-
-
-def experiment_of(name: str, options: list[str]) -> tuple[list[Row], str | None]:
-    """The rows of an experiment and the title of its baseline; rows' own options come after the command line's.
-
-    Raises:
-        UserError: there is no such experiment, or a row names an unknown preset.
-    """
-    experiment = read_yaml(config_file("experiments", name, "experiment").read_text("utf-8"))
-    rows = []
-    for row in experiment["rows"]:
-        given = options if uses_generator(row["trainer"]) else without_air(options)
-        own = [str(part) for pair in row.get("options", {}).items() for part in pair]
-        preset = config_file("presets", row["preset"], "preset").stem if "preset" in row else ""
-        rows.append(Row(row["trainer"], [*given, *own], row["title"], preset))
-    return rows, experiment.get("baseline")
 
 
 def data_root() -> Path:
@@ -207,29 +158,49 @@ def resolve_row(row: Row, dataset: str, config: str, *, root: Path, output: Path
     return cfg, label
 
 
-def list_runs(rows: list[Row], dataset: str, config: str) -> tuple[list[Run], dict[tuple[str, str], str]]:
-    """Every run, and the titles of the rows by trainer and label; of rows that mean the same runs, the first counts.
+def list_runs(rows: list[Row], dataset: str, config: str) -> tuple[list[Run], dict[str, Titles]]:
+    """Every run, and the titles of the rows by table; of rows that mean the same runs, the first counts.
+
+    A table that the data set cannot serve is left out with a line that says why.
 
     Raises:
         UserError: nothing can be run.
     """
     root, output = data_root(), output_root()
-    runs: list[Run] = []
-    titles: dict[tuple[str, str], str] = {}
+    runs: dict[str, Run] = {}
+    tables: dict[str, Titles] = {}
+    refused: dict[str, bool] = {}
     for row in rows:
-        found = resolve_row(row, dataset, config, root=root, output=output)
-        if found is None or (row.trainer, found[1]) in titles:
+        found = None if refused.get(row.table) else resolve_row(row, dataset, config, root=root, output=output)
+        if found is None:
             continue
         cfg, label = found
+        if row.table not in refused:
+            refused[row.table] = _is_refused(row.table, cfg)
+        titles = tables.setdefault(row.table, {})
+        if refused[row.table] or (row.trainer, label) in titles:
+            continue
         titles[row.trainer, label] = row.title
         for seed in seeds():
             own = cfg.clone()
             own.SEED = seed
             own.OUTPUT_DIR = str(output / dataset / row.trainer / label / f"seed{seed}")
-            runs.append(Run(f"{dataset} / {row.name} / {label} / seed {seed}", own, label))
+            runs.setdefault(own.OUTPUT_DIR, Run(f"{dataset} / {row.name} / {label} / seed {seed}", own, label))
     if not runs:
         raise UserError(f"nothing can be run on {dataset}: every row was left out")
-    return runs, titles
+    return list(runs.values()), {table: titles for table, titles in tables.items() if titles}
+
+
+def _is_refused(table: str, cfg: Any) -> bool:
+    """Whether a data set cannot serve the paradigm of a table that is one of several; why is printed."""
+    if not table or cfg.DATASET.PARADIGM == "ul":
+        return False
+    try:
+        facts_of(cfg)(cfg)
+    except UserError as error:
+        print(f"left out: table {table}: {error}")
+        return True
+    return False
 
 
 def run(args: argparse.Namespace) -> int:
@@ -243,17 +214,29 @@ def run(args: argparse.Namespace) -> int:
         else (rows_of(args.trainers, args.options), None)
     )
     compose(rows[-1].trainer, rows[-1].config(config))  # an unknown CONFIG is an error, not a row that is left out
-    runs, titles = list_runs(rows, args.dataset, config)
+    runs, tables = list_runs(rows, args.dataset, config)
     require_writable(output_root(), "OUTPUT", folder=True)
     at_once = min(jobs(runs), len(runs))
     code = run_all(runs, at_once=at_once, gpus=gpus_per_run(), folders=[output_root(), data_root()])
     if not code:
-        print(table(args, titles, baseline), end="")
+        text = "\n".join(table(args, name, titles, baseline) for name, titles in tables.items())
+        print(text, end="")
+        if any(tables):
+            path = output_root() / args.dataset / f"{args.experiment}.md"
+            write_atomically(path, text.encode())
+            print(f"tables: {path}")
     return code
 
 
-def table(args: argparse.Namespace, titles: dict[tuple[str, str], str], baseline: str | None) -> str:
-    """The table; of an experiment, its page is written, too."""
+def table(args: argparse.Namespace, name: str, titles: Titles, baseline: str | None) -> str:
+    """A table; of an experiment, its page is written, too.
+
+    Args:
+        args: the command's.
+        name: of the table, "" where the experiment has one.
+        titles: of its rows, by trainer and label.
+        baseline: title of the row that the others are compared with.
+    """
     from air_plugin.report.formats import report
 
     output = output_root()
@@ -265,8 +248,10 @@ def table(args: argparse.Namespace, titles: dict[tuple[str, str], str], baseline
             return report(output, only=args.dataset, rows=titles)
     remember_titles(output / args.dataset / "methods.json", titles)
     baseline = baseline if baseline in titles.values() else None
-    page = output / args.dataset / f"{args.experiment}.html"
-    return report(output, only=args.dataset, baseline=baseline, rows=titles, page=page)
+    stem = f"{args.experiment}-{name}" if name else args.experiment
+    page = output / args.dataset / f"{stem}.html"
+    text = report(output, only=args.dataset, baseline=baseline, rows=titles, page=page)
+    return f"## {stem}\n\n{text}" if name else text
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from runs import arguments
 from sources import ENTRIES, LIBRARY, ROOT
 from yacs.config import CfgNode
 
+import scripts.experiments
 import scripts.run
 import train
 from air_plugin import RunResult, cli
@@ -202,7 +203,7 @@ def test_an_experiments_rows_are_read_alike(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "mine.yaml").write_text(
         "rows:\n  - {title: a, trainer: AiR, options: {AIR.M: 070, AIR.LAMBDA: 1.50}}\n"
     )
-    monkeypatch.setattr(scripts.run, "config_file", lambda folder, name, kind: tmp_path / f"{name}.yaml")
+    monkeypatch.setattr(scripts.experiments, "config_file", lambda folder, name, kind: tmp_path / f"{name}.yaml")
     (row,), _ = scripts.run.experiment_of("mine", [])
     assert row.options == ["AIR.M", "070", "AIR.LAMBDA", "1.50"]
 
