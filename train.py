@@ -15,6 +15,7 @@ from air_plugin.utils.errors import UserError, exit_code, unknown
 from air_plugin.utils.extras import require_extra
 from air_plugin.utils.files import require_writable
 from air_plugin.utils.logs import show_logs
+from air_plugin.utils.progress import waiting
 from scripts.compose import ROOT, register_all, resolve, settings_of
 from scripts.identity import SETTINGS, claim, forget_data, give_up, inputs_of, recorded
 
@@ -89,15 +90,16 @@ def build(cfg: Any) -> Any:
     require_extra("train", purpose="train.py")
     if is_offline():
         go_offline()  # before any library asks the hub
-    import torch
-    from dassl.data.datasets import DATASET_REGISTRY
-    from dassl.engine import TRAINER_REGISTRY, build_trainer
-    from dassl.utils import set_random_seed
+    with waiting("importing libraries"):
+        import torch
+        from dassl.data.datasets import DATASET_REGISTRY
+        from dassl.engine import TRAINER_REGISTRY, build_trainer
+        from dassl.utils import set_random_seed
 
-    from air_plugin.mixin import augment
+        from air_plugin.mixin import augment
 
-    register_all("datasets")
-    register_all("trainers")
+        register_all("datasets")
+        register_all("trainers")
     base = cfg.TRAINER.NAME.removesuffix("+AiR")
     trainers = TRAINER_REGISTRY.registered_names()
     if base in trainers and cfg.TRAINER.NAME not in trainers:
@@ -234,7 +236,9 @@ def run(cfg: Any, label: str, *, train: bool = True) -> int:
     require_writable(folder, "--output-dir (scripts: OUTPUT)", folder=True)
     require_extra("train", purpose="train.py")  # data sets that are written on first use need it
     begun = (folder / SETTINGS).exists()
-    if claim(folder, settings_of(cfg), inputs_of(cfg)):
+    with waiting("reading data"):
+        complete = claim(folder, settings_of(cfg), inputs_of(cfg))
+    if complete:
         print(f"{folder}: complete, nothing to do")
         return 0
     forget_data()  # the data may change while this run works
@@ -249,7 +253,8 @@ def run(cfg: Any, label: str, *, train: bool = True) -> int:
         raise
     if train:
         trainer.train()
-        write_outputs(trainer, folder, label)
+        with waiting("writing results"):
+            write_outputs(trainer, folder, label)
     return 0
 
 

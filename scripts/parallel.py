@@ -9,21 +9,25 @@ ENGINE=ray, the workers of a cluster do them. A run whose worker was killed resu
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from air_plugin.engine import Engine, LocalEngine, chosen
 from air_plugin.utils.errors import UserError
-from air_plugin.utils.progress import Event
+from air_plugin.utils.progress import handled_by, ticking
 from scripts.compose import uses_generator
-from scripts.worker import GENERATING, LIBRARIES, Finished, Run, import_libraries, may_copy, set_up, work, work_quietly
+from scripts.display import Display
+from scripts.worker import GENERATING, LIBRARIES, Finished, Run, import_libraries, may_copy, set_up, work, work_on
 
-STATUS = 30.0  # seconds between two lines of a run's progress
+INTERRUPTED = 130  # the exit code of a run that Ctrl-C has ended
 
 
-def run_all(runs: list[Run], *, at_once: int, gpus: float = 0.0, folders: Sequence[Path] = ()) -> int:
+
+def run_all(
+    runs: list[Run], *, at_once: int, gpus: float = 0.0, folders: Sequence[Path] = (), display: Display | None = None
+) -> int:
     """Do the runs with the engine that the environment names; returns the exit code of the first one that failed.
 
     Args:
@@ -31,20 +35,38 @@ def run_all(runs: list[Run], *, at_once: int, gpus: float = 0.0, folders: Sequen
         at_once: how many go on at the same time.
         gpus: of each run, where an engine hands them out.
         folders: that every worker must see.
+        display: of the script; default: one for these runs.
 
     Raises:
         UserError: a run was killed again and again; the others have been done all the same.
+        KeyboardInterrupt: Ctrl-C; all workers have ended.
     """
-    engine = chosen()
+    if display is None:
+        with Display() as own:
+            return run_all(runs, at_once=at_once, gpus=gpus, folders=folders, display=own)
+    engine, display.total = chosen(), display.ended + len(runs)
+    count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+    display.print(f"{count}, {at_once} at a time; each writes its log.txt")
     if at_once > 1 or engine.name != "local":
-        print(f"{len(runs)} runs, {at_once} at a time; each writes its log.txt", flush=True)
         local = engine.name == "local"
-        return SideBySide(runs, at_once, engine=None if local else engine, gpus=gpus).run(folders)
+        side = SideBySide(runs, at_once, display=display, engine=None if local else engine, gpus=gpus)
+        return side.run(folders)
+    return one_after_another(runs, display)
+
+
+def one_after_another(runs: Sequence[Run], display: Display) -> int:
+    """Do runs in this process; returns the exit code of the first one that failed, which is the last one."""
+    shown: set[str] = set()
     for run in runs:
-        print(f"== {run.name}", flush=True)
-        code = work(run, quiet=False).code
-        if code:
-            return code
+        display.show([run.name])
+        with ticking(display.refresh), handled_by(partial(display.update, run.name)):
+            finished = work(run)
+        if finished.code == INTERRUPTED:
+            raise KeyboardInterrupt
+        display.end(run.name)
+        show_messages(finished.messages, run.name, shown)
+        if finished.code:
+            return finished.code
     return 0
 
 
@@ -77,14 +99,22 @@ class SideBySide:
     others fill the time until it has ended.
     """
 
-    def __init__(self, runs: Sequence[Run], at_once: int, *, engine: Engine | None = None, gpus: float = 0.0) -> None:
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        at_once: int,
+        *,
+        display: Display | None = None,
+        engine: Engine | None = None,
+        gpus: float = 0.0,
+    ) -> None:
         self.runs = sorted(runs, key=lambda run: run.generates is None)
         self.engine = engine or LocalEngine(copies=may_copy)
         self.at_once, self.gpus = at_once, gpus
         self.made: set[Any] = set()  # what the runs that have ended have generated
         self.shown: set[str] = set()  # lines of earlier runs
-        self.status = Status()
-        self.code = self.ended = 0
+        self.display = display or Display()
+        self.code = 0
         self.imported = False  # whether this process has what the copies need
 
     def run(self, folders: Sequence[Path] = ()) -> int:
@@ -95,18 +125,19 @@ class SideBySide:
         """
         self.imported = self.engine.name != "local" or sys.platform != "linux"
         if not self.imported:
-            import_libraries(LIBRARIES)
+            with self.display.working("importing libraries"):
+                import_libraries(LIBRARIES)
         finished = self.engine.map(
             set_up,
-            work_quietly,
+            work_on,
             self.runs,
             workers=self.at_once,
             gpus=self.gpus,
             title="run",
             folders=folders,
             choose=self.choose,
-            progress=lambda index, event: self.status.update(self.runs[index].name, event),
-            tick=lambda active: self.status.show([self.runs[index].name for index in active]),
+            progress=lambda index, event: self.display.update(self.runs[index].name, event),
+            tick=lambda active: self.display.show([self.runs[index].name for index in active]),
         )
         try:
             for index, result in finished:
@@ -130,19 +161,19 @@ class SideBySide:
             elif simple and not active:
                 return simple[-1]
             else:
-                import_libraries(GENERATING)
+                with self.display.working("importing libraries"):
+                    import_libraries(GENERATING)
                 self.imported = True
         busy = {self.runs[index].generates for index in active} - {None} - self.made
         return next((index for index in waiting if self.runs[index].generates not in busy), waiting[0])
 
     def close(self, run: Run, finished: Finished) -> None:
         """A run has ended."""
-        self.ended += 1
         if finished.code and self.code:  # perhaps with the same message; one is enough
             return
         self.code = self.code or finished.code
         self.made.add(run.generates)
-        print(f"== {run.name} ({self.ended} of {len(self.runs)})", flush=True)
+        self.display.end(run.name)
         show_messages(finished.messages, run.name, self.shown)
 
 
@@ -152,36 +183,3 @@ def show_messages(messages: str, name: str, shown: set[str]) -> None:
         if line not in shown:
             shown.add(line)
             print(f"{line} ({name})" if line.startswith("warning: ") else line, file=sys.stderr, flush=True)
-
-
-class Status:
-    """The last event of every run; now and then, a line for each run that goes on."""
-
-    def __init__(self) -> None:
-        self.last: dict[str, Event] = {}
-        self.begun: dict[str, float] = {}  # when a run's stage began
-        self.due = time.monotonic() + STATUS
-
-    def update(self, name: str, event: Event) -> None:
-        if name not in self.last or self.last[name].stage != event.stage:
-            self.begun[name] = event.time
-        self.last[name] = event
-
-    def show(self, names: Sequence[str]) -> None:
-        if time.monotonic() < self.due:
-            return
-        self.due = time.monotonic() + STATUS
-        for name in names:
-            if name in self.last:
-                print(f"-- {name}: {describe(self.last[name])}, {time.time() - self.begun[name]:.0f} s", flush=True)
-
-
-def describe(event: Event) -> str:
-    """A stage in words.
-
-    Example:
-        >>> describe(Event("lora", 120, 300, loss=0.5))
-        'lora 120 of 300 (40 %), loss 0.5000'
-    """
-    share = f" {event.done:,} of {event.total:,} ({100 * event.done / event.total:.0f} %)" if event.total else ""
-    return event.stage + share + ("" if event.loss is None else f", loss {event.loss:.4f}")

@@ -27,18 +27,19 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from air_plugin.config import read_yaml, upgrade_options  # noqa: E402
-from air_plugin.engine import chosen  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code  # noqa: E402
+from air_plugin.utils.extras import require_extra  # noqa: E402
 from air_plugin.utils.files import require_writable, write_atomically  # noqa: E402
 from air_plugin.utils.logs import show_logs  # noqa: E402
 from air_plugin.utils.sections import LARGEST_SEED  # noqa: E402
-from scripts.compose import compose, config_file, facts_of, resolve  # noqa: E402
+from scripts.compose import compose, config_file, facts_of, resolve, settings_of  # noqa: E402
+from scripts.display import Display  # noqa: E402
 from scripts.experiments import Row, experiment_of, rows_of  # noqa: E402
-from scripts.identity import forget_data  # noqa: E402
-from scripts.parallel import number_at_once, run_all  # noqa: E402
+from scripts.identity import claim, forget_data, inputs_of  # noqa: E402
 from scripts.titles import remember_titles  # noqa: E402
 from scripts.worker import Run  # noqa: E402
 
+RESUME = "run the same command again: completed runs are skipped, interrupted ones resume"
 MOST_JOBS = 4  # without JOBS: each of them takes memory
 # What CoOp's own script takes after DATASET and CONFIG: CTP NCTX SHOTS CSC.
 COOP = ("TRAINER.PROMPT.CLASS_TOKEN_POSITION", "TRAINER.PROMPT.N_CTX", "DATASET.NUM_SHOTS", "TRAINER.PROMPT.CSC")
@@ -108,6 +109,9 @@ def whole_number(word: str) -> int:
 
 def jobs(runs: list[Run]) -> int:
     """How many runs go on at once: JOBS; else 1 without AIR.THREADS, and `number_at_once`, 4 at the most, with it."""
+    from air_plugin.engine import chosen
+    from scripts.parallel import number_at_once
+
     wanted = os.environ.get("JOBS", "")
     if wanted and whole_number(wanted) < 1:
         raise UserError(f"JOBS is '{wanted}'; it must be a whole number, at least 1")
@@ -124,6 +128,8 @@ def jobs(runs: list[Run]) -> int:
 
 def gpus_per_run() -> float:
     """GPUS_PER_RUN; without it 1 where the engine hands out GPUs, else 0."""
+    from air_plugin.engine import chosen
+
     word = os.environ.get("GPUS_PER_RUN", "")
     if not word:
         return min(1.0, chosen().gpus())
@@ -185,7 +191,7 @@ def list_runs(rows: list[Row], dataset: str, config: str) -> tuple[list[Run], di
             own = cfg.clone()
             own.SEED = seed
             own.OUTPUT_DIR = str(output / dataset / row.trainer / label / f"seed{seed}")
-            runs.setdefault(own.OUTPUT_DIR, Run(f"{dataset} / {row.name} / {label} / seed {seed}", own, label))
+            runs.setdefault(own.OUTPUT_DIR, Run(f"{dataset} / {row.name} / seed {seed}", own, label))
     if not runs:
         raise UserError(f"nothing can be run on {dataset}: every row was left out")
     return list(runs.values()), {table: titles for table, titles in tables.items() if titles}
@@ -203,8 +209,41 @@ def _is_refused(table: str, cfg: Any) -> bool:
     return False
 
 
+def is_complete(run: Run) -> bool:
+    """Whether a run need not be done.
+
+    Raises:
+        UserError: its folder holds a run of other settings or inputs.
+    """
+    folder = Path(run.cfg.OUTPUT_DIR)
+    return (folder / "result.json").exists() and claim(folder, settings_of(run.cfg), inputs_of(run.cfg))
+
+
 def run(args: argparse.Namespace) -> int:
     """All runs of a command, then the table; returns the exit code."""
+    require_extra("train", purpose="scripts/run.py")
+    with Display() as display:
+        with display.working("preparing"):  # the libraries are imported, and data is read, which takes seconds
+            runs, tables, baseline = runs_of(args)
+            waiting = [one for one in runs if not is_complete(one)]
+        complete = len(runs) - len(waiting)
+        if complete:
+            display.print(f"{complete} of {len(runs)} runs {'was' if complete == 1 else 'were'} complete")
+        code = do(waiting, display) if waiting else 0
+        if not code:
+            with display.working("reading results"):
+                text = "\n".join(table(args, name, titles, baseline) for name, titles in tables.items())
+    if not code:
+        print(text, end="")
+        if any(tables):
+            path = output_root() / args.dataset / f"{args.experiment}.md"
+            write_atomically(path, text.encode())
+            print(f"tables: {path}")
+    return code
+
+
+def runs_of(args: argparse.Namespace) -> tuple[list[Run], dict[str, Titles], str | None]:
+    """The runs of a command, the titles of its tables' rows, and the baseline's."""
     check_options(args.options)
     forget_data()
     config = args.config or default_config(config_file("datasets", args.dataset, "data set"))
@@ -216,16 +255,16 @@ def run(args: argparse.Namespace) -> int:
     compose(rows[-1].trainer, rows[-1].config(config))  # an unknown CONFIG is an error, not a row that is left out
     runs, tables = list_runs(rows, args.dataset, config)
     require_writable(output_root(), "OUTPUT", folder=True)
-    at_once = min(jobs(runs), len(runs))
-    code = run_all(runs, at_once=at_once, gpus=gpus_per_run(), folders=[output_root(), data_root()])
-    if not code:
-        text = "\n".join(table(args, name, titles, baseline) for name, titles in tables.items())
-        print(text, end="")
-        if any(tables):
-            path = output_root() / args.dataset / f"{args.experiment}.md"
-            write_atomically(path, text.encode())
-            print(f"tables: {path}")
-    return code
+    return runs, tables, baseline
+
+
+def do(runs: list[Run], display: Display) -> int:
+    """Do runs; returns the exit code of the first one that failed."""
+    from scripts.parallel import run_all
+
+    with display.working("preparing"):  # with ENGINE=ray the cluster is asked
+        at_once, gpus = min(jobs(runs), len(runs)), gpus_per_run()
+    return run_all(runs, at_once=at_once, gpus=gpus, folders=[output_root(), data_root()], display=display)
 
 
 def table(args: argparse.Namespace, name: str, titles: Titles, baseline: str | None) -> str:
@@ -256,4 +295,4 @@ def table(args: argparse.Namespace, name: str, titles: Titles, baseline: str | N
 
 if __name__ == "__main__":
     show_logs()
-    sys.exit(exit_code(lambda: run(parse())))
+    sys.exit(exit_code(lambda: run(parse()), resume=RESUME))

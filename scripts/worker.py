@@ -53,18 +53,16 @@ class Finished:
     messages: str = ""
 
 
-def work(run: Run, *, quiet: bool) -> Finished:
-    """Do one run in this process; its messages are returned where it is quiet."""
-    with isolated():
-        if not quiet:
-            return Finished(train.contained(lambda: train.run(run.cfg, run.label)))
-        errors = io.StringIO()
-        with (
-            open(os.devnull, "w", encoding="utf-8", errors="backslashreplace") as nowhere,
-            redirect_stdout(nowhere),
-            redirect_stderr(errors),
-        ):
-            return Finished(train.contained(lambda: train.run(run.cfg, run.label)), errors.getvalue())
+def work(run: Run) -> Finished:
+    """Do one run in this process; what it prints stands in its log.txt, its messages are returned."""
+    errors = io.StringIO()
+    with (
+        isolated(),
+        open(os.devnull, "w", encoding="utf-8", errors="backslashreplace") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(errors),
+    ):
+        return Finished(train.contained(lambda: train.run(run.cfg, run.label)), errors.getvalue())
 
 
 def set_up() -> None:
@@ -72,9 +70,9 @@ def set_up() -> None:
     import_libraries(LIBRARIES)
 
 
-def work_quietly(state: None, run: Run) -> Finished:
+def work_on(state: None, run: Run) -> Finished:
     """One run in a worker."""
-    return work(run, quiet=True)
+    return work(run)
 
 
 @contextmanager

@@ -93,17 +93,21 @@ def explain(error: Exception) -> str | None:
     return None
 
 
-def exit_code(work: Callable[[], int]) -> int:
+def exit_code(work: Callable[[], int], *, resume: str = "finished work is kept; run the same command again") -> int:
     """Run a command of a terminal; returns its exit code.
 
     An error that the user can correct becomes one line on stderr and exit code 2, an interruption (Ctrl-C) one line
     and 130. What the console's encoding lacks is shown as an escape, such as \\u5bff.
+
+    Args:
+        work: the command.
+        resume: how to go on after an interruption, in words.
     """
     escape_unshowable()
     try:
         return work()
     except KeyboardInterrupt:
-        print("interrupted: finished work is kept; the same command goes on from there", file=sys.stderr)
+        print(f"interrupted: {resume}", file=sys.stderr)
         return 130
     except Exception as error:
         message = explain(error)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from air_plugin import __version__
-from air_plugin.utils.progress import report
+from air_plugin.utils.progress import waiting
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
-        """Time a stage, report that it begins and log its end; the caller sets `.cached` of the yielded stage."""
+        """Time a stage, show that it goes on and log its end; the caller sets `.cached` of the yielded stage."""
         stage = Stage(name)
-        report(name)
         start = time.perf_counter()
-        yield stage
+        with waiting(name):
+            yield stage
         stage.seconds = round(time.perf_counter() - start, 3)
         self.done.append(stage)
         log.info("stage %s: %.1f s%s", name, stage.seconds, " (from the store)" if stage.cached else "")

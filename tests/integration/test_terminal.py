@@ -70,7 +70,9 @@ def test_an_interrupted_script_ends_its_workers(data: Path, tmp_path: Path) -> N
         os.killpg(process.pid, signal.SIGKILL)  # nothing of a failed test goes on
         raise
     assert process.returncode == 130
-    assert errors.decode().splitlines() == ["interrupted: finished work is kept; the same command goes on from there"]
+    assert errors.decode().splitlines() == [
+        "interrupted: run the same command again: completed runs are skipped, interrupted ones resume"
+    ]
     end = time.monotonic() + 20
     while members(process.pid) and time.monotonic() < end:
         time.sleep(0.05)

@@ -23,6 +23,7 @@ import pytest
 import torch
 from sources import ROOT
 
+import scripts.display
 import scripts.parallel
 import scripts.worker
 import train
@@ -30,6 +31,7 @@ from air_plugin.utils.errors import UserError
 from air_plugin.utils.processes import Processes
 from air_plugin.utils.progress import Event, report
 from air_plugin.utils.units import Reporter
+from scripts.display import Display
 from scripts.parallel import SideBySide, number_at_once, run_all
 from scripts.worker import GENERATING, Run, work
 
@@ -160,7 +162,7 @@ def test_an_interruption_ends_every_worker(fake, tmp_path: Path, monkeypatch: py
             raise KeyboardInterrupt
 
     fake(do)
-    monkeypatch.setattr(scripts.parallel.Status, "show", interrupt)
+    monkeypatch.setattr(Display, "show", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_all([make_run("a"), make_run("b")], at_once=2)
     assert multiprocessing.active_children() == []
@@ -256,8 +258,8 @@ def test_the_number_at_once_without_long_runs_and_with_a_shared_adapter():
 # Progress
 
 
-def test_every_run_that_goes_on_is_a_line_of_the_status(fake, tmp_path: Path, monkeypatch, capsys):
-    show, seen = scripts.parallel.Status.show, tmp_path / "seen"
+def test_every_run_that_goes_on_is_a_line_from_time_to_time(fake, tmp_path: Path, monkeypatch, capsys):
+    show, seen = Display.show, tmp_path / "seen"
 
     def do(label: str) -> int:
         report("lora", 30, 300, loss=0.25)
@@ -266,29 +268,48 @@ def test_every_run_that_goes_on_is_a_line_of_the_status(fake, tmp_path: Path, mo
         wait_for(seen)
         return 0
 
-    def show_always(self: scripts.parallel.Status, names: list[str]) -> None:
+    def show_always(self: Display, names: list[str]) -> None:
         self.due = 0.0
         show(self, names)
-        if {name: event.stage for name, event in self.last.items()} == {"a": "lora", "b": "features of train"}:
+        if {name: line.event.stage for name, line in self.lines.items()} == {"a": "lora", "b": "features of train"}:
             seen.touch()
 
     fake(do)
-    monkeypatch.setattr(scripts.parallel.Status, "show", show_always)
+    monkeypatch.setattr(Display, "show", show_always)
     assert run_all([make_run("a"), make_run("b")], at_once=2) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("-- a: lora 30 of 300 (10 %), loss 0.2500, ") for line in lines)
     assert any(line.startswith("-- b: features of train, ") for line in lines)
 
 
-def test_the_status_comes_every_thirty_seconds(monkeypatch: pytest.MonkeyPatch, capsys):
-    now = [1000.0]
-    monkeypatch.setattr(scripts.parallel, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0]))
-    status = scripts.parallel.Status()
-    status.update("a", Event("lora", 1, 4, time=1000.0))
-    status.update("a", Event("lora", 2, 4, time=1020.0))
-    for now[0] in (1001.0, 1029.0, 1031.0, 1060.0, 1062.0):
-        status.show(["a", "has not reported yet"])
-    assert capsys.readouterr().out == "-- a: lora 2 of 4 (50 %), 31 s\n-- a: lora 2 of 4 (50 %), 62 s\n"
+def test_one_run_in_this_process_is_shown_as_well(fake, monkeypatch, capsys):
+    """Its own output stays in log.txt; what the display shows does not go there."""
+    monkeypatch.setattr(scripts.display, "STATUS", 0.0)
+
+    def do(label: str) -> int:
+        print("never shown")
+        print(f"warning: of {label}", file=sys.stderr)
+        report("lora", 30, 300, loss=0.25)
+        time.sleep(1.2)
+        return 0
+
+    fake(do)
+    assert run_all([make_run("a")], at_once=1) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].startswith("1 run, 1 at a time") and out.splitlines()[-1] == "== a (1 of 1)"
+    assert "-- a: lora 30 of 300 (10 %), loss 0.2500, " in out and "never shown" not in out
+    assert err == "warning: of a (a)\n"
+
+
+def test_an_interruption_of_a_run_in_this_process_is_not_shown_twice(fake, capsys):
+    def do(label: str) -> int:
+        raise KeyboardInterrupt
+
+    fake(do)
+    with pytest.raises(KeyboardInterrupt):
+        run_all([make_run("a"), make_run("b")], at_once=1)
+    out, err = capsys.readouterr()
+    assert err == "" and "== " not in out
 
 
 def test_a_reporter_sends_new_stages_at_once_and_one_stage_now_and_then():
@@ -339,8 +360,7 @@ def change_everything(label: str) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("quiet", [False, True])
-def test_a_run_leaves_its_process_as_it_was(fake, quiet: bool, fails: bool):
+def test_a_run_leaves_its_process_as_it_was(fake, fails: bool):
     def do(label: str) -> int:
         change_everything(label)
         if fails:
@@ -349,7 +369,7 @@ def test_a_run_leaves_its_process_as_it_was(fake, quiet: bool, fails: bool):
 
     fake(do)
     before = state()
-    assert work(make_run("a"), quiet=quiet).code == (2 if fails else 0)
+    assert work(make_run("a")).code == (2 if fails else 0)
     assert state() == before
 
 
