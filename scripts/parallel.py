@@ -24,7 +24,6 @@ from scripts.worker import GENERATING, LIBRARIES, Finished, Run, import_librarie
 INTERRUPTED = 130  # the exit code of a run that Ctrl-C has ended
 
 
-
 def run_all(
     runs: list[Run], *, at_once: int, gpus: float = 0.0, folders: Sequence[Path] = (), display: Display | None = None
 ) -> int:
