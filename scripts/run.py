@@ -229,17 +229,16 @@ def run(args: argparse.Namespace) -> int:
         complete = len(runs) - len(waiting)
         if complete:
             display.print(f"{complete} of {len(runs)} runs {'was' if complete == 1 else 'were'} complete")
-        code = do(waiting, display) if waiting else 0
-        if not code:
-            with display.working("reading results"):
-                text = "\n".join(table(args, name, titles, baseline) for name, titles in tables.items())
-    if not code:
-        print(text, end="")
-        if any(tables):
-            path = output_root() / args.dataset / f"{args.experiment}.md"
-            write_atomically(path, text.encode())
-            print(f"tables: {path}")
-    return code
+        if code := do(waiting, display) if waiting else 0:
+            return code
+        with display.working("reading results"):
+            text = "\n".join(table(args, name, titles, baseline) for name, titles in tables.items())
+    print(text, end="")
+    if any(tables):
+        path = output_root() / args.dataset / f"{args.experiment}.md"
+        write_atomically(path, text.encode())
+        print(f"tables: {path}")
+    return 0
 
 
 def runs_of(args: argparse.Namespace) -> tuple[list[Run], dict[str, Titles], str | None]:
