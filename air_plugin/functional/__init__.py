@@ -7,7 +7,8 @@ shards: sums over images in shards of a fixed size, for images that are not in m
 calibration: the inverse temperature of a classifier without labels (after Frolic).
 pseudo_labels: pseudo-labels of UPL and candidate sets of CPL.
 losses: partial-label losses of CPL's family, consistency loss of AiR.
-transclip: transductive refinement, a baseline.
+graph: graphs of nearest neighbours.
+transclip, stata, zlap: rivals, which classify all images together.
 ranking: the largest entries of a row, with a rule for ties.
 metrics: accuracy, macro F1, and how good pseudo-labels are.
 """

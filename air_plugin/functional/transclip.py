@@ -1,13 +1,16 @@
-"""Transductive refinement (TransCLIP), a baseline: all images are classified together by their structure in feature
+"""Transductive refinement (TransCLIP), a rival: all images are classified together by their structure in feature
 space."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from air_plugin.functional.graph import affinity_graph
 from air_plugin.functional.ranking import largest
 
+TEMPERATURE = 50.0  # by which the likelihood of the mixture is divided in an assignment
 SMALLEST_COUNT = 1e-10  # images of a class; with fewer, its mean is kept
 SMALLEST_SHARE = 1e-6  # of a dimension's variance, relative to the mean variance
 SMALLEST_VARIANCE = 1e-12  # of a dimension, where all images are the same; features are unit rows
@@ -27,27 +30,25 @@ def transclip(
 ) -> Tensor:
     """Refine predictions by a Gaussian mixture that is regularised by them (TransCLIP, zero-shot form).
 
-    Zanella, Gerin, Ben Ayed, "Boosting Vision-Language Models with Transduction", NeurIPS 2024, arXiv 2406.01837.
-    Minimised over assignments z, class means mu and a diagonal covariance S that all classes share:
+    Zanella, Gerin, Ben Ayed, "Boosting Vision-Language Models with Transduction", NeurIPS 2024, arXiv 2406.01837. With
+    y the initial predictions, w_ij = f_i . f_j for the k nearest neighbours j of i (0 for all others), T = 50, and one
+    diagonal covariance S for all classes, an assignment is
 
-        - sum_i z_i . log N(f_i; mu, S) - 1/2 sum_ij w_ij z_i . z_j + sum_i (z_i . log z_i - lambda z_i . log y_i)
+        z_i = softmax(lambda log y_i + (log N(f_i; mu, S) + T / (2 k) sum_j (w_ij + w_ji) z_j) / T),
 
-    with y the initial predictions and w_ij = max(0, f_i . f_j) for the nearest neighbours j of i. The blocks have
-    closed forms: z_i = softmax(log N(f_i) + lambda log y_i + sum_j w_ij z_j), from the former z; mu_k the mean of the
-    features weighted by z_k; S the mean squared distance to the means, weighted by z.
+    from the former z, for all images at once. It is repeated `steps` times; then mu_c is the mean of the features
+    weighted by z_c, divided by its norm, and S the mean of the squared distances to the means, weighted by z. z starts
+    as y, mu_c as the mean, divided by its norm, of the `seeds` images with the largest y_c, weighted by y_c, and S as
+    1/D. There is no class prior.
 
-    From the paper: a mixture with a shared diagonal covariance, a Laplacian term and a KL term to the text's
-    predictions; block-wise updates of z (all images at once), mu and S; lambda = 1 and 3 neighbours. Restated without
-    the text of the paper, and not yet compared with it: the factors of the terms, the initial mean of a class from its
-    8 most confident images, the initial S = 1/D, 10 rounds of 5 updates of z. Ours: w is not symmetric and has no
-    diagonal, so the paper's proof of descent does not cover it; the number of rounds is fixed; an empty class keeps its
-    mean; a variance is at least a millionth of the mean variance; all but the search for neighbours is in float64.
+    Ours: an empty class keeps its mean; a variance is at least a millionth of the mean variance; all but the search for
+    neighbours is in float64.
 
     Args:
         features: (N, D), unit rows.
         probs: (N, C) initial predictions y, rows sum to 1: of the text classifier, or AiR's fused ones.
         text_weight: lambda >= 0, the weight of the initial predictions.
-        neighbours: of an image, without itself; at most N - 1 are used.
+        neighbours: k, of an image, without itself; at most N - 1 are used.
         seeds: number of images in the initial mean of a class; at most N are used.
         rounds: number of updates of mu and S.
         steps: number of updates of z before each of them.
@@ -56,52 +57,49 @@ def transclip(
     Returns:
         (N, C) in the type of `probs`, rows sum to 1.
     """
-    index, affinity = nearest_neighbours(features, neighbours, chunk=chunk)
-    affinity = affinity.double()
-    x = features.double()
-    x = x - x.mean(dim=0)  # differences of likelihoods stay the same, and a constant dimension becomes 0
-    text_term = text_weight * probs.double().clamp(min=torch.finfo(torch.float32).tiny).log()
-
-    assignment = probs.double()
-    mean = x[largest(probs.T, min(seeds, len(x)))].mean(dim=1)  # (C, D)
+    graph = affinity_graph(features, neighbours, chunk=chunk)
+    x, z = features.double(), probs.double()
+    text_term = text_weight * log_predictions(probs)
+    first = largest(probs.T, min(seeds, len(x)))  # (C, seeds)
+    mean = normalize((z.T.gather(1, first)[..., None] * x[first]).sum(dim=1), dim=1)
     variance = torch.full_like(x[0], 1 / x.shape[1])
     for _ in range(rounds):
-        fixed = text_term + _log_likelihood(x, mean, variance)
-        for _ in range(steps):
-            assignment = (fixed + _average(assignment, index, affinity)).softmax(dim=1)
-        mean = _means(x, assignment, mean)
-        variance = _variances(x, assignment, mean)
-    return assignment.to(probs)
+        fixed = text_term + _log_likelihood(x, mean, variance) / TEMPERATURE
+        z = assign(fixed, graph, z, neighbours=neighbours, steps=steps)
+        mean = soft_means(x, z, mean)
+        variance = _variances(x, z, mean)
+    return z.to(probs)
 
 
-def nearest_neighbours(features: Tensor, k: int, *, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    """The k other images with the largest cosine f_i . f_j, and the affinities w_ij = max(0, f_i . f_j).
+def log_predictions(probs: Tensor) -> Tensor:
+    """(N, C) log y in float64; a probability of 0 counts as the smallest number of float32."""
+    return probs.double().clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
+def assign(fixed: Tensor, graph: Tensor, z: Tensor, *, neighbours: int, steps: int) -> Tensor:
+    """Repeat z_i = softmax(fixed_i + sum_j (w_ij + w_ji) z_j / (2 k)) for all images at once.
 
     Args:
-        features: (N, D), unit rows.
-        k: at least 0; at most N - 1 are used.
-        chunk: images at a time.
-
-    Returns:
-        (N, k) indices by falling cosine, and (N, k) affinities.
+        fixed: (N, C), what does not depend on the other images.
+        graph: sparse (N, N), w_ij + w_ji.
+        z: (N, C), the former assignment.
+        neighbours: k.
+        steps: number of repetitions.
     """
-    k = min(k, len(features) - 1)
-    indices, affinities = [], []
-    for start in range(0, len(features), chunk):
-        cosine = features[start : start + chunk] @ features.T  # (chunk, N)
-        cosine.diagonal(start).fill_(float("-inf"))  # an image is no neighbour of itself
-        values, index = cosine.topk(k, dim=1)
-        indices.append(index)
-        affinities.append(values.clamp(min=0))
-    return torch.cat(indices), torch.cat(affinities)
+    for _ in range(steps):
+        z = (fixed + torch.sparse.mm(graph, z) / (2 * max(1, neighbours))).softmax(dim=1)
+    return z
 
 
-def _average(assignment: Tensor, index: Tensor, affinity: Tensor) -> Tensor:
-    """(N, C): sum_j w_ij z_j over the (N, k) neighbours, one at a time, so that no (N, k, C) array is needed."""
-    total = torch.zeros_like(assignment)
-    for j in range(index.shape[1]):
-        total.addcmul_(affinity[:, j, None], assignment[index[:, j]])
-    return total
+def soft_means(x: Tensor, z: Tensor, former: Tensor) -> Tensor:
+    """(C, D) unit means of the (N, D) features weighted by the (N, C) assignment; an empty class keeps `former`."""
+    return torch.where(z.sum(dim=0)[:, None] > SMALLEST_COUNT, normalize(z.T @ x, dim=1), former)
+
+
+def at_least_tiny(variance: Tensor) -> Tensor:
+    """Variances, the last axis being the dimensions, of which none is 0."""
+    smallest = SMALLEST_SHARE * variance.mean(dim=-1, keepdim=True)
+    return torch.maximum(variance, smallest.clamp(min=SMALLEST_VARIANCE))
 
 
 def _log_likelihood(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -110,15 +108,7 @@ def _log_likelihood(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     return x @ scaled.T - (scaled * mean).sum(dim=1) / 2
 
 
-def _means(x: Tensor, assignment: Tensor, former: Tensor) -> Tensor:
-    """(C, D) means of the (N, D) features, weighted by the assignment."""
-    soft_counts = assignment.sum(dim=0)[:, None]
-    return torch.where(soft_counts > SMALLEST_COUNT, assignment.T @ x / soft_counts.clamp(min=SMALLEST_COUNT), former)
-
-
-def _variances(x: Tensor, assignment: Tensor, mean: Tensor) -> Tensor:
+def _variances(x: Tensor, z: Tensor, mean: Tensor) -> Tensor:
     """(D,) variances around the (C, D) means, weighted by the assignment."""
-    moment = 2 * (assignment @ mean)  # (N, D)
-    square = assignment.sum(dim=0) @ mean.square()
-    variance = ((x.square() - moment * x).sum(dim=0) + square) / len(x)
-    return variance.clamp(min=(SMALLEST_SHARE * variance.mean()).clamp(min=SMALLEST_VARIANCE))
+    square = z.sum(dim=0) @ mean.square()
+    return at_least_tiny(((x.square() - 2 * (z @ mean) * x).sum(dim=0) + square) / len(x))

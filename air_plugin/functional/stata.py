@@ -1,0 +1,113 @@
+"""StatA, a rival made for unlabelled images that lack classes: class means and variances are anchored to the text."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+from air_plugin.functional.graph import affinity_graph
+from air_plugin.functional.transclip import (
+    SMALLEST_COUNT,
+    TEMPERATURE,
+    assign,
+    at_least_tiny,
+    log_predictions,
+    soft_means,
+)
+
+AnchorWeight = Literal["fixed", "data"]
+
+
+@torch.no_grad()
+def stata(
+    features: Tensor,
+    probs: Tensor,
+    anchors: Tensor,
+    *,
+    alpha: float = 1.0,
+    anchor_weight: AnchorWeight = "fixed",
+    text_weight: float = 1.0,
+    neighbours: int = 3,
+    rounds: int = 10,
+    steps: int = 5,
+    chunk: int = 1024,
+) -> Tensor:
+    """Refine predictions by a mixture whose Gaussians are anchored to one vector a class (StatA).
+
+    Zanella, Fuchs, De Vleeschouwer, Ben Ayed, "Realistic Test-Time Adaptation of Vision-Language Models", CVPR 2025,
+    arXiv 2501.03729. TransCLIP's assignment (`functional.transclip`), with a diagonal covariance S_c for each class and
+    its determinant, and in the objective alpha sum_c KL(N(t_c, S') || N(mu_c, S_c)). With y the initial predictions:
+
+        S'   = 1/N sum_ic y_ic (f_i - t_c)^2                          diagonal; mu_c starts at t_c, S_c at S'
+        b_c  = n_c / (n_c + alpha),   n_c the number of images whose largest z is z_c
+        mu_c = (b_c v_c + (1 - b_c) t_c) / norm,   v_c the mean weighted by z_c, divided by its norm
+        S_c  = b_c sum_i z_ic (f_i - mu_c)^2 / sum_i z_ic + (1 - b_c) (S' + (t_c - mu_c)^2)
+
+    so that a class no image belongs to stays at its anchor. The anchors are the text features in the paper; the means
+    of generated images in their place are ours.
+
+    `anchor_weight` "data" (its von Mises-Fisher successor, ICML 2026): the alpha of a class is
+    1 / sqrt(mean_i y_ic * max_i y_ic), and an image counts 1 - H(z_i) / log C in n_c.
+
+    Args:
+        features: (N, D), unit rows.
+        probs: (N, C) initial predictions y, rows sum to 1.
+        anchors: (C, D), unit rows: t.
+        alpha: weight of the anchors, in images; not used with "data".
+        anchor_weight: fixed (alpha) or data.
+        text_weight: lambda >= 0, the weight of the initial predictions.
+        neighbours: k, of an image, without itself; at most N - 1 are used.
+        rounds: number of updates of the Gaussians.
+        steps: number of updates of z before each of them.
+        chunk: images whose neighbours are searched together; bounds the memory at chunk * N cosines.
+
+    Returns:
+        (N, C) in the type of `probs`, rows sum to 1.
+    """
+    graph = affinity_graph(features, neighbours, chunk=chunk)
+    x, y, t = features.double(), probs.double(), anchors.double()
+    text_term = text_weight * log_predictions(probs)
+    weight = torch.full_like(t[:, 0], alpha) if anchor_weight == "fixed" else data_driven_weight(y)
+    spread = _squares(x, y, t).sum(dim=0) / len(x)  # (D,) S'
+    spread = at_least_tiny(spread)
+    mean, variance, z = t, spread.expand_as(t), y
+    for _ in range(rounds):
+        fixed = text_term + _log_likelihood(x, mean, variance) / TEMPERATURE
+        z = assign(fixed, graph, z, neighbours=neighbours, steps=steps)
+        count = _counts(z, certain=anchor_weight == "data")
+        share = (count / (count + weight))[:, None]  # (C, 1) b
+        mean = normalize(share * soft_means(x, z, t) + (1 - share) * t, dim=1)
+        own = _squares(x, z, mean) / z.sum(dim=0).clamp(min=SMALLEST_COUNT)[:, None]
+        variance = at_least_tiny(share * own + (1 - share) * (spread + (t - mean).square()))
+    return z.to(probs)
+
+
+def data_driven_weight(probs: Tensor) -> Tensor:
+    """(C,) pseudo-counts of the anchors, 1 / sqrt(mean_i y_ic * max_i y_ic), from (N, C) predictions."""
+    evidence = probs.mean(dim=0) * probs.amax(dim=0)
+    return evidence.clamp(min=torch.finfo(torch.float32).tiny).rsqrt()
+
+
+def _counts(z: Tensor, *, certain: bool) -> Tensor:
+    """(C,) images whose largest z is that of the class; with `certain` an image counts 1 - H(z_i) / log C."""
+    weight = torch.ones_like(z[:, 0])
+    if certain and z.shape[1] > 1:
+        weight = 1 - torch.special.entr(z).sum(dim=1) / math.log(z.shape[1])
+    return weight @ one_hot(z.argmax(dim=1), z.shape[1]).to(z)
+
+
+def _squares(x: Tensor, z: Tensor, mean: Tensor) -> Tensor:
+    """(C, D) sum_i z_ic (x_i - mean_c)^2, without an (N, C, D) array."""
+    total = z.T @ x.square() - 2 * mean * (z.T @ x) + z.sum(dim=0)[:, None] * mean.square()
+    return total.clamp(min=0)
+
+
+def _log_likelihood(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """(N, C) log N(x_i; mean_c, variance_c) but for the constant."""
+    precision = 1 / variance
+    square = x.square() @ precision.T - 2 * x @ (mean * precision).T + (mean.square() * precision).sum(dim=1)
+    return -(square + variance.log().sum(dim=1)) / 2
