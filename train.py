@@ -178,7 +178,7 @@ def write_bundle(trainer: Any, folder: Path) -> None:
         "dataset": cfg.DATASET.NAME,
         "template": cfg.DATASET.TEMPLATE,
         "seed": cfg.SEED,
-        "transclip": cfg.TRAINER.TRANSCLIP.ENABLED,
+        "transduction": cfg.TRAINER.TRANSDUCTION.METHOD,
     }
     save_bundle(
         folder,

@@ -17,6 +17,9 @@ SOURCES = {
     "real": {"AIR.PROTOTYPES": "real", "AIR.PRIOR": "prototypes"},
     "none": {"AIR.PROTOTYPES": "real", "AIR.PRIOR": "none"},
 }
+# TransCLIP was a switch, and not yet the paper's: a complete run of before is no run of today's TransCLIP.
+TRANSCLIP, TRANSDUCTION = "TRAINER.TRANSCLIP.ENABLED", "TRAINER.TRANSDUCTION.METHOD"
+FORMER_TRANSCLIP = "transclip of version 0.1"
 # Names in rounds/*.safetensors of a run's folder: interrupted runs of version 0.1 resume.
 ROUND_TENSORS = {"likeliest": "top1"}
 
@@ -26,6 +29,7 @@ def renamed() -> dict[str, str]:
     """Former key -> today's key, or keys."""
     return {
         SOURCE: "AIR.PROTOTYPES and AIR.PRIOR",
+        TRANSCLIP: TRANSDUCTION,
         **{old: setting.key for setting in all_settings() for old in setting.old},
     }
 
@@ -42,12 +46,15 @@ def warn_once(message: str) -> None:
 
 
 def _today(key: str, value: Any, *, warn: bool) -> dict[str, Any]:
-    """A setting by today's key and value; two settings where there were one."""
+    """A setting by today's key and value; two settings where there was one. Without `warn`: of a run of before."""
     if key in renamed():
         if warn:
             warn_once(f"{key} is now {renamed()[key]}")
         if key == SOURCE:
             return dict(SOURCES.get(str(value), {"AIR.PROTOTYPES": value, "AIR.PRIOR": "prototypes"}))
+        if key == TRANSCLIP:
+            is_on = str(value) in ("True", "true", "1")
+            return {TRANSDUCTION: ("transclip" if warn else FORMER_TRANSCLIP) if is_on else "none"}
         key = renamed()[key]
     new = _renamed_values().get(key, {}).get(value, value) if isinstance(value, str) else value
     if warn and new != value:
@@ -77,8 +84,11 @@ def upgrade_tree(tree: Mapping[Any, Any], prefix: str = "") -> dict[Any, Any]:
     today: dict[Any, Any] = {}
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            today[name] = upgrade_tree(value, f"{key}.")
+        if key == TRANSCLIP.rpartition(".")[0] and isinstance(value, Mapping) and "ENABLED" in value:
+            method = _today(TRANSCLIP, value["ENABLED"], warn=True)[TRANSDUCTION]
+            today.setdefault("TRANSDUCTION", {})["METHOD"] = method  # of the section beside this one
+        elif isinstance(value, Mapping):
+            today[name] = {**today.get(name, {}), **upgrade_tree(value, f"{key}.")}
         elif key in renamed() or key in _renamed_values():
             for new, replaced in _today(key, value, warn=True).items():
                 short = new.rsplit(".", 1)[1]

@@ -23,6 +23,10 @@ Prototypes = Literal["synthetic", "real"]
 Prior = Literal["prototypes", "none"]
 Classifier = Literal["cosine", "gaussian"]
 Refinement = Literal["none", "em"]
+Transduction = Literal["none", "transclip", "stata", "zlap"]
+FittedOn = Literal["test", "unlabelled"]
+Anchors = Literal["text", "images"]
+AnchorWeight = Literal["fixed", "data"]
 Sampler = Literal["dpm", "ddim", "euler", "lcm", "own"]
 Paradigm = Literal["ul", "ssl", "trzsl"]
 
@@ -129,12 +133,21 @@ class LabelerSettings(Section):
 
 
 @dataclass(frozen=True)
-class TransclipSettings(Section):
-    """A control."""
+class TransductionSettings(Section):
+    """Rivals over the predictions of every head."""
 
-    SECTION = "TRAINER.TRANSCLIP"
+    SECTION = "TRAINER.TRANSDUCTION"
 
-    enabled: bool = setting(False, "refine every classifier over all test images at once (transductive)")
+    method: Transduction = setting("none", "transclip, stata or zlap, over the predictions of every classifier")
+    on: FittedOn = setting(
+        "test",
+        "images that are classified together: test (transductive), or unlabelled, and then the test images one by one",
+    )
+    anchors: Anchors = setting(
+        "text",
+        "of stata and zlap: the text features; images: the class means of generated images, with zlap beside the text",
+    )
+    anchor_weight: AnchorWeight = setting("fixed", "of stata: fixed: 1 image; data: estimated from the predictions")
 
 
 @dataclass(frozen=True)
@@ -315,7 +328,7 @@ SECTIONS: tuple[type[Section], ...] = (
     UplSettings,
     CplSettings,
     LabelerSettings,
-    TransclipSettings,
+    TransductionSettings,
     RunSettings,
     DropInSettings,
     AirSettings,

@@ -84,8 +84,8 @@ class FusedHeads(AuxiliaryMixin):
     def diagnose(self, heads: dict[str, Tensor], features: Tensor, labels: Tensor) -> None:
         """Accuracy of the fused head for other lambdas; computed afterwards, nothing is chosen by it."""
         super().diagnose(heads, features, labels)
-        if self.is_left_out or self.cfg.TRAINER.TRANSCLIP.ENABLED:
-            return  # there is no fused head, or TransCLIP's, which is another one
+        if self.is_left_out or self.cfg.TRAINER.TRANSDUCTION.METHOD != "none":
+            return  # there is no fused head, or a rival's, which is another one
         classifier = self.auxiliary.classifier
         auxiliary = classifier.probs(features)
         self.by_lambda = [

@@ -23,7 +23,6 @@ from air_plugin.clip.prompts import PromptedCLIP, PromptEnsemble, PromptLearner
 from air_plugin.clip.zero_shot import UnlabelledImages, look_at_unlabelled, template_features, unlabelled_paths
 from air_plugin.config import require_ranges, validate
 from air_plugin.functional.metrics import head_metrics, head_predictions
-from air_plugin.functional.transclip import transclip
 from air_plugin.inference.bundle import preprocessing_of
 from air_plugin.utils.checks import require
 from air_plugin.utils.class_names import listed
@@ -37,6 +36,7 @@ from air_plugin.utils.store import Store
 from trainers.fused_heads import FusedHeads
 from trainers.prompt_step import prompt_step
 from trainers.resuming import has_checkpoint, require_same, write_identity
+from trainers.transduction import refined_heads, require_anchors
 
 log = logging.getLogger(f"air_plugin.{__name__}")  # `show_logs` shows what is below air_plugin
 
@@ -54,7 +54,8 @@ class PromptTrainer(TrainerX):
     has_other_names = False  # whether the weights that were loaded are of other classes
 
     def check_cfg(self, cfg: Any) -> None:
-        validate(cfg, "DATASET", "TRAINER.PROMPT", "TRAINER.TRANSCLIP")
+        validate(cfg, "DATASET", "TRAINER.PROMPT")
+        require_anchors(cfg, has_images=isinstance(self, FusedHeads))
         require_ranges(cfg)
         require(cfg.OPTIM.MAX_EPOCH >= 1, "OPTIM.MAX_EPOCH", cfg.OPTIM.MAX_EPOCH, "at least 1")
 
@@ -312,9 +313,8 @@ class PromptTrainer(TrainerX):
         table = self.features([item.impath for item in data], name=f"features of {split}")
         labelled = all(item.label >= 0 for item in data)
         labels = torch.tensor([item.label for item in data], device=self.device) if labelled else None
-        heads = plain = self.head_probs(table.plain)
-        if self.cfg.TRAINER.TRANSCLIP.ENABLED:
-            heads = {name: transclip(table.plain, probs) for name, probs in heads.items()}
+        plain = self.head_probs(table.plain)
+        heads = refined_heads(self, table.plain, plain)
         for name in sorted(heads, key=lambda head: head == self.primary):
             self.results[name] = head_metrics(heads[name], labels, self.classnames)
             if labels is None:

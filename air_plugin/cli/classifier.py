@@ -61,10 +61,11 @@ def open_bundle(args: argparse.Namespace) -> Bundle:
     from air_plugin.inference.bundle import load_bundle
 
     bundle = load_bundle(args.bundle, device=pick_device(args.device), backbone=args.backbone)
-    if bundle.card.get("transclip"):
+    method = "transclip" if bundle.card.get("transclip") else bundle.card.get("transduction", "none")
+    if method != "none":
         print(
-            "note: the run's own predictions were refined over all test images together (TransCLIP); a bundle holds "
-            "the heads before that",
+            f"note: the run's own predictions were refined over many images together ({method}); a bundle holds the "
+            "heads before that",
             file=sys.stderr,
         )
     return bundle

@@ -13,10 +13,13 @@ from air_plugin.functional.graph import affinity_graph
 from air_plugin.functional.transclip import (
     SMALLEST_COUNT,
     TEMPERATURE,
+    Mixture,
     assign,
     at_least_tiny,
+    log_likelihood,
     log_predictions,
     soft_means,
+    squares,
 )
 
 AnchorWeight = Literal["fixed", "data"]
@@ -35,7 +38,7 @@ def stata(
     rounds: int = 10,
     steps: int = 5,
     chunk: int = 1024,
-) -> Tensor:
+) -> tuple[Tensor, Mixture]:
     """Refine predictions by a mixture whose Gaussians are anchored to one vector a class (StatA).
 
     Zanella, Fuchs, De Vleeschouwer, Ben Ayed, "Realistic Test-Time Adaptation of Vision-Language Models", CVPR 2025,
@@ -66,24 +69,23 @@ def stata(
         chunk: images whose neighbours are searched together; bounds the memory at chunk * N cosines.
 
     Returns:
-        (N, C) in the type of `probs`, rows sum to 1.
+        (N, C) assignment z in the type of `probs`, rows sum to 1, and the mixture of the last update.
     """
     graph = affinity_graph(features, neighbours, chunk=chunk)
     x, y, t = features.double(), probs.double(), anchors.double()
     text_term = text_weight * log_predictions(probs)
     weight = torch.full_like(t[:, 0], alpha) if anchor_weight == "fixed" else data_driven_weight(y)
-    spread = _squares(x, y, t).sum(dim=0) / len(x)  # (D,) S'
-    spread = at_least_tiny(spread)
+    spread = at_least_tiny(squares(x, y, t).sum(dim=0) / len(x))  # (D,) S'
     mean, variance, z = t, spread.expand_as(t), y
     for _ in range(rounds):
-        fixed = text_term + _log_likelihood(x, mean, variance) / TEMPERATURE
+        fixed = text_term + log_likelihood(x, mean, variance) / TEMPERATURE
         z = assign(fixed, graph, z, neighbours=neighbours, steps=steps)
         count = _counts(z, certain=anchor_weight == "data")
         share = (count / (count + weight))[:, None]  # (C, 1) b
         mean = normalize(share * soft_means(x, z, t) + (1 - share) * t, dim=1)
-        own = _squares(x, z, mean) / z.sum(dim=0).clamp(min=SMALLEST_COUNT)[:, None]
+        own = squares(x, z, mean) / z.sum(dim=0).clamp(min=SMALLEST_COUNT)[:, None]
         variance = at_least_tiny(share * own + (1 - share) * (spread + (t - mean).square()))
-    return z.to(probs)
+    return z.to(probs), Mixture(mean, variance, text_weight)
 
 
 def data_driven_weight(probs: Tensor) -> Tensor:
@@ -98,16 +100,3 @@ def _counts(z: Tensor, *, certain: bool) -> Tensor:
     if certain and z.shape[1] > 1:
         weight = 1 - torch.special.entr(z).sum(dim=1) / math.log(z.shape[1])
     return weight @ one_hot(z.argmax(dim=1), z.shape[1]).to(z)
-
-
-def _squares(x: Tensor, z: Tensor, mean: Tensor) -> Tensor:
-    """(C, D) sum_i z_ic (x_i - mean_c)^2, without an (N, C, D) array."""
-    total = z.T @ x.square() - 2 * mean * (z.T @ x) + z.sum(dim=0)[:, None] * mean.square()
-    return total.clamp(min=0)
-
-
-def _log_likelihood(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """(N, C) log N(x_i; mean_c, variance_c) but for the constant."""
-    precision = 1 / variance
-    square = x.square() @ precision.T - 2 * x @ (mean * precision).T + (mean.square() * precision).sum(dim=1)
-    return -(square + variance.log().sum(dim=1)) / 2

@@ -3,6 +3,8 @@ space."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -16,6 +18,32 @@ SMALLEST_SHARE = 1e-6  # of a dimension's variance, relative to the mean varianc
 SMALLEST_VARIANCE = 1e-12  # of a dimension, where all images are the same; features are unit rows
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """The Gaussian classes that a method ended with, for images that it did not see (inductive; this use is ours).
+
+    mean: (C, D) and variance: (C, D), float64. text_weight: lambda.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    text_weight: float
+
+    @torch.no_grad()
+    def predict(self, features: Tensor, probs: Tensor) -> Tensor:
+        """The assignment without its term of neighbours: softmax(lambda log y + log N(f; mu, S) / T).
+
+        Args:
+            features: (B, D), unit rows.
+            probs: (B, C) predictions y of the same classifier that the mixture was fitted with.
+
+        Returns:
+            (B, C) in the type of `probs`, rows sum to 1.
+        """
+        likelihood = log_likelihood(features.double(), self.mean, self.variance)
+        return (self.text_weight * log_predictions(probs) + likelihood / TEMPERATURE).softmax(dim=1).to(probs)
+
+
 @torch.no_grad()
 def transclip(
     features: Tensor,
@@ -27,7 +55,7 @@ def transclip(
     rounds: int = 10,
     steps: int = 5,
     chunk: int = 1024,
-) -> Tensor:
+) -> tuple[Tensor, Mixture]:
     """Refine predictions by a Gaussian mixture that is regularised by them (TransCLIP, zero-shot form).
 
     Zanella, Gerin, Ben Ayed, "Boosting Vision-Language Models with Transduction", NeurIPS 2024, arXiv 2406.01837. With
@@ -55,20 +83,20 @@ def transclip(
         chunk: images whose neighbours are searched together; bounds the memory at chunk * N cosines.
 
     Returns:
-        (N, C) in the type of `probs`, rows sum to 1.
+        (N, C) assignment z in the type of `probs`, rows sum to 1, and the mixture of the last update.
     """
     graph = affinity_graph(features, neighbours, chunk=chunk)
     x, z = features.double(), probs.double()
     text_term = text_weight * log_predictions(probs)
     first = largest(probs.T, min(seeds, len(x)))  # (C, seeds)
     mean = normalize((z.T.gather(1, first)[..., None] * x[first]).sum(dim=1), dim=1)
-    variance = torch.full_like(x[0], 1 / x.shape[1])
+    variance = torch.full_like(mean, 1 / x.shape[1])
     for _ in range(rounds):
-        fixed = text_term + _log_likelihood(x, mean, variance) / TEMPERATURE
+        fixed = text_term + log_likelihood(x, mean, variance) / TEMPERATURE
         z = assign(fixed, graph, z, neighbours=neighbours, steps=steps)
         mean = soft_means(x, z, mean)
-        variance = _variances(x, z, mean)
-    return z.to(probs)
+        variance = at_least_tiny(squares(x, z, mean).sum(dim=0) / len(x)).expand_as(mean)
+    return z.to(probs), Mixture(mean, variance, text_weight)
 
 
 def log_predictions(probs: Tensor) -> Tensor:
@@ -102,13 +130,14 @@ def at_least_tiny(variance: Tensor) -> Tensor:
     return torch.maximum(variance, smallest.clamp(min=SMALLEST_VARIANCE))
 
 
-def _log_likelihood(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """(N, C) log N(x_i; mean_c, variance) up to terms that are the same for all classes (x^2, the determinant)."""
-    scaled = mean / variance
-    return x @ scaled.T - (scaled * mean).sum(dim=1) / 2
+def squares(x: Tensor, z: Tensor, mean: Tensor) -> Tensor:
+    """(C, D) sum_i z_ic (x_i - mean_c)^2, without an (N, C, D) array."""
+    total = z.T @ x.square() - 2 * mean * (z.T @ x) + z.sum(dim=0)[:, None] * mean.square()
+    return total.clamp(min=0)
 
 
-def _variances(x: Tensor, z: Tensor, mean: Tensor) -> Tensor:
-    """(D,) variances around the (C, D) means, weighted by the assignment."""
-    square = z.sum(dim=0) @ mean.square()
-    return at_least_tiny(((x.square() - 2 * (z @ mean) * x).sum(dim=0) + square) / len(x))
+def log_likelihood(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """(N, C) log N(x_i; mean_c, variance_c) but for the constant, from (C, D) means and variances."""
+    precision = 1 / variance
+    square = x.square() @ precision.T - 2 * x @ (mean * precision).T + (mean.square() * precision).sum(dim=1)
+    return -(square + variance.log().sum(dim=1)) / 2

@@ -64,12 +64,12 @@ def propagate(
 ) -> Propagation:
     """Spread labels from anchors to images: solve (I - alpha W) F = Y (ZLaP).
 
-    Stojnic, Kalantidis, Tolias, "Label Propagation for Zero-shot Classification with Vision-Language Models", CVPR 2024,
-    arXiv 2404.04072. Every image has edges to its k nearest images and to its k nearest anchors, with the cosine as
-    weight where that is above 0, and with its power `power` to an anchor: cosines between image and text are all alike.
-    The k images are searched with the image itself, which is then left out, as in the authors' code; so k - 1 others
-    remain. W is the sum of these edges and their transposes, W_ij / sqrt(d_i d_j) with d its row sums. Y is 1 where an
-    anchor has its label. Solved by conjugate gradients to 1e-6, at most 50 steps, all classes together.
+    Stojnic, Kalantidis, Tolias, "Label Propagation for Zero-shot Classification with Vision-Language Models", CVPR
+    2024, arXiv 2404.04072. Every image has edges to its k nearest images and to its k nearest anchors, with the cosine
+    as weight where that is above 0, and with its power `power` to an anchor, since cosines of images and texts are all
+    alike. The k images are searched with the image itself, which is then left out, as in the authors' code; so k - 1
+    others remain. W is the sum of these edges and their transposes, W_ij / sqrt(d_i d_j) with d its row sums. Y is 1
+    where an anchor has its label. Solved by conjugate gradients to 1e-6, at most 50 steps, all classes together.
 
     The anchors are the text features in the paper. More than one a class (text and the mean of generated images) is
     ours.

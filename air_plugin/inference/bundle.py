@@ -50,8 +50,8 @@ def save_bundle(
         text: (C, D) unit text features of the prompts, or (E, C, D) of an ensemble.
         auxiliary: of the fused head, with its `fusion_weight`; None without one.
         primary: the run's primary classifier: text or fused.
-        card: more of its origin, JSON values; `transclip` true where the run's own predictions were refined over all
-            test images together, which a bundle cannot do.
+        card: more of its origin, JSON values; `transduction` names the method by which the run's own predictions were
+            refined over many images together, which a bundle cannot do.
 
     Raises:
         ValueError: the arguments do not fit each other.

@@ -26,7 +26,7 @@ from air_plugin.inference.bundle import load_bundle
 RUNS = {
     "AiR": ("AiR", ["AIR.LORA.ENABLED", "False", "OPTIM.MAX_EPOCH", "1", "TRAINER.PROMPT.ENSEMBLE", "2"]),
     "zero-shot": ("ZeroshotCLIP", []),
-    "refined": ("ZeroshotCLIP", ["TRAINER.TRANSCLIP.ENABLED", "True"]),
+    "refined": ("ZeroshotCLIP", ["TRAINER.TRANSDUCTION.METHOD", "transclip"]),
 }
 
 
@@ -144,7 +144,7 @@ def test_python_needs_three_lines(runs: Path):
 def test_a_bundle_says_what_it_is_of(runs: Path):
     said = json.loads((runs / "AiR" / "bundle" / "bundle.json").read_text())
     assert said["classes"] == predictions(runs, "AiR")["classnames"] and said["primary"] == "text"
-    assert said["card"]["trainer"] == "AiR" and said["card"]["transclip"] is False
+    assert said["card"]["trainer"] == "AiR" and said["card"]["transduction"] == "none"
     card = said["auxiliary"]["card"]
     assert (card["generator"], card["lora"], card["seed"]) == ("mini", None, 1)
     assert card["backbone_fingerprint"] == said["backbone"]["fingerprint"]
@@ -154,7 +154,7 @@ def test_a_bundle_says_what_it_is_of(runs: Path):
 def test_a_refined_run_leaves_the_heads_before_that(air: Callable[..., Done], runs: Path, photos: Path):
     some = next(photos.rglob("*.png"))
     done = air("predict", str(runs / "refined" / "bundle"), str(some), "--top", "10")
-    assert done.returncode == 0 and done.stderr.count("\n") == 1 and "TransCLIP" in done.stderr
+    assert done.returncode == 0 and done.stderr.count("\n") == 1 and "transclip" in done.stderr
     plain = air("predict", str(runs / "zero-shot" / "bundle"), str(some), "--top", "10")
     assert done.stdout == plain.stdout and plain.stderr == ""
 

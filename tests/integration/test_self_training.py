@@ -213,7 +213,7 @@ def test_coop_uses_labels_and_no_more_shots_than_it_was_given(
 
 
 def test_controls_without_training(finished: Finished) -> None:
-    transclip = ["TRAINER.TRANSCLIP.ENABLED", "True"]
+    transclip = ["TRAINER.TRANSDUCTION.METHOD", "transclip"]
     plain, refined = result(finished("ZeroshotCLIP")), result(finished("ZeroshotCLIP", *transclip))
     fused, both = result(finished("ZeroshotAiR")), result(finished("ZeroshotAiR", *transclip))
     assert fused["primary"] == "fused" and plain["primary"] == "text"
@@ -224,6 +224,35 @@ def test_controls_without_training(finished: Finished) -> None:
     assert dict(map(tuple, fused["by_lambda"]))[2.0] == pytest.approx(fused["heads"]["fused"]["accuracy"])
     assert both["by_lambda"] == []  # would be of another head
     assert not (finished("ZeroshotAiR") / "prompt_learner").exists()
+
+
+METHOD, ON, ANCHORS = (f"TRAINER.TRANSDUCTION.{key}" for key in ("METHOD", "ON", "ANCHORS"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [METHOD, "transclip"],
+        [METHOD, "stata"],
+        [METHOD, "stata", ANCHORS, "images"],
+        [METHOD, "zlap", ANCHORS, "images"],
+    ],
+)
+def test_rivals_refine_every_head(options: list[str], finished: Finished) -> None:
+    """ON unlabelled: fitted to these images, so that test images are classified one by one."""
+    plain = result(finished("ZeroshotAiR"))["heads"]
+    together, alone = (result(finished("ZeroshotAiR", *options, ON, on))["heads"] for on in ("test", "unlabelled"))
+    for name in ("text", "fused"):
+        assert plain[name] != together[name] != alone[name] != plain[name]
+        assert min(together[name]["accuracy"], alone[name]["accuracy"]) > 50  # of ten classes
+
+
+def test_anchors_of_images_need_an_auxiliary_classifier(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = [METHOD, "stata", ANCHORS, "images"]
+    assert train.main(arguments("ZeroshotCLIP", data, tmp_path / "run", *options)) == 2
+    assert "ZeroshotCLIP has no auxiliary classifier" in capsys.readouterr().err
 
 
 def test_fewer_images_a_class_are_taken_from_more(data: Path, tmp_path: Path) -> None:

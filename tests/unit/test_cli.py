@@ -396,7 +396,7 @@ def bundle(tmp_path: Path, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPa
         text=unit(3, 24),
         auxiliary=head,
         primary="fused",
-        card={"transclip": False},
+        card={"transduction": "none"},
     )
     monkeypatch.setattr(bundle_module, "load_backbone", lambda *_, **__: tiny_backbone)
     return folder
@@ -460,8 +460,9 @@ def test_one_unreadable_image_among_many_is_a_warning_and_alone_an_error(
     assert not (tmp_path / "x.csv").exists()
 
 
+@pytest.mark.parametrize("card", [{"transclip": True}, {"transduction": "transclip"}])  # the first one is of 0.1
 def test_a_refined_runs_bundle_says_that_it_is_not(
-    bundle: Path, pictures: list[str], tiny_backbone: Backbone, capsys: pytest.CaptureFixture
+    card: dict, bundle: Path, pictures: list[str], tiny_backbone: Backbone, capsys: pytest.CaptureFixture
 ):
     save_bundle(
         bundle,
@@ -470,11 +471,11 @@ def test_a_refined_runs_bundle_says_that_it_is_not(
         text=unit(2, 24),
         auxiliary=None,
         primary="text",
-        card={"transclip": True},
+        card=card,
     )
     assert main(["predict", str(bundle), pictures[0]]) == 0
     out, err = capsys.readouterr()
-    assert out.count("\n") == 1 and err.count("\n") == 1 and "TransCLIP" in err
+    assert out.count("\n") == 1 and err.count("\n") == 1 and "transclip" in err
     assert main(["predict", str(bundle), pictures[0], "--head", "fused"]) == 2
     assert "no fused head" in capsys.readouterr().err
 

@@ -169,6 +169,20 @@ def test_a_complete_run_of_the_version_before_is_complete(trainer: str, tmp_path
         claim(tmp_path, {**settings, "AIR.PRIMARY": "another"}, Inputs())
 
 
+@pytest.mark.parametrize("refined", [True, False])
+def test_no_run_with_the_former_transclip_is_complete(refined: bool, tmp_path: Path):
+    options = ["TRAINER.TRANSDUCTION.METHOD", "transclip" if refined else "none"]
+    settings = settings_of(resolve([MINI], dataset_file=DIGITS, options=options)[0]) | {"TRAINER.NAME": "ZeroshotCLIP"}
+    old = {key: value for key, value in settings.items() if not key.startswith("TRAINER.TRANSDUCTION")}
+    (tmp_path / "settings.json").write_text(json.dumps({**old, "TRAINER.TRANSCLIP.ENABLED": refined}))
+    (tmp_path / "result.json").write_text('{"a": 1}')
+    if not refined:
+        assert claim(tmp_path, settings, Inputs())
+        return
+    with pytest.raises(UserError, match=r"'transclip of version 0\.1' -> 'transclip'"):
+        claim(tmp_path, settings, Inputs())
+
+
 @pytest.mark.parametrize(("trainer", "labeler"), [("CPL", "UPL"), ("AiR", "CPL"), ("AiR", "UPL")])
 @pytest.mark.parametrize("saved", [True, False])
 def test_no_run_with_the_former_selection_of_cpl_is_complete(trainer: str, labeler: str, saved: bool, tmp_path: Path):

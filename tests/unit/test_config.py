@@ -208,6 +208,21 @@ def test_a_former_name_works_everywhere_and_is_warned_of_once(
     assert warnings() == [warning]
 
 
+@pytest.mark.parametrize(("value", "method"), [(True, "transclip"), (False, "none")])
+def test_the_former_switch_of_transclip_is_a_method(
+    cfg: CfgNode, tmp_path: Path, warnings: Any, value: bool, method: str
+):
+    key, today = "TRAINER.TRANSCLIP.ENABLED", "TRAINER.TRANSDUCTION.METHOD"
+    other = cfg.clone()
+    merge_options(cfg, [key, str(value)])
+    tree = {"TRAINER": {"TRANSCLIP": {"ENABLED": value}, "TRANSDUCTION": {"ANCHORS": "images"}}}
+    merge_file(other, write(tmp_path, "old.yaml", yaml.safe_dump(tree)))
+    assert flatten(cfg)[today] == flatten(other)[today] == method
+    assert flatten(other)["TRAINER.TRANSDUCTION.ANCHORS"] == "images"
+    assert warnings() == [f"{key} is now {today}"]
+    assert upgrade({key: value}) == {today: "transclip of version 0.1" if value else "none"}
+
+
 def test_todays_names_pass_unchanged_and_in_silence(cfg: CfgNode, warnings: Any):
     settings = {key: value for key, value in flatten(cfg).items() if not key.startswith("INPUT.")}
     assert upgrade(settings) == settings

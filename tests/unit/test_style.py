@@ -123,16 +123,15 @@ def test_methods_are_thin_and_listed():
 
     methods = {path.stem: path for path in (ROOT / "trainers").glob("*.py")}
     assert methods.pop("__init__").read_text() == ""
-    assert all(
-        methods.pop(shared) for shared in ("prompt_trainer", "prompt_step", "self_training", "fused_heads", "resuming")
-    )
+    shared = ("prompt_trainer", "prompt_step", "self_training", "fused_heads", "resuming", "transduction")
+    assert all(methods.pop(name) for name in shared)
     register_all("trainers")
     kinds = [TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()]
     assert methods.keys() <= {kind.__module__.removeprefix("trainers.") for kind in kinds}
     assert all(len(path.read_text().splitlines()) <= 120 for path in methods.values())
-    shared = {"__init__", "base", "published", "splits", "sources", "download", "archives", "class_folders"}
+    others = {"__init__", "base", "published", "splits", "sources", "download", "archives", "class_folders"}
     register_all("datasets")
     kinds = [DATASET_REGISTRY.get(name) for name in DATASET_REGISTRY.registered_names()]
     sets = {kind.__module__.removeprefix("datasets.") for kind in kinds}
-    assert {path.stem for path in (ROOT / "datasets").glob("*.py")} - shared <= sets
+    assert {path.stem for path in (ROOT / "datasets").glob("*.py")} - others <= sets
     assert (ROOT / "datasets" / "__init__.py").read_text() == ""

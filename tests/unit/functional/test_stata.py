@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,10 @@ def random_case(images: int = 21, classes: int = 4, width: int = 5, *, seed: int
     return normalize(features, dim=1), logits.softmax(dim=1), normalize(anchors, dim=1)
 
 
+def assignment(features: Tensor, probs: Tensor, anchors: Tensor, **options: Any) -> Tensor:
+    return stata(features, probs, anchors, **options)[0]
+
+
 def stata_reference(
     features: Tensor, probs: Tensor, anchors: Tensor, *, alpha: float, anchor_weight: str, neighbours: int, rounds: int
 ) -> list[list[float]]:
@@ -33,16 +38,14 @@ def stata_reference(
     images, classes, width = range(len(f)), range(len(t)), range(len(t[0]))
     edges: dict[tuple[int, int], float] = {}
     for i in images:
-        cosines = sorted(((sum(a * b for a, b in zip(f[i], f[j], strict=True)), j) for j in images if j != i))
+        cosines = sorted((sum(a * b for a, b in zip(f[i], f[j], strict=True)), j) for j in images if j != i)
         for cosine, j in cosines[-neighbours:]:
             for pair in ((i, j), (j, i)):
                 edges[pair] = edges.get(pair, 0) + cosine
     anchored = [sum(y[i][c] * (f[i][d] - t[c][d]) ** 2 for i in images for c in classes) / len(f) for d in width]
     weight = [alpha] * len(t)
     if anchor_weight == "data":
-        weight = [
-            1 / math.sqrt(sum(y[i][c] for i in images) / len(f) * max(y[i][c] for i in images)) for c in classes
-        ]
+        weight = [1 / math.sqrt(sum(y[i][c] for i in images) / len(f) * max(y[i][c] for i in images)) for c in classes]
     mean, variance, z = t, [anchored for _ in classes], y
     for _ in range(rounds):
         for _ in range(5):
@@ -85,25 +88,25 @@ def test_refined_predictions_equal_a_loop(anchor_weight: str, alpha: float, neig
     options = {"alpha": alpha, "anchor_weight": anchor_weight, "neighbours": neighbours, "rounds": rounds}
     for seed in range(3):
         case = random_case(seed=seed)
-        refined = stata(*case, **options)
+        refined = assignment(*case, **options)
         assert torch.allclose(refined, torch.tensor(stata_reference(*case, **options)).double(), atol=1e-8)
         assert (refined - case[1]).abs().max() > 0.01  # else this compares the input with itself
 
 
 def test_every_option_matters():
     case = random_case()
-    plain = stata(*case, rounds=2)
+    plain = assignment(*case, rounds=2)
     for changed in ({"alpha": 9.0}, {"text_weight": 0.5}, {"neighbours": 1}, {"steps": 1}, {"anchor_weight": "data"}):
-        assert (stata(*case, **{"rounds": 2, **changed}) - plain).abs().max() > 1e-5
+        assert (assignment(*case, **{"rounds": 2, **changed}) - plain).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("chunk", [1, 10, 23])
 def test_the_chunk_size_and_the_order_of_images_change_nothing(chunk: int):
     features, probs, anchors = random_case()
     order = torch.randperm(len(probs), generator=torch.Generator().manual_seed(1))
-    plain = stata(features, probs, anchors)
-    assert torch.allclose(stata(features, probs, anchors, chunk=chunk), plain)
-    assert torch.allclose(stata(features[order], probs[order], anchors), plain[order])
+    plain = assignment(features, probs, anchors)
+    assert torch.allclose(assignment(features, probs, anchors, chunk=chunk), plain)
+    assert torch.allclose(assignment(features[order], probs[order], anchors), plain[order])
 
 
 def test_a_class_without_images_stays_at_its_anchor_and_takes_none():
@@ -117,7 +120,7 @@ def test_a_class_without_images_stays_at_its_anchor_and_takes_none():
     probs = logits.softmax(dim=1)
     accuracies = [
         float((refined.argmax(dim=1) == label).double().mean())
-        for refined in (probs, transclip(features, probs), stata(features, probs, centres))
+        for refined in (probs, transclip(features, probs)[0], assignment(features, probs, centres))
     ]
     assert accuracies[0] < 0.7 and accuracies[2] > accuracies[0] + 0.15 and accuracies[2] >= accuracies[1]
 
@@ -136,6 +139,18 @@ def test_odd_input_gives_finite_rows_that_sum_to_one(anchor_weight: str):
         (features, (probs == probs.amax(dim=1, keepdim=True)).double(), anchors),  # zeros among the predictions
         (anchors[:1].expand(7, -1), probs[:7], anchors),  # equal images, one of them at its anchor
     ):
-        refined = stata(x, y.float(), t, anchor_weight=anchor_weight)
+        refined = assignment(x, y.float(), t, anchor_weight=anchor_weight)
         assert refined.dtype == torch.float32 and refined.isfinite().all()
         assert torch.allclose(refined.sum(dim=1), torch.ones(len(x)))
+
+
+def test_new_images_are_classified_by_classes_of_unlike_variance():
+    features, probs, anchors = random_case()
+    new, predictions, _ = random_case(seed=7)
+    _, mixture = stata(features, probs, anchors)
+    for image, given, row in zip(new.tolist(), predictions.tolist(), mixture.predict(new, predictions), strict=True):
+        scores = []
+        for mean, variance, probability in zip(mixture.mean.tolist(), mixture.variance.tolist(), given, strict=True):
+            density = sum(-(math.log(v) + (a - m) ** 2 / v) / 2 for a, m, v in zip(image, mean, variance, strict=True))
+            scores.append(math.log(probability) + density / 50)
+        assert row.tolist() == pytest.approx(torch.tensor(scores, dtype=torch.float64).softmax(0).tolist())

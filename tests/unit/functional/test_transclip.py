@@ -44,6 +44,10 @@ def neighbours_reference(features: list[list[float]], k: int) -> list[list[tuple
     return found
 
 
+def assignment(features: Tensor, probs: Tensor, **options: float) -> Tensor:
+    return transclip(features, probs, **options)[0]
+
+
 def edges_reference(features: list[list[float]], k: int) -> dict[tuple[int, int], float]:
     near = neighbours_reference(features, k)
     return {(i, j): weight for i, row in enumerate(near) for j, weight in row}
@@ -122,7 +126,7 @@ def test_the_graph_has_both_directions():
 def test_refined_predictions_equal_a_loop(options: dict):
     for seed in range(3):
         features, probs = random_case(seed=seed)
-        refined = transclip(features, probs, **options)
+        refined = assignment(features, probs, **options)
         expected = torch.tensor(transclip_reference(features, probs, **options), dtype=torch.float64)
         assert torch.allclose(refined, expected, atol=1e-8)
         assert (refined - probs).abs().max() > 0.01  # else this compares the input with itself
@@ -130,65 +134,65 @@ def test_refined_predictions_equal_a_loop(options: dict):
 
 def test_every_option_matters():
     features, probs = random_case()
-    plain = transclip(features, probs, rounds=2)
+    plain = assignment(features, probs, rounds=2)
     for changed in ({"text_weight": 0.5}, {"neighbours": 1}, {"seeds": 2}, {"rounds": 1}, {"steps": 1}):
-        assert (transclip(features, probs, **{"rounds": 2, **changed}) - plain).abs().max() > 1e-4
+        assert (assignment(features, probs, **{"rounds": 2, **changed}) - plain).abs().max() > 1e-4
 
 
 def test_rows_sum_to_one_in_the_type_of_the_predictions():
     features, probs, _ = mixture()
-    refined = transclip(features, probs)
+    refined = assignment(features, probs)
     assert refined.dtype == torch.float32 and refined.shape == probs.shape
     assert torch.allclose(refined.sum(dim=1), torch.ones(len(probs))) and (refined >= 0).all()
 
 
 def test_permuting_classes_permutes_the_answer():
     (features, probs), order = random_case(), torch.tensor([2, 0, 3, 1])
-    assert torch.allclose(transclip(features, probs[:, order]), transclip(features, probs)[:, order])
+    assert torch.allclose(assignment(features, probs[:, order]), assignment(features, probs)[:, order])
 
 
 def test_permuting_images_permutes_the_answer():
     features, probs = random_case()
     order = torch.randperm(len(probs), generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(transclip(features[order], probs[order]), transclip(features, probs)[order])
+    assert torch.allclose(assignment(features[order], probs[order]), assignment(features, probs)[order])
 
 
 def test_rotating_by_swapping_dimensions_changes_nothing():
     features, probs = random_case()
-    assert torch.allclose(transclip(features[:, [3, 1, 4, 0, 2]], probs), transclip(features, probs))
+    assert torch.allclose(assignment(features[:, [3, 1, 4, 0, 2]], probs), assignment(features, probs))
 
 
 @pytest.mark.parametrize("chunk", [1, 10, 23])
 def test_the_chunk_size_changes_nothing(chunk: int):
     features, probs = random_case()
-    assert torch.allclose(transclip(features, probs, chunk=chunk), transclip(features, probs))
+    assert torch.allclose(assignment(features, probs, chunk=chunk), assignment(features, probs))
 
 
 def test_it_repairs_bad_predictions_where_the_clusters_are_clear():
     features, probs, label = mixture()
     before = (probs.argmax(dim=1) == label).double().mean()
-    after = (transclip(features, probs).argmax(dim=1) == label).double().mean()
+    after = (assignment(features, probs).argmax(dim=1) == label).double().mean()
     assert before < 0.75 and after > before + 0.15
 
 
 def test_a_strong_text_weight_keeps_the_predictions():
     features, probs, _ = mixture()
-    assert torch.equal(transclip(features, probs, text_weight=1e6).argmax(dim=1), probs.argmax(dim=1))
+    assert torch.equal(assignment(features, probs, text_weight=1e6).argmax(dim=1), probs.argmax(dim=1))
 
 
 @pytest.mark.parametrize("text_weight", [1.0, 20.0])  # with the larger one its soft_counts is 0 also in float64
 def test_a_class_that_no_image_is_predicted_as_gets_nothing_and_harms_nothing(text_weight: float):
     features, probs, _ = mixture()
     unused = torch.cat([probs, torch.zeros(len(probs), 1)], dim=1)
-    refined = transclip(features, unused, text_weight=text_weight)
+    refined = assignment(features, unused, text_weight=text_weight)
     assert refined[:, -1].max() < 1e-6
-    assert torch.allclose(refined[:, :-1], transclip(features, probs, text_weight=text_weight), atol=1e-6)
+    assert torch.allclose(refined[:, :-1], assignment(features, probs, text_weight=text_weight), atol=1e-6)
 
 
 def test_without_the_text_a_probability_of_zero_does_no_harm():
     features, probs, _ = mixture()
     hard = torch.nn.functional.one_hot(probs.argmax(dim=1), 4).float()
-    refined = transclip(features, hard, text_weight=0.0)
+    refined = assignment(features, hard, text_weight=0.0)
     assert torch.allclose(refined.sum(dim=1), torch.ones(len(probs)))
 
 
@@ -196,20 +200,42 @@ def test_without_the_text_a_probability_of_zero_does_no_harm():
 def test_constant_dimensions_do_no_harm(value: float):
     features, probs = random_case()
     more = torch.cat([features, torch.full((len(features), 3), value, dtype=torch.float64)], dim=1)
-    assert transclip(normalize(more, dim=1), probs, rounds=4).isfinite().all()
+    assert assignment(normalize(more, dim=1), probs, rounds=4).isfinite().all()
 
 
 def test_equal_images_keep_what_the_predictions_say():
     features = normalize(torch.ones(6, 5), dim=1)
     probs = torch.tensor([[0.6, 0.4]]).expand(6, 2).contiguous()
-    refined = transclip(features, probs)
+    refined = assignment(features, probs)
     assert (refined[:, 0] >= 0.6).all() and refined.isfinite().all()
-    alone = transclip(features[:1], probs[:1])  # no neighbours at all
+    alone = assignment(features[:1], probs[:1])  # no neighbours at all
     assert torch.allclose(alone, probs[:1])
 
 
 def test_the_input_is_left_alone():
     features, probs = random_case()
     copies = features.clone(), probs.clone()
-    transclip(features, probs)
+    assignment(features, probs)
     assert torch.equal(features, copies[0]) and torch.equal(probs, copies[1])
+
+
+def test_new_images_are_classified_by_the_mixture_and_the_text():
+    features, probs = random_case()
+    new, predictions = random_case(seed=7)
+    _, mixture = transclip(features, probs, text_weight=0.5, rounds=3)
+    assert len({tuple(row) for row in mixture.variance.tolist()}) == 1  # shared by the classes
+    for image, given, row in zip(new.tolist(), predictions.tolist(), mixture.predict(new, predictions), strict=True):
+        scores = []
+        for mean, variance, probability in zip(mixture.mean.tolist(), mixture.variance.tolist(), given, strict=True):
+            squares = sum((a - m) ** 2 / v for a, m, v in zip(image, mean, variance, strict=True))
+            scores.append(0.5 * math.log(probability) - squares / 100)
+        assert row.tolist() == pytest.approx(torch.tensor(scores, dtype=torch.float64).softmax(0).tolist())
+
+
+def test_the_mixture_is_that_of_the_last_assignment():
+    features, probs = random_case()
+    refined, mixture = transclip(features, probs)
+    means = torch.stack([normalize((refined[:, c, None] * features).sum(dim=0), dim=0) for c in range(4)])
+    assert torch.allclose(mixture.mean, means)
+    distance = (features[:, None] - means).square()  # (N, C, D)
+    assert torch.allclose(mixture.variance[0], (refined[..., None] * distance).sum(dim=(0, 1)) / len(features))
