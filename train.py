@@ -156,6 +156,7 @@ def make_result(cfg: Any, trainer: Any, config: str) -> RunResult:
             "split_family": getattr(trainer.dm.dataset, "split_family", cfg.DATASET.SPLIT_FAMILY),
             "template": cfg.DATASET.TEMPLATE,
             "class_names": cfg.DATASET.CLASS_NAMES,
+            "paradigm": getattr(trainer.dm.dataset, "paradigm", "ul"),
             "seed": cfg.SEED,
             "heads": trainer.results,
             "primary": trainer.primary,

@@ -36,6 +36,7 @@ def write_run(
     seed: int = 1,
     settings: Mapping[str, Any] | None = None,
     gallery: bool = False,
+    seen: Sequence[int] | None = None,
     **changes: Any,
 ) -> Path:
     """The folder of a finished run whose heads predicted this; its metrics fit.
@@ -49,6 +50,7 @@ def write_run(
         confidence: N probabilities of every head; None spreads them over [0.5, 1].
         settings: of the provenance.
         gallery: write a gallery.png.
+        seen: the seen classes; the run is then one of trzsl.
         changes: other keys of result.json.
     """
     folder = output / dataset / trainer / config / f"seed{seed}"
@@ -59,6 +61,9 @@ def write_run(
         hit = np.asarray(classes) == true
         per_class = {classnames[c]: 100.0 * float(hit[true == c].mean()) for c in np.unique(true).tolist()}
         heads[head] = {"accuracy": 100.0 * float(hit.mean()), "macro_f1": 50.0, "per_class": per_class}
+        if seen is not None:
+            s, u = (100.0 * float(hit[np.isin(true, seen) == group].mean()) for group in (True, False))
+            heads[head] |= {"seen": s, "unseen": u, "harmonic": 2 * s * u / (s + u) if s + u else 0.0}
     if images is not None:
         shares = np.linspace(0.5, 1, len(true)).tolist() if confidence is None else list(confidence)
         made = {head: {"predicted": list(classes), "confidence": shares} for head, classes in predicted.items()}
@@ -70,6 +75,7 @@ def write_run(
             "labels": list(labels),
             "classnames": list(classnames),
             "heads": made,
+            **({} if seen is None else {"seen": list(seen)}),
         }
         (folder / "predictions.json").write_text(json.dumps(predictions))
     if gallery:
@@ -88,6 +94,7 @@ def write_run(
         "pseudo_labels": {"selected": 0, "coverage": 0.0, "accuracy": None},
         "stages": [],
         "provenance": {"settings": dict(settings or {})},
+        **({} if seen is None else {"paradigm": "trzsl"}),
         **changes,
     }
     (folder / "result.json").write_text(json.dumps(result))

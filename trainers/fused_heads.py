@@ -10,8 +10,10 @@ from torch import Tensor
 from air_plugin.auxiliary.build import build_auxiliary
 from air_plugin.config import refuse_drop_in_keys
 from air_plugin.functional.fusion import fuse
+from air_plugin.functional.metrics import primary_metric
 from air_plugin.mixin import AuxiliaryMixin
 from air_plugin.utils.store import NotStored, Store
+from trainers.evaluation import seen_classes
 
 log = logging.getLogger(f"air_plugin.{__name__}")  # `show_logs` shows what is below air_plugin
 LAMBDAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -82,16 +84,18 @@ class FusedHeads(AuxiliaryMixin):
         return heads if self.is_left_out else {**heads, "fused": self.fused(heads["text"], features)}
 
     def diagnose(self, heads: dict[str, Tensor], features: Tensor, labels: Tensor) -> None:
-        """Accuracy of the fused head for other lambdas; computed afterwards, nothing is chosen by it."""
+        """Score of the fused head for other lambdas; computed afterwards, nothing is chosen by it."""
         super().diagnose(heads, features, labels)
         if self.is_left_out or self.cfg.TRAINER.TRANSDUCTION.METHOD != "none":
             return  # there is no fused head, or a rival's, which is another one
         classifier = self.auxiliary.classifier
         auxiliary = classifier.probs(features)
-        self.by_lambda = [
-            [weight, 100.0 * float((fuse(heads["text"], auxiliary, weight=weight).argmax(1) == labels).float().mean())]
+        seen = seen_classes(self.dm.dataset)
+        found = {
+            weight: primary_metric(fuse(heads["text"], auxiliary, weight=weight).argmax(1), labels, seen=seen)
             for weight in sorted({*LAMBDAS, classifier.fusion_weight})
-        ]
+        }
+        self.by_lambda = [[weight, value] for weight, value in found.items() if value is not None]
 
     def metrics(self) -> dict[str, Any]:
         return {**super().metrics(), "by_lambda": self.by_lambda, "auxiliary": self._rounds()}

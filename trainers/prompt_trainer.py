@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from air_plugin.clip.loading import load_backbone
 from air_plugin.clip.prompts import PromptedCLIP, PromptEnsemble, PromptLearner
 from air_plugin.clip.zero_shot import UnlabelledImages, look_at_unlabelled, template_features, unlabelled_paths
 from air_plugin.config import require_ranges, validate
-from air_plugin.functional.metrics import head_metrics, head_predictions
+from air_plugin.functional.metrics import head_metrics
 from air_plugin.inference.bundle import preprocessing_of
 from air_plugin.utils.checks import require
 from air_plugin.utils.class_names import listed
@@ -33,6 +32,7 @@ from air_plugin.utils.progress import report
 from air_plugin.utils.provenance import Stages
 from air_plugin.utils.seeding import member_seed, stable_seed
 from air_plugin.utils.store import Store
+from trainers.evaluation import predictions_of, print_groups, seen_classes
 from trainers.fused_heads import FusedHeads
 from trainers.prompt_step import prompt_step
 from trainers.resuming import has_checkpoint, require_same, write_identity
@@ -306,38 +306,36 @@ class PromptTrainer(TrainerX):
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float | None:
-        """Evaluate every head, the primary classifier last; returns its accuracy in percent or None."""
+        """Evaluate every head, the primary classifier last; returns its accuracy (trzsl: H) in percent or None."""
         self.set_model_mode("eval")
         split = split or self.cfg.TEST.SPLIT
         data = self.dm.dataset.val if split == "val" and self.dm.dataset.val else self.dm.dataset.test
-        table = self.features([item.impath for item in data], name=f"features of {split}")
+        paths = [item.impath for item in data]
+        table = self.features(paths, name=f"features of {split}")
         labelled = all(item.label >= 0 for item in data)
         labels = torch.tensor([item.label for item in data], device=self.device) if labelled else None
+        seen = seen_classes(self.dm.dataset)
         plain = self.head_probs(table.plain)
         heads = refined_heads(self, table.plain, plain)
         for name in sorted(heads, key=lambda head: head == self.primary):
-            self.results[name] = head_metrics(heads[name], labels, self.classnames)
+            self.results[name] = head_metrics(heads[name], labels, self.classnames, seen=seen)
             if labels is None:
                 print(f"No labels: the accuracy of the {name} head is unknown")
                 continue
             print(f"Evaluate the {name} head on the *{split}* set")
             self.evaluator.reset()
             self.evaluator.process(heads[name], labels)
-            printed = self.evaluator.evaluate()
+            printed = self.evaluator.evaluate() | print_groups(self.results[name])
             if name == self.primary:
                 for key, value in printed.items():
                     self.write_scalar(f"{split}/{key}", value, self.epoch)
-        self.predictions = {
-            "split": split,
-            "root": os.path.abspath(os.path.expanduser(self.cfg.DATASET.ROOT)),
-            "images": [item.impath for item in data],
-            "labels": labels.tolist() if labels is not None else None,
-            "classnames": self.classnames,
-            "heads": {name: head_predictions(probs) for name, probs in heads.items()},
-        }
+        self.predictions = predictions_of(
+            heads, paths, labels, split=split, root=self.cfg.DATASET.ROOT, classnames=self.classnames, seen=seen
+        )
         if labels is not None:
             self.diagnose(plain, table.plain, labels)
-        return self.results[self.primary]["accuracy"]
+        harmonic, accuracy = (self.results[self.primary].get(name) for name in ("harmonic", "accuracy"))
+        return accuracy if harmonic is None else harmonic
 
     def diagnose(self, heads: dict[str, Tensor], features: Tensor, labels: Tensor) -> None:
         """A place for metrics of the (N, C) heads, (N, D) test features and (N,) labels; they choose nothing."""

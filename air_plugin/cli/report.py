@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", metavar="TITLE", help="only these rows, called as in the table", **several)
     parser.add_argument("--backbone", metavar="NAME", help="only results with this backbone")
     parser.add_argument("--split-family", metavar="NAME", help="only results with this split family")
+    parser.add_argument("--paradigm", metavar="NAME", help="only results of this paradigm: ul, ssl or trzsl")
     parser.add_argument("--details", action="store_true", help="every head, the pseudo-labels and every seed, too")
 
 
@@ -73,6 +74,7 @@ def run_report(args: argparse.Namespace) -> int:
         methods=args.method,
         backbone=args.backbone,
         split_family=args.split_family,
+        paradigm=args.paradigm,
         baseline=args.baseline,
         form=args.format,
         out=args.out,

@@ -62,6 +62,7 @@ class Collection:
     methods: list[Method]
     backbone: str
     split_family: str
+    paradigm: str
     templates: dict[str, str]
     faults: list[str]
     class_names: dict[str, str] = field(default_factory=dict)
@@ -74,6 +75,7 @@ def collect(
     methods: Sequence[str] = (),
     backbone: str | None = None,
     split_family: str | None = None,
+    paradigm: str | None = None,
     rows: Mapping[Cell, str] | None = None,
 ) -> Collection:
     """The results below a folder that may stand in one table.
@@ -85,7 +87,7 @@ def collect(
         output: the scripts' OUTPUT, or a folder in it.
         datasets: names of the columns, in order; empty is all of them, sorted.
         methods: titles of rows; empty is all of them.
-        backbone, split_family: only results with these; None where all have the same.
+        backbone, split_family, paradigm: only results with these; None where all have the same.
         rows: (trainer, config) -> title, empty where it has none of its own: only these rows, in this order.
 
     Raises:
@@ -97,6 +99,7 @@ def collect(
     results = _choose(results, "dataset", "data set", datasets)
     results = _choose(results, "backbone", "backbone", [backbone] if backbone else [])
     results = _choose(results, "split_family", "split family", [split_family] if split_family else [])
+    results = _choose(results, "paradigm", "paradigm", [paradigm] if paradigm else [])
     titles, name_faults = _titles(results, rows)
     for title in methods:
         if title not in titles.values():
@@ -121,8 +124,9 @@ def _arrange(results: Sequence[RunResult], titles: Mapping[Cell, str], datasets:
     """
     backbone = _same(results, "backbone", "backbones", "--backbone NAME")
     split_family = _same(results, "split_family", "split families", "--split-family NAME")
+    paradigm = _same(results, "paradigm", "paradigms", "--paradigm NAME")
     _require_same_inputs(results, "backbone", "weights of the backbone")
-    collection = Collection(datasets, [], backbone, split_family, templates={}, faults=[])
+    collection = Collection(datasets, [], backbone, split_family, paradigm, templates={}, faults=[])
     for name in datasets:
         column = [result for result in results if result.dataset == name]
         collection.templates[name] = _same(column, "template", f"templates of {name}", "--method TITLE ...")
@@ -259,7 +263,7 @@ def _unambiguous(results: Sequence[RunResult]) -> tuple[list[RunResult], list[st
     """The results less those that claim to be the same run, and a line for each of the latter."""
     groups: dict[tuple[Any, ...], list[RunResult]] = defaultdict(list)
     for r in results:
-        groups[r.dataset, r.trainer, r.config, r.seed, r.backbone, r.split_family].append(r)
+        groups[r.dataset, r.trainer, r.config, r.seed, r.backbone, r.split_family, r.paradigm].append(r)
     faults = [
         f"{key[0]}: {len(group)} results claim to be seed {key[3]} of {_plain_title(key[1:3])}, all are left out: "
         f"{', '.join(str(r.path) for r in group)}"

@@ -9,7 +9,7 @@ from statistics import mean
 from air_plugin.report.collection import Collection, Method
 from air_plugin.report.fusion import Fusion, fusion_of
 from air_plugin.report.stage_times import stage_seconds
-from air_plugin.report.statistics import Difference, accuracies, interval, paired_difference, summary
+from air_plugin.report.statistics import Difference, interval, paired_difference, scores, summary
 
 
 @dataclass
@@ -45,14 +45,19 @@ class Comparison:
                 if found:
                     self.differences[key] = found
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether there are accuracies of seen and unseen classes, whose harmonic mean H is compared."""
+        return self.collection.paradigm == "trzsl"
+
     def spread(self, values: Sequence[float]) -> tuple[float, float | None]:
         """Mean and spread over seeds of one or more values; no spread for a single one."""
         average, deviation = summary(values)
         return average, interval(values) if self.ci95 else deviation
 
     def mean(self, method: Method) -> float | None:
-        """Mean over data sets of the means over seeds; None where the method lacks a data set."""
-        values = [accuracies(method, dataset) for dataset in self.collection.datasets]
+        """Mean over data sets of the means over seeds of what is compared; None where the method lacks a data set."""
+        values = [scores(method, dataset) for dataset in self.collection.datasets]
         return mean(mean(v) for v in values) if all(values) else None
 
     def difference(self, method: Method, dataset: str) -> Difference | None:

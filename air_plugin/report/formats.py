@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from air_plugin.report.collection import Cell, Collection, Method, collect
 from air_plugin.report.comparison import Comparison
-from air_plugin.report.statistics import accuracies
-from air_plugin.report.tables import label_accuracies, notes, primary, stage_names, tables
+from air_plugin.report.statistics import scores
+from air_plugin.report.tables import label_accuracies, mean_column, notes, primary, shown_scores, stage_names, tables
 from air_plugin.utils.errors import UserError, unknown
 from air_plugin.utils.extras import require_extra
 from air_plugin.utils.files import csv_text, write_atomically
@@ -34,6 +34,7 @@ def report(
     methods: Sequence[str] = (),
     backbone: str | None = None,
     split_family: str | None = None,
+    paradigm: str | None = None,
     baseline: str | None = None,
     form: Form = "github",
     out: Path | None = None,
@@ -48,7 +49,7 @@ def report(
     Args:
         output: the scripts' OUTPUT.
         only: a data set's folder in it; None is all.
-        rows, datasets, methods, backbone, split_family: what to show; see `air_plugin.report.collection.collect`.
+        rows, datasets, methods, backbone, split_family, paradigm: what to show; see `collect` in collection.py.
         baseline: title of a row that the others are compared with; it is shown even where `methods` leaves it out.
         form, out: of the table; a file to write it to, whole or not at all.
         ci95: give half of the 95 % interval over seeds instead of the standard deviation.
@@ -65,11 +66,22 @@ def report(
     shown = [*methods, *([baseline] if methods and baseline and baseline not in methods else [])]
     folder = output / only if only else output
     collection = collect(
-        folder, datasets=datasets, methods=shown, backbone=backbone, split_family=split_family, rows=rows
+        folder,
+        datasets=datasets,
+        methods=shown,
+        backbone=backbone,
+        split_family=split_family,
+        paradigm=paradigm,
+        rows=rows,
     )
     view = Comparison(collection, _named(collection, baseline) if baseline else None, ci95=ci95)
     for fault in [*collection.faults, *view.faults]:
         LOG.warning("%s", fault)
+    return _show(view, output, form=form, out=out, details=details, page=page)
+
+
+def _show(view: Comparison, output: Path, *, form: Form, out: Path | None, details: bool, page: Path | None) -> str:
+    """Write what goes to files; returns the text for the terminal. Arguments as in `report`."""
     lines = []
     if form == "html":
         page = out or output / "report.html"
@@ -79,7 +91,7 @@ def report(
     else:
         lines.append(_TEXTS[form](view, details=details))
     if form == "github" and not out:
-        lines += [f"gallery: {path}\n" for path in _place_galleries(collection, output)]
+        lines += [f"gallery: {path}\n" for path in _place_galleries(view.collection, output)]
     if page:
         with nullcontext() if form == "html" else optional_picture(page):  # a table is worth more than its page
             _write_page(view, page)
@@ -178,10 +190,11 @@ def _csv_row(view: Comparison, method: Method, *, details: bool) -> dict[str, An
     datasets = view.collection.datasets
     row: dict[str, Any] = {"method": method.title, "trainer": method.trainer, "config": method.config}
     for dataset in datasets:
-        row |= _spread_columns(view, dataset, accuracies(method, dataset))
+        for label, values in shown_scores(view, method, dataset):
+            row |= _spread_columns(view, f"{dataset}{label}", values)
         row[f"{dataset} seeds"] = len(method.runs.get(dataset, {}))
     if len(datasets) > 1:
-        row["mean"] = _rounded(view.mean(method))
+        row[mean_column(view)] = _rounded(view.mean(method))
     for dataset in datasets if view.baseline else []:
         found = view.difference(method, dataset)
         for key in ("points", "low", "high"):
@@ -196,11 +209,11 @@ def _csv_details(view: Comparison, method: Method, dataset: str) -> dict[str, An
     methods = view.collection.methods
     row: dict[str, Any] = {f"{dataset} primary classifier": primary(method, dataset)}
     for head in ("text", "fused"):
-        row |= _spread_columns(view, f"{dataset} {head} head", accuracies(method, dataset, head=head))
+        row |= _spread_columns(view, f"{dataset} {head} head", scores(method, dataset, head=head))
     row |= _spread_columns(view, f"{dataset} pseudo-labels", label_accuracies(method, dataset))
     for seed in sorted({run.seed for other in methods for run in other.on(dataset)}):
         run = method.runs.get(dataset, {}).get(seed)
-        row[f"{dataset} seed {seed}"] = _rounded(run.accuracy) if run else None
+        row[f"{dataset} seed {seed}"] = _rounded(run.score()) if run else None
     if any(view.fusion(other, dataset) for other in methods):
         fusion = view.fusion(method, dataset)
         row[f"{dataset} lambda is fixed"] = ("yes" if fusion.fixed else "no") if fusion else None

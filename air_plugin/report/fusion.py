@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from air_plugin.report.collection import Method
 from air_plugin.report.record import RunResult
-from air_plugin.report.statistics import accuracies
+from air_plugin.report.statistics import scores
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Fusion:
     A list is shorter, or empty, where runs do not have the number.
 
     weights: lambda of the last round. fixed: the config sets lambda; otherwise it was chosen without labels.
-    accuracy: of the fused head in percent. oracle: the same with the best lambda that was tried, each seed its own.
+    accuracy: score of the fused head in percent, in trzsl the harmonic mean. oracle: the same with the best lambda that
+        was tried, each seed its own.
     regret: oracle less accuracy, at least 0. Oracle and regret need test labels, which the method never saw.
     betas: weight of the loss on synthetic images. beta_fixed: the config sets it.
     prior_strengths: of EM, where there are synthetic images.
@@ -46,7 +47,7 @@ def fusion_of(method: Method, dataset: str) -> Fusion | None:
     last = [run.auxiliary[-1] for run in runs if run.auxiliary]
     accuracy, oracle = [], []
     for run in runs:
-        fused = run.heads["fused"].accuracy if "fused" in run.heads else None
+        fused = run.score("fused")
         if run.by_lambda and fused is not None:
             accuracy.append(fused)
             # The lambda of the run is among those tried; by_lambda is float32 and must not fall below it by a rounding.
@@ -54,7 +55,7 @@ def fusion_of(method: Method, dataset: str) -> Fusion | None:
     return Fusion(
         weights=[entry.lambda_ for entry in last] or fixed,
         fixed=len(fixed) == len(runs),
-        accuracy=accuracy or accuracies(method, dataset, head="fused"),
+        accuracy=accuracy or scores(method, dataset, head="fused"),
         oracle=oracle,
         regret=[best - value for best, value in zip(oracle, accuracy, strict=True)],
         betas=[run.beta for run in runs if run.beta is not None],

@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from air_plugin.report.comparison import Comparison
+from air_plugin.report.record import USUAL_PARADIGM
 from air_plugin.report.sections import sections
 from air_plugin.report.sections.classes import DIFFERENT
 from air_plugin.report.sections.pictures import MISTAKES
 from air_plugin.report.sections.view import MANY_CLASSES, View
-from air_plugin.report.statistics import accuracies, is_unknown
-from air_plugin.report.tables import FUSION_NOTES, TIME_NOTES, fusion_table, time_table
+from air_plugin.report.statistics import is_unknown
+from air_plugin.report.tables import (
+    FUSION_NOTES,
+    GROUPS_NOTE,
+    TIME_NOTES,
+    fusion_table,
+    mean_column,
+    score_columns,
+    shown_scores,
+    time_table,
+)
 from air_plugin.utils.files import write_atomically
 
 
@@ -29,7 +39,14 @@ def write_page(shown: Comparison, target: Path) -> Path:
     collection, baseline = shown.collection, shown.baseline
     faults = [*collection.faults, *shown.faults]
     views = [
-        View(name, [m for m in collection.methods if name in m.runs], baseline, shown.spread, faults)
+        View(
+            name,
+            [m for m in collection.methods if name in m.runs],
+            baseline,
+            shown.spread,
+            faults,
+            metric="H" if shown.has_groups else "accuracy",
+        )
         for name in collection.datasets
     ]
     parts = [
@@ -49,6 +66,8 @@ def write_page(shown: Comparison, target: Path) -> Path:
         most_classes=MANY_CLASSES,
         most_different=DIFFERENT,
         most_mistakes=MISTAKES,
+        paradigm="" if collection.paradigm == USUAL_PARADIGM else collection.paradigm,
+        groups_note=GROUPS_NOTE if shown.has_groups else "",
         fusion_notes=FUSION_NOTES,
         time_notes=TIME_NOTES,
     )
@@ -77,12 +96,19 @@ def _breakable(name: str) -> Any:
 
 
 def _table(shown: Comparison) -> dict[str, Any]:
-    """The main table: a cell a data set, and their mean where there is more than one."""
+    """The main table: the scores of each data set, and their mean where there is more than one.
+
+    differences: by column, the place of the data set whose difference to the baseline follows it; else None.
+    """
     datasets = shown.collection.datasets
+    columns = score_columns(shown)
+    each = len(columns) // len(datasets)
+    differences = [place // each if place % each == each - 1 else None for place in range(len(columns))]
     rows: list[dict[str, Any]] = []
     for method in shown.collection.methods:
-        values = [accuracies(method, dataset) for dataset in datasets]
+        values = [v for dataset in datasets for _, v in shown_scores(shown, method, dataset)]
         cells = [shown.spread(v) if v else None for v in values]
+        unknown = [is_unknown(method, dataset) for dataset in datasets for _ in range(each)]
         if len(datasets) > 1:
             mean = shown.mean(method)
             cells.append(None if mean is None else (mean, None))
@@ -92,14 +118,15 @@ def _table(shown: Comparison) -> dict[str, Any]:
                 "method": method,
                 "cells": cells,
                 "is_baseline": shown.baseline is not None and method.cell == shown.baseline.cell,
-                "unknown": [*(is_unknown(method, dataset) for dataset in datasets), False],  # the mean has no mark
+                "unknown": [*unknown, False],  # the mean has no mark
                 "seeds": counts[0] if len(set(counts)) == 1 else "/".join(counts),
                 "differences": [shown.difference(method, dataset) for dataset in datasets],
             }
         )
-    columns = [*datasets, *(["mean"] if len(datasets) > 1 else [])]
+    if len(datasets) > 1:
+        columns, differences = [*columns, mean_column(shown)], [*differences, None]
     best = [
         max((round(row["cells"][column][0], 1) for row in rows if row["cells"][column]), default=None)
         for column in range(len(columns))
     ]
-    return {"columns": columns, "rows": rows, "best": best}
+    return {"columns": columns, "differences": differences, "rows": rows, "best": best}

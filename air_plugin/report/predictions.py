@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from air_plugin.report.record import RunResult
-from air_plugin.report.schema import Indices, Invalid, Line, Shares, load, plain, read
+from air_plugin.report.schema import OPTIONAL, Indices, Invalid, Line, Shares, load, plain, read
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import to_json, write_atomically
 
@@ -28,6 +28,8 @@ class Predictions:
 
     split: which images. root: the data root; images: N paths, relative to it where they lie below it.
     labels: (N,) true classes; None where nobody has them. classnames: C names. heads: by name.
+    seen: labels of the classes that had labelled training images, in the paradigm trzsl; None, and not in the file, in
+        the others.
     """
 
     format: Literal[1] = 1
@@ -37,6 +39,7 @@ class Predictions:
     labels: Indices | None
     classnames: tuple[str, ...]
     heads: dict[Line, HeadPredictions]
+    seen: Indices | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if not self.images or not self.classnames:
@@ -48,6 +51,8 @@ class Predictions:
         for name, column in columns.items():
             if len(column) != size or not ((column >= 0) & (column < classes)).all():
                 raise Invalid(f"its {name} are not {size} class numbers from 0 to {classes - 1}")
+        if self.seen is not None and not ((self.seen >= 0) & (self.seen < classes)).all():
+            raise Invalid(f"its seen are not class numbers from 0 to {classes - 1}")
         for name, head in self.heads.items():
             if len(head.confidence) != size:
                 raise Invalid(f"its heads.{name}.confidence are not {size} numbers")
@@ -99,6 +104,8 @@ def load_predictions(result: RunResult) -> Predictions | None:
 def _mismatch(predictions: Predictions, result: RunResult) -> str | None:
     """Why these are not the predictions of this result; None where they are."""
     labels = predictions.labels
+    if (predictions.seen is None) == (result.paradigm == "trzsl"):
+        return "only one of them has seen classes"
     for name, metrics in result.heads.items():
         if name not in predictions.heads:
             return f"it has no {name} head"

@@ -7,20 +7,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 from air_plugin.report.old_format import upgrade_result
-from air_plugin.report.schema import Count, Invalid, Line, Number, Percent, load, plain, read
+from air_plugin.report.schema import OPTIONAL, Count, Invalid, Line, Number, Percent, load, plain, read
+from air_plugin.settings import Paradigm
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import to_json, write_atomically
 
 USUAL_CLASS_NAMES = "coop"
+USUAL_PARADIGM: Paradigm = "ul"  # also of results from before there were others
 
 
 @dataclass(frozen=True)
 class HeadMetrics:
-    """Test metrics of one head in percent; None where there are no test labels. per_class: class name -> accuracy."""
+    """Test metrics of one head in percent; None where there are no test labels. per_class: class name -> accuracy.
+
+    seen, unseen: accuracy on the test images of seen and of unseen classes. harmonic: 2 s u / (s + u) of these two.
+        All three belong to the paradigm trzsl and are in no other file.
+    """
 
     accuracy: Percent | None
     macro_f1: Percent | None = None
     per_class: dict[str, Percent] = field(default_factory=dict)
+    seen: Percent | None = field(default=None, metadata=OPTIONAL)
+    unseen: Percent | None = field(default=None, metadata=OPTIONAL)
+    harmonic: Percent | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,8 @@ class RunResult:
     """A finished run (result.json, format 1).
 
     trainer, config, dataset, seed: which run; also the names of its folders.
-    backbone, split_family, template, class_names: results that differ in these do not stand in one table. class_names
-        is the source of the class names (coop or grip).
+    backbone, split_family, template, class_names, paradigm: results that differ in these do not stand in one table.
+        class_names is the source of the class names (coop or grip), paradigm tells which labels training had.
     heads: name -> test metrics. primary: name of the head that the config chose beforehand.
     pseudo_labels: of the last round. rounds: of every round.
     by_lambda: (lambda, percent) of the fused head, measured after training from test labels.
@@ -110,6 +119,7 @@ class RunResult:
     split_family: Line
     template: Line
     class_names: Line = USUAL_CLASS_NAMES
+    paradigm: Paradigm = USUAL_PARADIGM
     seed: int
     heads: dict[Line, HeadMetrics]
     primary: Line
@@ -169,10 +179,16 @@ class RunResult:
         """Every setting by its full key; empty where the file does not hold them."""
         return self.provenance.settings
 
-    @property
-    def accuracy(self) -> float | None:
-        """Test accuracy of the primary classifier in percent; None without test labels."""
-        return self.heads[self.primary].accuracy
+    def score(self, head: str | None = None) -> float | None:
+        """What runs are compared by, in percent: accuracy, in trzsl the harmonic mean; None where it is unknown.
+
+        Args:
+            head: its name; None is the primary classifier. A head that the run does not have has no score.
+        """
+        metrics = self.heads.get(head or self.primary)
+        if metrics is None:
+            return None
+        return metrics.harmonic if self.paradigm == "trzsl" else metrics.accuracy
 
     def number_setting(self, key: str) -> float | None:
         """A setting of 0 or more; None where the file does not hold it, or it is not such a number ("auto")."""

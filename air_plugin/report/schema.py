@@ -2,7 +2,8 @@
 
 Annotations may be `str`, `bool`, `int`, `float`, `X | None`, `Literal`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`,
 numpy arrays of one dimension, other dataclasses and `Any`. `Annotated[X, Rule]` adds a condition. A field whose name
-ends in an underscore has a key without it (`lambda_`); a field with the metadata `stored=False` is not in the file.
+ends in an underscore has a key without it (`lambda_`); a field with the metadata `stored=False` is not in the file, one
+with OPTIONAL only where it is not None.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from air_plugin.utils.errors import UserError
 
 T = TypeVar("T")
+OPTIONAL = {"optional": True}
 LARGE = 1e12  # no count and no lambda is larger, and every plot can hold it
 BASIC = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 
@@ -197,7 +199,9 @@ def plain(value: Any) -> Any:
     """A dataclass as values that json.dumps takes; the inverse of `read`."""
     kind: Any = type(value)
     if is_dataclass(value):
-        return {field.name.rstrip("_"): plain(getattr(value, field.name)) for field, _ in _stored(kind)}
+        found = ((field, getattr(value, field.name)) for field, _ in _stored(kind))
+        kept = ((field, part) for field, part in found if part is not None or not field.metadata.get("optional"))
+        return {field.name.rstrip("_"): plain(part) for field, part in kept}
     if isinstance(value, dict):
         return {key: plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from air_plugin.report.collection import Method
 from air_plugin.report.comparison import Comparison
+from air_plugin.report.record import USUAL_PARADIGM
 from air_plugin.report.stage_times import STAGES
-from air_plugin.report.statistics import Difference, accuracies, is_unknown
+from air_plugin.report.statistics import Difference, group_accuracies, is_unknown, scores
 
 UNKNOWN = "-"  # there are runs, but no test labels
 NOT_MEASURED = "-"  # there are runs, but for each the stage came from the store
@@ -24,6 +25,11 @@ TIME_NOTES = (
     "Seconds: mean over the seeds that ran the stage; a + b: the first round and the second. -: for every seed the "
     "stage came from the store, where another run had saved it, so the true sum is larger than the one shown (>). The "
     "time of an interrupted run counts from when it was resumed.",
+)
+GROUPS_NOTE = (
+    "s, u: test accuracy of the primary classifier on the images of seen and of unseen classes, over all classes; H: "
+    "their harmonic mean 2 s u / (s + u), which is computed for each seed and is what is compared, also by head, "
+    "lambda and seed."
 )
 FUSION_HEADERS = [
     "method",
@@ -42,16 +48,20 @@ def notes(view: Comparison, *, details: bool) -> list[str]:
     """What a reader of the tables needs to know, a line each."""
     collection = view.collection
     spread = "half of the 95 % interval over seeds (Student's t)" if view.ci95 else "the standard deviation over seeds"
+    paradigm = "" if collection.paradigm == USUAL_PARADIGM else f"paradigm {collection.paradigm}, "
     lines = [
-        f'{name}: backbone {collection.backbone}, split family {collection.split_family}, template "{template}"'
+        f"{name}: {paradigm}backbone {collection.backbone}, split family {collection.split_family}, "
+        f'template "{template}"'
         + (f", class names {collection.class_names[name]}" if name in collection.class_names else "")
         for name, template in collection.templates.items()
     ]
+    missing = "no test labels of both groups of classes" if view.has_groups else "no test labels"
     lines += [
-        f'{name}: no test labels, so its accuracy is unknown ("-"); every predictions.json holds the predicted classes.'
+        f'{name}: {missing}, so its accuracy is unknown ("-"); every predictions.json holds the predicted classes.'
         for name in collection.datasets
         if any(is_unknown(method, name) for method in collection.methods)
     ]
+    lines += [GROUPS_NOTE] if view.has_groups else []
     lines += [
         f"Test accuracy of the primary classifier in percent; +- is {spread}, and is left out for a single seed.",
         "Primary classifier: the head that the config chooses before training (AIR.PRIMARY); text for methods without "
@@ -75,17 +85,40 @@ def notes(view: Comparison, *, details: bool) -> list[str]:
 Table = tuple[list[str], list[list[str]]]  # headers, rows
 
 
+def shown_scores(view: Comparison, method: Method, dataset: str) -> list[tuple[str, list[float]]]:
+    """What the main table has of a data set, by seed, with the label of the column; what is compared comes last."""
+    compared = scores(method, dataset)
+    if not view.has_groups:
+        return [("", compared)]
+    seen, unseen = group_accuracies(method, dataset, "seen"), group_accuracies(method, dataset, "unseen")
+    return [(" s", seen), (" u", unseen), (" H", compared)]
+
+
+def score_columns(view: Comparison) -> list[str]:
+    """The names of the columns of `shown_scores`, of every data set."""
+    labels = (" s", " u", " H") if view.has_groups else ("",)
+    return [f"{dataset}{label}" for dataset in view.collection.datasets for label in labels]
+
+
+def mean_column(view: Comparison) -> str:
+    """The name of the column with the mean over data sets."""
+    return "mean H" if view.has_groups else "mean"
+
+
 def main_table(view: Comparison) -> Table:
-    """A row a method: accuracy on every data set, their mean, number of seeds, differences to the baseline."""
+    """A row a method: scores on every data set, their mean, number of seeds, differences to the baseline."""
     datasets = view.collection.datasets
     several = len(datasets) > 1
-    headers = ["method", *datasets, *(["mean"] if several else []), "seeds"]
+    headers = ["method", *score_columns(view), *([mean_column(view)] if several else []), "seeds"]
     if view.baseline:
         headers += [f"difference to {view.baseline.title}{f', {d}' if several else ''}" for d in datasets]
     rows = []
     for method in view.collection.methods:
         counts = [str(len(method.runs.get(dataset, {}))) for dataset in datasets]
-        row = [method.title, *(_accuracy(view, method, dataset) for dataset in datasets)]
+        row = [method.title]
+        for dataset in datasets:
+            unknown = is_unknown(method, dataset)
+            row += [UNKNOWN if unknown else _spread(view, v) for _, v in shown_scores(view, method, dataset)]
         row += [_number(view.mean(method))] if several else []
         row += [counts[0] if len(set(counts)) == 1 else "/".join(counts)]
         row += [_change(view.difference(method, dataset)) for dataset in datasets] if view.baseline else []
@@ -106,7 +139,7 @@ def details_table(view: Comparison, dataset: str) -> Table:
                 primary(method, dataset),
                 *(_accuracy(view, method, dataset, head=head) for head in ("text", "fused")),
                 _spread(view, label_accuracies(method, dataset)),
-                ", ".join(f"{run.seed}: {_number(run.accuracy) or UNKNOWN}" for run in runs),
+                ", ".join(f"{run.seed}: {_number(run.score()) or UNKNOWN}" for run in runs),
             ]
         )
     return ["method", "primary classifier", "text head", "fused head", "pseudo-labels", "every seed"], rows
@@ -125,8 +158,8 @@ def fusion_table(view: Comparison, dataset: str) -> Table:
                 method.title,
                 _weight(view, found.weights, fixed=found.fixed),
                 *(
-                    UNKNOWN if hidden else _spread(view, scores)
-                    for scores in (found.accuracy, found.oracle, found.regret)
+                    UNKNOWN if hidden else _spread(view, values)
+                    for values in (found.accuracy, found.oracle, found.regret)
                 ),
                 _weight(view, found.betas, fixed=found.beta_fixed),
                 _spread(view, found.prior_strengths),
@@ -195,7 +228,7 @@ def _spread(view: Comparison, values: Sequence[float], *, digits: int = 1) -> st
 
 
 def _accuracy(view: Comparison, method: Method, dataset: str, *, head: str | None = None) -> str:
-    return UNKNOWN if is_unknown(method, dataset, head=head) else _spread(view, accuracies(method, dataset, head=head))
+    return UNKNOWN if is_unknown(method, dataset, head=head) else _spread(view, scores(method, dataset, head=head))
 
 
 def _change(difference: Difference | None) -> str:

@@ -18,6 +18,7 @@ def sections(view: View) -> dict[str, Any]:
     predictions = {method.cell: predictions_of(view, method) for method in view.methods}
     return {
         "name": view.dataset,
+        "metric": view.metric,
         "unknown": all(is_unknown(method, view.dataset) for method in view.methods),
         "classes": class_accuracies(view),
         "confusion": confusion(view, predictions),

@@ -10,7 +10,7 @@ from air_plugin.report.charts import Line, Panel, line_chart
 from air_plugin.report.collection import Cell, Method
 from air_plugin.report.fusion import fusion_of
 from air_plugin.report.sections.view import View, as_markup, legend, titles
-from air_plugin.report.statistics import accuracies
+from air_plugin.report.statistics import scores
 from air_plugin.utils.files import to_json
 
 # Settings that tell where and how a run was made, not what it computes.
@@ -47,9 +47,13 @@ def _swept(view: View, series: list[list[tuple[float, Method]]]) -> tuple[list[t
     for colour, named in coloured:
         points: dict[float, list[float]] = defaultdict(list)
         for value, method in groups[named.cell][1]:
-            points[value] += accuracies(method, view.dataset)
+            points[value] += scores(method, view.dataset)
         lines.append(view.line(colour, points))
     return coloured, lines
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _plainness(method: Method) -> tuple[int, str]:
@@ -59,18 +63,19 @@ def _plainness(method: Method) -> tuple[int, str]:
 def by_generated(view: View) -> dict[str, Any] | None:
     """Accuracy against M, the number of images generated a class; K, how many are kept, may go with it."""
     series = _series(view, "AIR.M", "AIR.K")
-    if not series or not any(accuracies(method, view.dataset) for group in series for _, method in group):
+    if not series or not any(scores(method, view.dataset) for group in series for _, method in group):
         return None
     coloured, lines = _swept(view, series)
     rows = []
     for value, method in (entry for group in series for entry in group):
-        found = accuracies(method, view.dataset)
+        found = scores(method, view.dataset)
         if not found:
             continue
         kept = view.runs(method)[0].number_setting("AIR.K")
         rows.append((method.title, value, kept, view.spread(found), len(found)))
-    alt = f"Accuracy on {view.dataset} in percent against M, the number of images generated a class. A table follows."
-    chart = line_chart([Panel("M, images generated a class", "accuracy (%)", lines, whole=True)], alt=alt)
+    subject = f"{_capital(view.metric)} on {view.dataset} in percent"
+    alt = f"{subject} against M, the number of images generated a class. A table follows."
+    chart = line_chart([Panel("M, images generated a class", f"{view.metric} (%)", lines, whole=True)], alt=alt)
     return {"chart": as_markup(chart), "legend": legend(coloured), "rows": rows, "of": len(series)}
 
 
@@ -92,7 +97,7 @@ def by_weight(view: View) -> list[dict[str, Any]]:
         rings = [ring for colour, method in coloured for ring in _rings(view, colour, method)]
         found.append(_weight_chart(view, coloured, lines, of=len(curves), trained=False, rings=rings))
     series = _series(view, "AIR.LAMBDA")
-    if any(accuracies(method, view.dataset) for group in series for _, method in group):
+    if any(scores(method, view.dataset) for group in series for _, method in group):
         found.append(_weight_chart(view, *_swept(view, series), of=len(series), trained=True))
     return found
 
@@ -115,7 +120,7 @@ def _weight_chart(
     rings: Sequence[Line] = (),
 ) -> dict[str, Any]:
     head = "primary classifier, trained with each lambda" if trained else "fused head, trained once"
-    alt = f"Accuracy on {view.dataset} in percent against lambda, {head}: {titles(coloured)}."
-    label = "accuracy (%)" if trained else "accuracy of the fused head (%)"
+    alt = f"{_capital(view.metric)} on {view.dataset} in percent against lambda, {head}: {titles(coloured)}."
+    label = f"{view.metric} (%)" if trained else f"{view.metric} of the fused head (%)"
     chart = line_chart([Panel("lambda", label, lines, rings=rings)], alt=alt)
     return {"chart": as_markup(chart), "legend": legend(coloured), "of": of, "trained": trained, "rings": len(rings)}

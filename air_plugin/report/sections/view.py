@@ -23,6 +23,7 @@ class View:
     baseline: the method that others are compared with.
     spread: values over seeds -> their mean, and half of the error bar; None for one seed.
     faults: takes a line for everything that could not be shown.
+    metric: name of the score that runs are compared by.
     """
 
     dataset: str
@@ -30,6 +31,7 @@ class View:
     baseline: Method | None
     spread: Callable[[Sequence[float]], tuple[float, float | None]]
     faults: list[str]
+    metric: str = "accuracy"
 
     @cached_property
     def shown(self) -> list[Method]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from air_plugin.functional.metrics import head_metrics, pseudo_label_metrics
+from air_plugin.functional.metrics import harmonic_mean, head_metrics, primary_metric, pseudo_label_metrics
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -41,6 +41,45 @@ def test_classes_that_do_not_occur_are_left_out():
     assert metrics["per_class"] == {"ant": 100.0, "cat": 50.0}
     assert metrics["accuracy"] == 75.0
     assert metrics["macro_f1"] == pytest.approx((100 + 100 * 2 / 3) / 2)
+
+
+def groups_reference(true: list[int], predicted: list[int], seen: list[int]) -> list[float | None]:
+    """Percent right of the images of seen and of unseen classes, counted one by one, and the harmonic mean."""
+    right, total = {True: 0, False: 0}, {True: 0, False: 0}
+    for t, p in zip(true, predicted, strict=True):
+        total[t in seen] += 1
+        right[t in seen] += t == p
+    s, u = (100 * right[group] / total[group] if total[group] else None for group in (True, False))
+    if s is None or u is None:
+        return [s, u, None]
+    return [s, u, 0.0 if s == u == 0 else 1 / ((1 / s + 1 / u) / 2) if s and u else 0.0]
+
+
+@pytest.mark.parametrize("seen", [[2, 0], [3], [0, 1, 2]])
+@pytest.mark.parametrize("bias", [0.3, -1.0])  # with -1 nothing is right
+def test_seen_and_unseen_classes_equal_a_loop(seen: list[int], bias: float):
+    rng = torch.Generator().manual_seed(1)
+    scores, labels = torch.rand(50, 4, generator=rng), torch.randint(4, (50,), generator=rng)
+    scores[torch.arange(50), labels] += bias
+    metrics = head_metrics(scores, labels, NAMES, seen=seen)
+    expected = groups_reference(labels.tolist(), scores.argmax(dim=1).tolist(), seen)
+    assert [metrics[name] for name in ("seen", "unseen", "harmonic")] == pytest.approx(expected)
+    assert (metrics["harmonic"] == 0) == (bias < 0)
+    assert primary_metric(scores.argmax(dim=1), labels, seen=seen) == metrics["harmonic"]
+    plain = head_metrics(scores, labels, NAMES)
+    assert plain == {name: metrics[name] for name in ("accuracy", "macro_f1", "per_class")}
+    assert primary_metric(scores.argmax(dim=1), labels) == pytest.approx(plain["accuracy"])
+
+
+def test_a_group_without_images_has_no_accuracy_and_no_mean():
+    metrics = head_metrics(torch.eye(4)[[0, 1, 1]], torch.tensor([0, 1, 0]), NAMES, seen=[0, 1])
+    assert metrics["seen"] == pytest.approx(200 / 3) and metrics["unseen"] is metrics["harmonic"] is None
+    assert head_metrics(torch.eye(4), None, NAMES, seen=[0]) == {"accuracy": None, "macro_f1": None, "per_class": {}}
+
+
+def test_harmonic_means_of_arrays():
+    found = harmonic_mean(torch.tensor([0.0, 0.0, 80.0]).numpy(), torch.tensor([0.0, 50.0, 20.0]).numpy())
+    assert found.tolist() == [0.0, 0.0, 32.0]
 
 
 def test_figures_are_plain_numbers():

@@ -109,6 +109,7 @@ def test_filters_choose_and_unknown_names_have_near_matches(tmp_path: Path):
         ({"methods": ["AiR (min)"]}, "unknown method 'AiR (min)'; did you mean AiR (mini) or CPL (mini)?"),
         ({"backbone": "ViT-B/32"}, "unknown backbone 'ViT-B/32'; known: mini"),
         ({"split_family": "zho"}, "unknown split family 'zho'; did you mean zhou?"),
+        ({"paradigm": "ssl"}, "unknown paradigm 'ssl'; known: ul"),
     ]:
         with pytest.raises(UserError, match=re.escape(message)):
             collect(tmp_path, **options)
@@ -119,6 +120,7 @@ def test_filters_choose_and_unknown_names_have_near_matches(tmp_path: Path):
     [
         ({"backbone": "ViT-B/32"}, "--backbone", {"backbone": "mini"}),
         ({"split_family": "elevater"}, "--split-family", {"split_family": "zhou"}),
+        ({"paradigm": "ssl"}, "--paradigm", {"paradigm": "ul"}),
         ({"template": "a {}."}, "--method", {"methods": ["AiR (mini)"]}),
         ({"class_names": "grip"}, "--method", {"methods": ["AiR (mini)"]}),
     ],

@@ -18,7 +18,7 @@ from air_plugin.report import collection, comparison, page
 from air_plugin.report.collection import collect
 from air_plugin.report.comparison import Comparison
 from air_plugin.report.formats import as_csv, as_github, as_latex, report
-from air_plugin.report.statistics import Difference, accuracies, interval, paired_difference
+from air_plugin.report.statistics import Difference, interval, paired_difference, scores
 from air_plugin.report.tables import _change
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import csv_text
@@ -414,7 +414,7 @@ def test_csv_reads_back_as_numbers(tmp_path: Path):
     write_run(tmp_path, [True] * 4 + [False] * 4, trainer="CPL")
     view = view_of(tmp_path, "CPL (mini)")
     cpl, air = read_csv(as_csv(view, details=True))
-    values = accuracies(view.collection.methods[1], "digits")
+    values = scores(view.collection.methods[1], "digits")
     assert (air["method"], air["trainer"], air["config"]) == ("AiR (mini)", "AiR", "mini")
     assert float(air["digits mean"]) == pytest.approx(mean(values), abs=1e-4)
     assert float(air["digits std"]) == pytest.approx(stdev(values), abs=1e-4)

@@ -576,6 +576,6 @@ def test_the_page_defines_the_colours_that_charts_use(several: Path):
 def test_a_collection_that_no_file_made(tmp_path: Path):
     run = RunResult.from_plain(result(heads={"text": {"accuracy": 50.0}}))
     method = Method("AiR", "mini", "AiR", {"digits": {1: run}})
-    collection = Collection(["digits"], [method], "mini", "zhou", {}, [])
+    collection = Collection(["digits"], [method], "mini", "zhou", "ul", {}, [])
     target = write_page(Comparison(collection), tmp_path / "deep" / "page.html")
     assert Page(target.read_text()).row("AiR")[1:] == ["50.0", "1"]

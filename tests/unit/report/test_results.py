@@ -188,7 +188,17 @@ def test_what_is_saved_is_loaded_again(tmp_path: Path):
     }
     content = result(
         class_names="grip",
-        heads={"text": {"accuracy": 80.0, "macro_f1": 79.0, "per_class": {"two\nlines": 80.0}}},
+        paradigm="trzsl",
+        heads={
+            "text": {
+                "accuracy": 80.0,
+                "macro_f1": 79.0,
+                "per_class": {"two\nlines": 80.0},
+                "seen": 90.0,
+                "unseen": 45.0,
+                "harmonic": 60.0,
+            }
+        },
         pseudo_labels=metrics,
         rounds=[metrics, metrics],
         by_lambda=[[0.0, 80.0], [2.5, 81.0]],
@@ -213,7 +223,17 @@ def test_what_is_saved_is_loaded_again(tmp_path: Path):
     assert json.loads(path.read_text()) == content
     again = RunResult.load(path)
     assert again == first and again.path == path and again.folder == path.parent
-    assert again.auxiliary[0].lambda_ == 2.5 and again.settings == {"AIR.M": 60} and again.accuracy == 80.0
+    assert again.auxiliary[0].lambda_ == 2.5 and again.settings == {"AIR.M": 60} and again.score() == 60.0
+
+
+def test_without_seen_classes_no_file_has_their_keys(tmp_path: Path):
+    run, path = RunResult.from_plain(result()), tmp_path / "result.json"
+    run.save(path)
+    assert run.paradigm == "ul" and run.score() == run.heads["text"].accuracy == 80.0 and run.score("fused") == 81.0
+    assert run.score("other") is None
+    assert set(json.loads(path.read_text())["heads"]["text"]) == {"accuracy", "macro_f1", "per_class"}
+    Predictions.load(write_run(tmp_path, [True, False]).with_name("predictions.json")).save(path)
+    assert "seen" not in json.loads(path.read_text())
 
 
 def test_predictions_that_are_saved_are_loaded_again(tmp_path: Path):
@@ -252,7 +272,7 @@ def test_files_of_version_0_1_are_read(tmp_path: Path):
     shutil.copytree(Path(__file__).parent / "version_0_1", folder)
     (run,), faults = read_results(tmp_path)
     assert faults == [] and run.path == folder / "result.json"
-    assert (run.format, run.primary, run.class_names, run.accuracy) == (1, "fused", "coop", 75.0)
+    assert (run.format, run.primary, run.class_names, run.score()) == (1, "fused", "coop", 75.0)
     assert run.auxiliary == (
         AuxiliaryRound(
             lambda_=2.5011,

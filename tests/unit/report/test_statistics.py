@@ -17,7 +17,7 @@ from air_plugin.report.collection import Method, collect
 from air_plugin.report.comparison import Comparison
 from air_plugin.report.fusion import fusion_of
 from air_plugin.report.stage_times import stage_seconds
-from air_plugin.report.statistics import accuracies, interval, paired_difference, summary
+from air_plugin.report.statistics import interval, paired_difference, scores, summary
 
 
 def test_mean_and_deviation_against_plain_loops():
@@ -57,17 +57,17 @@ def test_accuracies_of_a_head_or_the_primary_classifier(tmp_path: Path):
         write(tmp_path, result(seed=seed, accuracy=80.0 + seed, primary="fused"))
     write(tmp_path, result(seed=3, heads={"text": {"accuracy": 70.0}}))
     method = method_of(tmp_path, "AiR")
-    assert accuracies(method, "digits") == [82.0, 83.0, 70.0]
-    assert accuracies(method, "digits", head="text") == [81.0, 82.0, 70.0]
-    assert accuracies(method, "digits", head="fused") == [82.0, 83.0]
-    assert accuracies(method, "letters") == []
+    assert scores(method, "digits") == [82.0, 83.0, 70.0]
+    assert scores(method, "digits", head="text") == [81.0, 82.0, 70.0]
+    assert scores(method, "digits", head="fused") == [82.0, 83.0]
+    assert scores(method, "letters") == []
 
 
 def test_difference_against_a_plain_bootstrap(tmp_path: Path):
     method, baseline = pair(tmp_path, 120)
     found = paired_difference(method, baseline, "digits", resamples=4000)
     assert found is not None and found.seeds == [1, 2, 3] and found.images == 120
-    ours, theirs = (np.mean(accuracies(m, "digits")) for m in (method, baseline))
+    ours, theirs = (np.mean(scores(m, "digits")) for m in (method, baseline))
     assert found.points == pytest.approx(ours - theirs)
 
     def hit(method: Method, seed: int, image: int) -> bool:
