@@ -124,6 +124,15 @@ class CplSettings(Section):
 
 
 @dataclass(frozen=True)
+class GripSettings(Section):
+    """GRIP's pseudo-labels."""
+
+    SECTION = "TRAINER.GRIP"
+
+    per_class: int = setting(16, "places on the leaderboard of each class, in a single round (FPL)", low=1)
+
+
+@dataclass(frozen=True)
 class LabelerSettings(Section):
     """The trainer AiR."""
 
@@ -327,6 +336,7 @@ SECTIONS: tuple[type[Section], ...] = (
     PromptSettings,
     UplSettings,
     CplSettings,
+    GripSettings,
     LabelerSettings,
     TransductionSettings,
     RunSettings,

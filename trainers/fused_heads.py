@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from air_plugin.auxiliary.build import build_auxiliary
+from air_plugin.auxiliary.supervision import Supervision
 from air_plugin.config import refuse_drop_in_keys
 from air_plugin.functional.fusion import fuse
 from air_plugin.functional.metrics import primary_metric
 from air_plugin.mixin import AuxiliaryMixin
 from air_plugin.utils.store import NotStored, Store
+from air_plugin.utils.tensors import unit_rows
 from trainers.evaluation import seen_classes
+from trainers.labelled import LabelledImages, unlabelled_classes
 
 log = logging.getLogger(f"air_plugin.{__name__}")  # `show_logs` shows what is below air_plugin
 LAMBDAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -41,7 +45,27 @@ class FusedHeads(AuxiliaryMixin):
     def build_auxiliary(self) -> None:
         store = Store(self.store.root, read_only=self._evaluates)
         self.auxiliary = build_auxiliary(
-            self.backbone, self.classnames, self.unlabelled, settings=self.air, store=store, stages=self.stages
+            self.backbone,
+            self.classnames,
+            self.unlabelled,
+            settings=self.air,
+            store=store,
+            stages=self.stages,
+            supervision=self._supervision(),
+        )
+
+    def _supervision(self) -> Supervision | None:
+        """The labelled images of the paradigms ssl and trzsl, as the frozen backbone sees them; None in ul."""
+        labelled = LabelledImages.of(self.dm.dataset)
+        if not labelled:
+            return None
+        table = self.features(labelled.paths, name="features of labelled", views=self.cfg.TRAINER.PROMPT.VIEWS)
+        classes = unlabelled_classes(self.dm.dataset)
+        return Supervision(
+            labelled.paths,
+            unit_rows(table.plain, "images"),
+            torch.tensor(labelled.labels, device=self.device),
+            None if classes is None else torch.tensor(classes, device=self.device),
         )
 
     def train(self) -> None:

@@ -20,6 +20,7 @@ from air_plugin.auxiliary.stages import (
     make_prototypes,
     prototypes_of_real_images,
 )
+from air_plugin.auxiliary.supervision import Supervision
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.zero_shot import UnlabelledImages
 from air_plugin.config import AirSettings
@@ -69,6 +70,7 @@ class _Inputs:
     settings: AirSettings
     store: Store
     stages: Stages
+    supervision: Supervision | None
 
 
 def require_stage(settings: AirSettings, until: Until) -> None:
@@ -88,6 +90,7 @@ def build(
     settings: AirSettings,
     store: Store,
     stages: Stages,
+    supervision: Supervision | None = None,
     until: Until = "classifier",
 ) -> Built:
     """Run the stages of the auxiliary classifier up to one of them; finished stages come from the store.
@@ -103,6 +106,7 @@ def build(
         settings: validated.
         store: of the artifacts.
         stages: takes the times of generator, lora, generation, prototypes and refinement.
+        supervision: labelled images; None where there are none.
         until: the last stage.
 
     Raises:
@@ -110,13 +114,13 @@ def build(
             than its text tower.
     """
     require_stage(settings, until)
-    inputs = _Inputs(backbone, classnames, unlabelled, settings, store, stages)
+    inputs = _Inputs(backbone, classnames, unlabelled, settings, store, stages, supervision)
     if settings.prototypes == "real":
         return _build_of_real_images(inputs, until=until)
     with stages.stage("generator"):
         generator = load_generator(settings.generator, device=backbone.device, **settings.loading)
     require_fit(generator.pipeline, [*(fill(settings.prompt, name) for name in classnames), settings.lora.generic])
-    captions, rounds, built = unlabelled.probs, list[Round](), Built()
+    captions, rounds, built = _allowed(unlabelled.probs, supervision), list[Round](), Built()
     for number in range(1, settings.rounds + 1):
         end = until if number == settings.rounds else "classifier"
         built = _build_round(inputs, generator, captions, rounds, until=end)
@@ -139,9 +143,12 @@ def build_auxiliary(
     settings: AirSettings,
     store: Store,
     stages: Stages,
+    supervision: Supervision | None = None,
 ) -> Auxiliary:
     """Make the finished auxiliary classifier: `build` with all stages."""
-    built = build(backbone, classnames, unlabelled, settings=settings, store=store, stages=stages)
+    built = build(
+        backbone, classnames, unlabelled, settings=settings, store=store, stages=stages, supervision=supervision
+    )
     assert built.auxiliary is not None  # the last stage was run
     return built.auxiliary
 
@@ -155,8 +162,15 @@ def _build_round(
     adapter = None
     if settings.lora.enabled:
         with stages.stage(f"lora{suffix}") as stage:
-            paths = inputs.unlabelled.paths
-            adapter = adapt(generator, classnames, paths, probs=captions, settings=settings, store=store)
+            adapter = adapt(
+                generator,
+                classnames,
+                inputs.unlabelled.paths,
+                probs=captions,
+                settings=settings,
+                store=store,
+                supervision=inputs.supervision,
+            )
             stage.cached = adapter.cached
     if until == "lora":
         return Built(adapter)
@@ -189,13 +203,20 @@ def _build_round(
 def _build_of_real_images(inputs: _Inputs, *, until: Until) -> Built:
     """The control without a generator: prototypes are unlabelled images, by their zero-shot label."""
     with inputs.stages.stage("prototypes"):
-        prototypes = prototypes_of_real_images(inputs.unlabelled, settings=inputs.settings)
+        prototypes = prototypes_of_real_images(
+            inputs.unlabelled, settings=inputs.settings, supervision=inputs.supervision
+        )
     if until == "prototypes":
         return Built(prototypes=prototypes)
     with inputs.stages.stage("refinement"):
         classifier = cosine_classifier(prototypes, inputs.backbone, inputs.classnames, settings=inputs.settings)
-        auxiliary = _finish(inputs, classifier, prototypes, inputs.unlabelled.probs, ())
+        captions = _allowed(inputs.unlabelled.probs, inputs.supervision)
+        auxiliary = _finish(inputs, classifier, prototypes, captions, ())
     return Built(prototypes=prototypes, auxiliary=auxiliary)
+
+
+def _allowed(probs: Tensor, supervision: Supervision | None) -> Tensor:
+    return probs if supervision is None else supervision.allowed(probs)
 
 
 def _finish(
@@ -209,5 +230,6 @@ def _finish(
         probs=inputs.unlabelled.probs,
         settings=inputs.settings,
         store=inputs.store,
+        supervision=inputs.supervision,
     )
     return Auxiliary(classifier, prototypes, (*rounds, summarize(posterior_probs, captions, metrics)))

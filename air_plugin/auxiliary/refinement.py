@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
+from air_plugin.auxiliary.supervision import Supervision
 from air_plugin.config import AirSettings
 from air_plugin.functional.calibration import match_confidence, mean_confidence
 from air_plugin.functional.fusion import fuse, fusion_weight
@@ -54,6 +55,7 @@ def finalize(
     probs: Tensor,
     settings: AirSettings,
     store: Store,
+    supervision: Supervision | None = None,
 ) -> tuple[AuxiliaryClassifier, Tensor, dict[str, Any]]:
     """Give the auxiliary classifier the form that the settings ask for.
 
@@ -64,18 +66,21 @@ def finalize(
         probs: (N, C) their zero-shot probabilities.
         settings: AUXILIARY, REFINE, PRIOR and LAMBDA.
         store: keeps the result of EM.
+        supervision: labelled images, which EM uses, too; nothing else is chosen by them.
 
     Returns:
         The classifier, the (N, C) class probabilities of the unlabelled images by all evidence, and metrics.
     """
     consensus = None
     metrics: dict[str, Any] = {}
+    allowed = probs if supervision is None else supervision.allowed(probs)
     if settings.auxiliary == "gaussian":
         model = None if settings.prior == "none" else fit(generated)
         if settings.refine == "em":
-            refined = refine_cached(model, features, probs, store=store)
+            images = (features, probs) if supervision is None else supervision.joined(features, probs)
+            refined = refine_cached(model, *images, store=store)
             model, metrics = refined.model, metrics_of(refined)
-            consensus = posterior(model, features, probs)
+            consensus = posterior(model, features, allowed)
         assert model is not None  # AirSettings: PRIOR none needs EM
         weight, bias = model.bias_corrected_head()
         classifier = replace(classifier, weight=weight.float(), bias=bias.float())
@@ -85,7 +90,10 @@ def finalize(
     aux_probs = classifier.probs(features)
     if settings.weight is None:
         classifier = replace(classifier, fusion_weight=fusion_weight(probs, aux_probs, consensus=consensus))
-    posterior_probs = fuse(probs, aux_probs, weight=classifier.fusion_weight) if consensus is None else consensus
+    posterior_probs = consensus
+    if posterior_probs is None:
+        posterior_probs = fuse(probs, aux_probs, weight=classifier.fusion_weight)
+        posterior_probs = posterior_probs if supervision is None else supervision.allowed(posterior_probs)
     metrics |= {"lambda": round(classifier.fusion_weight, 4), "scale": classifier.scale}
     return classifier, posterior_probs, metrics
 

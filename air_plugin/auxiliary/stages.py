@@ -9,11 +9,12 @@ from pathlib import Path
 from torch import Tensor
 
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier, make_card
+from air_plugin.auxiliary.supervision import Supervision
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.features import extract_features
 from air_plugin.clip.zero_shot import UnlabelledImages
 from air_plugin.config import AirSettings
-from air_plugin.diffusion.captions import choose_captions
+from air_plugin.diffusion.captions import captions_of_labels, choose_captions
 from air_plugin.diffusion.compile import is_worth_compiling
 from air_plugin.diffusion.generate import GenerationReport, count_missing, generate
 from air_plugin.diffusion.jobs import plan_jobs
@@ -72,6 +73,7 @@ def adapt(
     probs: Tensor,
     settings: AirSettings,
     store: Store,
+    supervision: Supervision | None = None,
 ) -> Adapter:
     """Train the LoRA adapter, or take it from the store.
 
@@ -82,12 +84,20 @@ def adapt(
         probs: (N, C) class probabilities; the captions are made of them.
         settings: LORA, PROMPT, SIZE and the seed.
         store: of the adapter and its checkpoints.
+        supervision: labelled images, which are all used, with their true classes in the captions.
     """
     require_size(generator.pipeline, settings.size)
-    index, captions = choose_captions(probs, classnames, settings.prompt, settings.lora)
+    names = list(classnames)
+    if supervision is not None and supervision.classes is not None:
+        probs, names = probs[:, supervision.classes], [names[label] for label in supervision.classes.tolist()]
+    index, captions = choose_captions(probs, names, settings.prompt, settings.lora)
+    images = [paths[i] for i in index]
+    if supervision is not None:
+        images += supervision.paths
+        captions += captions_of_labels(supervision.labels.tolist(), classnames, settings.prompt, settings.lora)
     folder, key, cached = train_lora(
         generator,
-        [paths[i] for i in index],
+        images,
         captions,
         settings=settings.lora,
         size=settings.size,
@@ -212,12 +222,17 @@ def _select(generated: Tensor, entry: Entry, count: int) -> None:
     entry.finish([FILE, "provenance.json"])
 
 
-def prototypes_of_real_images(unlabelled: UnlabelledImages, *, settings: AirSettings) -> Prototypes:
-    """The control without a generator: unlabelled images, the M most confident of each zero-shot class."""
-    chosen = real_prototypes(unlabelled.probs, settings.images_per_class)  # (C, M)
-    candidates = unlabelled.features[chosen]
+def prototypes_of_real_images(
+    unlabelled: UnlabelledImages, *, settings: AirSettings, supervision: Supervision | None = None
+) -> Prototypes:
+    """The control without a generator: the M most confident images of each zero-shot class, labelled ones first."""
+    paths, features, probs = unlabelled.paths, unlabelled.features, unlabelled.probs
+    if supervision is not None:
+        paths, (features, probs) = [*paths, *supervision.paths], supervision.joined(features, probs)
+    chosen = real_prototypes(probs, settings.images_per_class)  # (C, M)
+    candidates = features[chosen]
     kept = select_prototypes(candidates, min(settings.kept_per_class, chosen.shape[1]))
-    images = [[Path(unlabelled.paths[i]) for i in row] for row in chosen.tolist()]
+    images = [[Path(paths[i]) for i in row] for row in chosen.tolist()]
     return Prototypes(gather_prototypes(candidates, kept), images, kept, candidates)
 
 

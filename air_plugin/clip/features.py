@@ -109,10 +109,13 @@ class FeatureBatches:
         for parts in zip(*streams, strict=True):
             yield {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
+    def order(self, rng: torch.Generator) -> Tensor:
+        """The rows of `index` and the targets in the order of an epoch, the last incomplete batch included."""
+        return torch.randperm(len(self.index), generator=rng)
+
     def _stream(self, *seed: int) -> Iterator[dict[str, Tensor]]:
         rng = torch.Generator().manual_seed(stable_seed("batches", *seed))
-        order = torch.randperm(len(self.index), generator=rng)
-        for rows in order.split(self.batch_size)[: len(self)]:
+        for rows in self.order(rng).split(self.batch_size)[: len(self)]:
             rows = rows.to(self.index.device)
             first, second = self.table.sample(self.index[rows], generator=rng, count=2)
             yield {"img": first, "img2": second, **{name: values[rows] for name, values in self.targets.items()}}

@@ -1,4 +1,4 @@
-"""Captions for the LoRA: which unlabelled images the adapter is trained on, and with which text (AiR, adaptation)."""
+"""Captions for the LoRA: which images the adapter is trained on, and with which text (AiR, adaptation)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from air_plugin.utils.class_names import fill
 def choose_captions(
     probs: Tensor, classnames: Sequence[str], template: str, settings: LoraSettings
 ) -> tuple[list[int], list[str]]:
-    """Choose the images that the adapter is trained on, and their captions.
+    """Choose the unlabelled images that the adapter is trained on, and their captions.
 
     Args:
         probs: (N, C) zero-shot probabilities, rows sum to 1; no label is used.
@@ -42,6 +42,19 @@ def choose_captions(
         return index, [settings.generic] * len(index)
     label = probs.argmax(dim=1).tolist()
     return index, [fill(template, classnames[label[i]]) for i in index]
+
+
+def captions_of_labels(
+    labels: Sequence[int], classnames: Sequence[str], template: str, settings: LoraSettings
+) -> list[str]:
+    """The captions of labelled images: the template with their class, or the generic caption where that is asked for.
+
+    Args:
+        labels: L true classes.
+        classnames, template, settings: as in `choose_captions`.
+    """
+    generic = settings.captions == "generic"
+    return [settings.generic if generic else fill(template, classnames[label]) for label in labels]
 
 
 def _confident_and_common(probs: Tensor) -> Tensor:

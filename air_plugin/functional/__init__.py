@@ -5,7 +5,7 @@ prototypes: the k generated images nearest to their class mean (AiR, ACG).
 gaussian: Gaussian classes and their refinement by EM (ours).
 shards: sums over images in shards of a fixed size, for images that are not in memory.
 calibration: the inverse temperature of a classifier without labels (after Frolic).
-pseudo_labels: pseudo-labels of UPL and candidate sets of CPL.
+pseudo_labels: pseudo-labels of UPL and GRIP, and candidate sets of CPL.
 losses: partial-label losses of CPL's family, consistency loss of AiR.
 graph: graphs of nearest neighbours.
 transclip, stata, zlap: rivals, which classify all images together.

@@ -1,4 +1,4 @@
-"""From class probabilities to pseudo-labels (UPL) and candidate sets (CPL). No true label is an input."""
+"""From class probabilities to pseudo-labels (UPL, GRIP) and candidate sets (CPL). No true label is an input."""
 
 from __future__ import annotations
 
@@ -64,6 +64,58 @@ def hard_labels(probs: Tensor, per_class: int) -> Candidates:
     index = top_k_per_class(probs, per_class)
     label = probs[index].argmax(dim=1)
     return Candidates(index, torch.nn.functional.one_hot(label, probs.shape[1]).bool(), label)
+
+
+def leaderboards(probs: Tensor, per_class: int, *, chunk: int = 4096) -> Candidates:
+    """One pseudo-label for the most confident images of each class, which all get images (GRIP, section 3).
+
+    Every class has a leaderboard of `per_class` places, on which its most probable images stand. An image goes to its
+    most probable class; where that leaderboard is full of images with a larger probability of the class, or becomes so
+    later, it goes to its next class. An image is on one leaderboard at most. Ties go to the lower class and to the
+    lower image. It is deferred acceptance, see `candidate_sets`, with every class as a candidate, so that the result
+    does not depend on the order of the images. In the authors' code it does: an image that is displaced is lost, and
+    one whose first class is full may be on several leaderboards.
+
+    Args:
+        probs: (N, C), rows sum to 1.
+        per_class: places on the leaderboard of each class, at least 1.
+        chunk: rows that are processed together; bounds the memory and changes nothing else.
+
+    Returns:
+        The selected images, N or `per_class` * C, whichever is less; fewer where probabilities are 0: no image goes
+        to a class of probability 0.
+
+    Example:
+        >>> leaderboards(torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]), 1).pool.tolist()
+        [0, 1]
+    """
+    index, pool = _deferred_acceptance(probs, torch.ones_like(probs, dtype=torch.bool), per_class, chunk=chunk)
+    return Candidates(index, torch.nn.functional.one_hot(pool, probs.shape[1]).bool(), pool)
+
+
+def restrict(probs: Tensor, classes: Tensor | None) -> Tensor:
+    """(N, U) probabilities of some classes alone, renormalised; the same (N, C) where `classes` is None.
+
+    Where all of them are 0 in a row, they are equally likely.
+
+    Args:
+        probs: (N, C), at least 0.
+        classes: (U,) columns, or None for all of them.
+    """
+    if classes is None:
+        return probs
+    kept = probs[:, classes]
+    total = kept.sum(dim=1, keepdim=True)
+    return torch.where(total > 0, kept / total, 1 / len(classes))
+
+
+def widen(chosen: Candidates, classes: Tensor | None, *, total: int) -> Candidates:
+    """Candidates among (U,) classes as candidates among all C = `total`; unchanged where `classes` is None."""
+    if classes is None:
+        return chosen
+    mask = chosen.mask.new_zeros(len(chosen.mask), total)
+    mask[:, classes] = chosen.mask
+    return Candidates(chosen.index, mask, classes[chosen.pool])
 
 
 def soft_labels(probs: Tensor, mask: Tensor) -> Tensor:

@@ -15,7 +15,15 @@ from air_plugin.report.results import read_results
 from air_plugin.report.schema import is_line, read_json
 from air_plugin.utils.errors import UserError, unknown
 
-TRAINERS = ("ZeroshotCLIP", "CoOp", "UPL", "CPL", "ZeroshotAiR", "AiR")  # order of the rows that no methods.json names
+TRAINERS = (
+    "ZeroshotCLIP",
+    "CoOp",
+    "UPL",
+    "GRIP",
+    "CPL",
+    "ZeroshotAiR",
+    "AiR",
+)  # order of the rows that no methods.json names
 
 # Kinds of `Provenance.inputs` that all results of a data set, or all seeds of a row, must share.
 DATA = {"images": "images", "lists": "lists of images and labels", "class_names": "class names"}

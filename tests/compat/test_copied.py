@@ -65,7 +65,7 @@ def test_they_import_and_register_with_another_dassl(checkout: Path, tmp_path: P
     assert len(found["modules"]) > 20 and all(Path(file).is_relative_to(checkout) for file in found["modules"])
     assert not {str(ROOT), str(ROOT / "compat")} & set(found["path"])
     assert found["library"].endswith("library/air_plugin/__init__.py")
-    assert set(found["trainers"]) == {"ZeroshotCLIP", "ZeroshotAiR", "CoOp", "UPL", "CPL", "AiR"}
+    assert set(found["trainers"]) == {"ZeroshotCLIP", "ZeroshotAiR", "CoOp", "UPL", "GRIP", "CPL", "AiR"}
     configs = [yaml.safe_load(path.read_text()) for path in (ROOT / "configs" / "datasets").glob("*.yaml")]
     assert set(found["datasets"]) == {config["DATASET"]["NAME"] for config in configs}
 

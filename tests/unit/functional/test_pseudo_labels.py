@@ -8,7 +8,15 @@ from torch import Tensor
 
 from air_plugin.functional import pseudo_labels
 from air_plugin.functional.fusion import fuse
-from air_plugin.functional.pseudo_labels import candidate_sets, hard_labels, soft_labels, top_k_per_class
+from air_plugin.functional.pseudo_labels import (
+    candidate_sets,
+    hard_labels,
+    leaderboards,
+    restrict,
+    soft_labels,
+    top_k_per_class,
+    widen,
+)
 from air_plugin.functional.ranking import largest
 
 
@@ -149,6 +157,94 @@ def test_hard_labels_equal_a_loop(images: int, classes: int, per_class: int):
 def test_hard_label_of_equal_classes_is_the_first():
     labels = hard_labels(torch.tensor([[0.2, 0.4, 0.4], [0.3, 0.35, 0.35]]), 1)
     assert as_sets(labels) == {0: {1}} and labels.mask.dtype == torch.bool
+
+
+# leaderboards
+
+
+def leaderboards_reference(rows: list[list[float]], places: int, order: list[int]) -> dict[int, int]:
+    """Image -> class: one image after the other goes to its best class that takes it, and whom it displaces goes on."""
+    boards: list[list[int]] = [[] for _ in rows[0]]
+    for first in order:
+        image, tried = first, {first: 0}
+        while tried[image] < len(rows[0]):
+            c = sorted(range(len(rows[0])), key=lambda c: (-rows[image][c], c))[tried[image]]
+            if rows[image][c] == 0:
+                break
+            boards[c].append(image)
+            boards[c].sort(key=lambda i: (-rows[i][c], i))
+            if len(boards[c]) <= places:
+                break
+            image = boards[c].pop()
+            # how many classes the displaced image has been to: this one and all that it likes better
+            tried[image] = 1 + sorted(range(len(rows[0])), key=lambda k: (-rows[image][k], k)).index(c)
+    return {i: c for c, board in enumerate(boards) for i in board}
+
+
+def test_leaderboards_of_a_thousand_random_matrices_with_ties_equal_a_loop_in_any_order():
+    spilled = 0
+    for seed in range(1000):
+        rng = torch.Generator().manual_seed(seed)
+        images, classes, parts = (int(torch.randint(low, high, (), generator=rng)) for low, high in SIZES)
+        probs = torch.zeros(images, classes, dtype=torch.float64)  # in steps of 1/8 or 1/64, so ties are ties
+        for row in probs:
+            row += torch.bincount(torch.randint(classes, (2**parts,), generator=rng), minlength=classes) / 2**parts
+        per_class = int(torch.randint(1, 6, (), generator=rng))
+        order = torch.randperm(images, generator=rng).tolist()
+        chosen = leaderboards(probs, per_class, chunk=7)
+        expected = leaderboards_reference(probs.tolist(), per_class, order)
+        assert dict(zip(chosen.index.tolist(), chosen.pool.tolist(), strict=True)) == expected, seed
+        assert as_sets(chosen) == {i: {c} for i, c in expected.items()}, seed
+        spilled += any(probs[i].argmax() != c for i, c in expected.items())
+    assert spilled > 300  # else these matrices compare no more than a selection by top class
+
+
+@pytest.mark.parametrize("per_class", [1, 7, 20, 1000])
+def test_leaderboards_are_full_or_hold_every_image(per_class: int):
+    chosen = leaderboards(random_probs(90, 5), per_class)
+    assert len(chosen.index) == min(90, 5 * per_class) and chosen.index.tolist() == sorted(set(chosen.index.tolist()))
+    assert (chosen.mask.sum(dim=1) == 1).all()
+    if per_class <= 18:
+        assert chosen.mask.sum(dim=0).tolist() == [per_class] * 5  # a class that few images predict has its share, too
+
+
+# restrict and widen
+
+
+@pytest.mark.parametrize(
+    "select", [hard_labels, leaderboards, lambda p, k: candidate_sets(p, alpha=0.7, beta=0.5, per_class=k)]
+)
+def test_selection_among_some_classes_equals_a_loop_over_their_columns(select):
+    probs, classes = random_probs(60, 7), [1, 2, 5, 6]
+    rows = [[row[c] for c in classes] for row in probs.tolist()]
+    alone = [[p / sum(row) for p in row] for row in rows]
+    assert torch.allclose(restrict(probs, torch.tensor(classes)), torch.tensor(alone, dtype=torch.float64))
+    small = select(restrict(probs, torch.tensor(classes)), 4)
+    wide = widen(small, torch.tensor(classes), total=7)
+    expected = {i: {classes[c] for c in found} for i, found in as_sets(select(torch.tensor(alone), 4)).items()}
+    assert as_sets(wide) == expected and wide.mask.shape[1] == 7
+    assert wide.pool.tolist() == [classes[c] for c in small.pool.tolist()]
+
+
+def test_candidates_among_some_classes_equal_a_loop():
+    """The quantile of the largest probabilities, the columns and the pools are of these classes alone."""
+    probs, classes = random_probs(83, 8), torch.tensor([0, 3, 4, 7])
+    alone = restrict(probs, classes)
+    for alpha, beta, per_class in ((0.75, 0.25, 6), (0.9, 0.7, 3), (0.0, 0.5, 1000)):
+        chosen = widen(candidate_sets(alone, alpha=alpha, beta=beta, per_class=per_class), classes, total=8)
+        found = candidates_reference(alone, alpha=alpha, beta=beta, per_class=per_class)
+        assert as_sets(chosen) == {i: {int(classes[c]) for c in sets} for i, sets in found.items()}
+
+
+def test_no_classes_named_are_all_of_them_bit_by_bit():
+    probs = random_probs(20, 5)
+    chosen = hard_labels(probs, 3)
+    assert restrict(probs, None) is probs and widen(chosen, None, total=5) is chosen
+
+
+def test_where_all_probability_lies_elsewhere_classes_are_equally_likely():
+    probs = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])
+    assert restrict(probs, torch.tensor([1, 2])).tolist() == [[0.5, 0.5], [1.0, 0.0]]
 
 
 # largest
