@@ -173,7 +173,6 @@ def write_bundle(trainer: Any, folder: Path) -> None:
     from air_plugin.inference.bundle import save_bundle
 
     cfg = trainer.cfg
-    auxiliary = getattr(trainer, "auxiliary", None)
     card = {
         "trainer": cfg.TRAINER.NAME,
         "dataset": cfg.DATASET.NAME,
@@ -185,8 +184,7 @@ def write_bundle(trainer: Any, folder: Path) -> None:
         folder,
         backbone=trainer.backbone,
         classnames=trainer.classnames,
-        text=trainer.text_features(),
-        auxiliary=auxiliary.classifier if auxiliary else None,
+        **trainer.bundle_heads(),
         primary=trainer.primary,
         card=card,
     )

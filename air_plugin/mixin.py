@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from air_plugin.auxiliary.build import Auxiliary, build_auxiliary
-from air_plugin.auxiliary.classifier import AuxiliaryClassifier
+from air_plugin.auxiliary.build import Auxiliary, build_auxiliary, followed
 from air_plugin.auxiliary.host import ImageModel, Tally, Tower, require_logits, same_tower, unit, uses
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.loading import load_backbone
@@ -302,11 +300,7 @@ class AuxiliaryMixin(_Host):
             if not self._any_tower:
                 raise self._other_tower()
             features = self._tower.encode(paths).unflatten(0, prototypes.kept.shape)
-            former = current.classifier
-            head = AuxiliaryClassifier.from_prototypes(features, scale=former.scale)
-            card = {**former.card, "backbone_fingerprint": None}  # no other tower makes such features
-            head = replace(head, fusion_weight=former.fusion_weight, card=card)
-            current = replace(current, classifier=head, prototypes=replace(prototypes, features=features))
+            current = followed(current, features)
         self._current = current
         return current
 

@@ -18,6 +18,7 @@ AuxiliaryForm = Literal["softmax", "raw"]
 Head = Literal["text", "fused"]
 Labeler = Literal["CPL", "UPL"]
 CandidateLoss = Literal["cc", "rc", "lw", "cav"]
+Modality = Literal["text", "visual", "multimodal"]
 TokenPosition = Literal["end", "middle", "front"]
 Prototypes = Literal["synthetic", "real"]
 Prior = Literal["prototypes", "none"]
@@ -82,7 +83,13 @@ class PromptSettings(Section):
 
     SECTION = "TRAINER.PROMPT"
 
-    n_ctx: int = setting(16, "context tokens; not read where CTX_INIT has words", low=1)
+    modality: Modality = setting(
+        "text",
+        "what is learned: words before the class name (text, CoOp), tokens in the image tower (visual, VPT), or both "
+        "(multimodal, UPT); the last two need a ViT, which runs in training",
+    )
+    n_ctx: int = setting(16, "context tokens; not read where CTX_INIT has words, nor in MODALITY visual", low=1)
+    n_visual: int = setting(16, "tokens in the image tower, MODALITY visual and multimodal", low=1)
     ctx_init: str = setting("", "words that the context starts from; empty: random numbers")
     csc: bool = setting(False, "a context of its own for every class")
     class_token_position: TokenPosition = setting("end", "where the class name stands in the prompt")
@@ -91,6 +98,12 @@ class PromptSettings(Section):
         True, "on a GPU with tensor cores, compute image features in fp16 where PREC is fp32; the weights stay in fp32"
     )
     views: int = setting(8, "views of an image in the feature table; the first is not augmented", low=1)
+    image_views: int = setting(
+        1, "the same for the prepared images of MODALITY visual and multimodal; 1: no augmentation, as published", low=1
+    )
+    checkpointing: bool = setting(
+        True, "on a GPU, MODALITY visual and multimodal: compute the tower's activations twice instead of keeping them"
+    )
     clip_grad: float = setting(0.0, "largest norm of the gradient; 0: no limit", low=0)
     ensemble: int = setting(1, "prompts trained side by side, predictions averaged; UPL's paper has 16", low=1)
     rounds: int = setting(

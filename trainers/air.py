@@ -11,6 +11,7 @@ from torch import Tensor
 from air_plugin.config import validate
 from air_plugin.functional.fusion import relative_weight
 from air_plugin.functional.losses import consistency_loss, synthetic_loss
+from air_plugin.utils.checks import require
 from air_plugin.utils.seeding import stable_seed
 from trainers.fused_heads import FusedHeads
 from trainers.self_training import SelfTraining
@@ -30,6 +31,12 @@ class AiR(FusedHeads, SelfTraining):
         super().check_cfg(cfg)
         validate(cfg, "TRAINER.AIR")
         self.labeler = cfg.TRAINER.AIR.LABELER
+        self.two_views = self.air.loss == "consistency" and self.air.beta != 0
+        if self.two_views and cfg.TRAINER.PROMPT.MODALITY != "text":
+            views = cfg.TRAINER.PROMPT.IMAGE_VIEWS
+            require(
+                views > 1, "TRAINER.PROMPT.IMAGE_VIEWS", views, "at least 2 where AIR.LS consistency compares views"
+            )
 
     def train_on(self, index: Tensor, targets: dict[str, Tensor]) -> None:
         super().train_on(index, targets)
@@ -63,8 +70,8 @@ class AiR(FusedHeads, SelfTraining):
         batch = super().inputs(batch)
         if not self.beta or self.air.loss == "consistency":
             return batch
-        features, label = self._sample_prototypes(len(batch["img"]))
-        return {**batch, "generated": features, "generated_label": label}
+        images, label = self._sample_prototypes(len(batch["img"]))
+        return {**batch, "generated": images, "generated_label": label}
 
     static_losses = True
 
@@ -79,10 +86,11 @@ class AiR(FusedHeads, SelfTraining):
         return {**losses, "loss_s": beta * value}
 
     def _sample_prototypes(self, count: int) -> tuple[Tensor, Tensor]:
-        """(B, D) kept generated features and their (B,) classes; which ones depends on seed, epoch and batch alone."""
-        prototypes = self.auxiliary.prototypes.features  # (C, K, D)
-        classes, kept, _ = prototypes.shape
-        seed = stable_seed("synthetic", self.seed, self.epoch, self.batch_idx)
-        pick = torch.randint(classes * kept, (count,), generator=torch.Generator().manual_seed(seed))
-        pick = pick.to(prototypes.device)
-        return prototypes.flatten(0, 1)[pick], pick // kept
+        """B kept generated images, as the prompts are trained on, and their (B,) classes.
+
+        Which ones depends on seed, epoch and batch alone.
+        """
+        table, kept = self.kept_images, self.auxiliary.prototypes.kept.shape[1]
+        rng = torch.Generator().manual_seed(stable_seed("synthetic", self.seed, self.epoch, self.batch_idx))
+        pick = torch.randint(len(table), (count,), generator=rng)
+        return table.sample(pick, generator=rng)[0], (pick // kept).to(self.device)

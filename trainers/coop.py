@@ -24,7 +24,7 @@ class CoOp(PromptTrainer):
         if any(item.label < 0 for item in items):
             raise UserError(f"{items[0].impath} has no label, and CoOp learns from labels; use UPL, CPL or AiR")
         self.labels = torch.tensor([item.label for item in items], device=self.device)
-        self.table = self.training_table(self.paths, name="features of train", views=self.cfg.TRAINER.PROMPT.VIEWS)
+        self.table = self.training_table(self.paths, name="features of train", views=self.views)
 
     def training_paths(self) -> list[str]:
         return self.paths

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from air_plugin.clip.features import FeatureBatches, FeatureTable
+from air_plugin.clip.features import FeatureBatches, Sampled
 from air_plugin.utils.seeding import stable_seed
 
 FEWEST, MOST = 8, 256  # images in a labelled batch (CPL)
@@ -59,7 +59,7 @@ class LabelledBatches(FeatureBatches):
 
     def __init__(
         self,
-        table: FeatureTable,
+        table: Sampled,
         labels: Tensor,
         *,
         batch_size: int,

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from dassl.config import get_cfg_default
-from dassl.data.transforms import build_transform
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_checkpoint
 from torch import Tensor, nn
 
-from air_plugin.clip.features import FeatureBatches, FeatureTable, extract_features
+from air_plugin.clip.features import FeatureBatches
 from air_plugin.clip.loading import load_backbone
-from air_plugin.clip.prompts import PromptedCLIP, PromptEnsemble, PromptLearner
+from air_plugin.clip.prompts import SavedPrompts
 from air_plugin.clip.zero_shot import UnlabelledImages, look_at_unlabelled, template_features, unlabelled_paths
 from air_plugin.config import require_ranges, validate
 from air_plugin.functional.metrics import head_metrics
-from air_plugin.inference.bundle import preprocessing_of
 from air_plugin.utils.checks import require
 from air_plugin.utils.class_names import listed
 from air_plugin.utils.digests import content_digest
@@ -30,12 +26,13 @@ from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import digest, to_json
 from air_plugin.utils.progress import report
 from air_plugin.utils.provenance import Stages
-from air_plugin.utils.seeding import member_seed, stable_seed
 from air_plugin.utils.store import Store
 from trainers.evaluation import predictions_of, print_groups, seen_classes
 from trainers.fused_heads import FusedHeads
 from trainers.prompt_step import prompt_step
+from trainers.prompted_models import make_model
 from trainers.resuming import has_checkpoint, require_same, write_identity
+from trainers.tables import Tables
 from trainers.transduction import refined_heads, require_anchors
 
 log = logging.getLogger(f"air_plugin.{__name__}")  # `show_logs` shows what is below air_plugin
@@ -46,11 +43,13 @@ class PromptTrainer(TrainerX):
 
     static_losses: stands in each class that defines `losses`: these read nothing that differs between two steps of a
         round but their arguments. Then a step is one CUDA graph on a GPU (AIR.CUDA_GRAPHS).
+    two_views: whether `losses` reads img2, a second view.
     """
 
-    static_losses = True
+    static_losses, two_views = True, False
     auxiliary_mixin = FusedHeads  # what `augment` adds
     primary: str = "text"
+    model: Any
     has_other_names = False  # whether the weights that were loaded are of other classes
 
     def check_cfg(self, cfg: Any) -> None:
@@ -74,6 +73,7 @@ class PromptTrainer(TrainerX):
                 autocast=self.cfg.TRAINER.PROMPT.AUTOCAST,
                 device=self.device,
             )
+        self.tables = Tables(self.backbone, self.cfg, self.store, self.stages)
         self.template_features = template_features(self.backbone, self.classnames, self.cfg.DATASET.TEMPLATE)
         self.build_training()
 
@@ -83,79 +83,50 @@ class PromptTrainer(TrainerX):
         self.prepare()
 
     def prepare(self) -> None:
-        """Set the feature table that the prompts are trained on: the unlabelled images."""
-        self.table = self.unlabelled.table
+        """Set the table that the prompts are trained on: the unlabelled images."""
+        self.table: Any = self.unlabelled.table
+        if self.is_visual:
+            self.table = self.training_table(self.unlabelled.paths, name="images of train", views=self.views)
 
     @functools.cached_property
     def unlabelled(self) -> UnlabelledImages:
-        """The unlabelled images, their features in V views and their zero-shot probabilities."""
-        options = self._extraction("features of train", views=self.cfg.TRAINER.PROMPT.VIEWS)
+        """The unlabelled images, their features by the frozen tower and their zero-shot probabilities."""
+        options = self.tables.extraction("features of train", views=1 if self.is_visual else self.views)
         with self.stages.stage(options["title"]) as stage:
             paths = unlabelled_paths(self.dm.dataset)
             images, stage.cached = look_at_unlabelled(self.backbone, paths, self.template_features, **options)
         return images
 
-    def features(self, paths: list[str], *, name: str, views: int = 1) -> FeatureTable:
-        """A feature table, as a stage of its own; views beyond the first follow INPUT.TRANSFORMS."""
-        with self.stages.stage(name) as stage:
-            table, stage.cached = extract_features(self.backbone, paths, **self._extraction(name, views=views))
-        return table
+    @property
+    def is_visual(self) -> bool:
+        """Whether the image tower has prompts: it runs in training and in tests."""
+        return self.cfg.TRAINER.PROMPT.MODALITY != "text"
 
-    def training_table(self, paths: list[str], *, name: str, views: int) -> FeatureTable:
-        """The table of images that the prompts are trained on: what `self.model.logits` takes, with its views.
+    @property
+    def views(self) -> int:
+        """Of an image in the table that the prompts are trained on."""
+        return self.cfg.TRAINER.PROMPT.IMAGE_VIEWS if self.is_visual else self.cfg.TRAINER.PROMPT.VIEWS
+
+    def training_table(self, paths: list[str], *, name: str, views: int) -> Any:
+        """The table of images that the prompts are trained on: what `self.model` takes, as a stage of its own.
 
         Args:
             paths: N image files.
             name: of the stage, for instance "features of train".
             views: of an image, the plain one included; those beyond the first follow INPUT.TRANSFORMS.
+
+        Returns:
+            A FeatureTable where prompts are of words, else an ImageTable.
         """
-        return self.features(paths, name=name, views=views)
-
-    def _extraction(self, title: str, *, views: int) -> dict[str, Any]:
-        """Arguments of `extract_features`."""
-        return {
-            "store": self.store,
-            "views": views,
-            "augment": self._augmentation() if views > 1 else None,
-            "batch_size": self.cfg.DATALOADER.TEST.BATCH_SIZE,
-            "workers": self.cfg.DATALOADER.NUM_WORKERS,
-            "title": title,
-        }
-
-    def _augmentation(self) -> Callable[[Any], Tensor]:
-        """INPUT.TRANSFORMS, with the size, mean and standard deviation of the backbone.
-
-        Raises:
-            UserError: the config names others, for which the backbone is not made.
-        """
-        prepared, size = preprocessing_of(self.backbone), self.backbone.image_size
-        cfg, default = self.cfg.clone(), get_cfg_default()
-        cfg.defrost()
-        for key, value in (("SIZE", (size, size)), ("PIXEL_MEAN", prepared["mean"]), ("PIXEL_STD", prepared["std"])):
-            if value is None:  # pixels are not normalised
-                continue
-            if list(cfg.INPUT[key]) not in (list(default.INPUT[key]), list(value)):
-                raise UserError(f"INPUT.{key} is {cfg.INPUT[key]}; {self.backbone.name} takes {value}: leave it out")
-            cfg.INPUT[key] = value
-        return build_transform(cfg, is_train=True)
+        if self.is_visual:
+            return self.tables.images(paths, name=name.replace("features", "images"), views=views)
+        return self.tables.features(paths, name=name, views=views)
 
     def build_prompts(self) -> None:
-        """Make the prompts and their optimiser."""
-        prompt = self.cfg.TRAINER.PROMPT
-        members = [
-            PromptLearner(
-                self.backbone,
-                self.classnames,
-                n_ctx=prompt.N_CTX,
-                ctx_init=prompt.CTX_INIT,
-                class_specific=prompt.CSC,
-                position=prompt.CLASS_TOKEN_POSITION,
-                generator=torch.Generator().manual_seed(stable_seed("context", self.seed, *member_seed(member))),
-            )
-            for member in range(prompt.ENSEMBLE)
-        ]
-        learner = PromptEnsemble(members) if len(members) > 1 else members[0]
-        self.model = PromptedCLIP(self.backbone, learner)
+        """Make the prompts and their optimiser, and with them `model`."""
+        self.model, learner = make_model(
+            self.backbone, self.classnames, self.template_features, cfg=self.cfg, seed=self.seed
+        )
         self.initial = {name: value.clone() for name, value in learner.state_dict().items()}
         self.register_model("prompt_learner", learner, *self.new_optimiser())
 
@@ -199,8 +170,11 @@ class PromptTrainer(TrainerX):
         raise NotImplementedError
 
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What `losses` gets as its batch: a place to add tensors that differ from step to step."""
-        return batch
+        """What `losses` gets as its batch: a place to add tensors that differ from step to step.
+
+        Images that no loss reads are left out, for the image tower would encode them.
+        """
+        return {name: value for name, value in batch.items() if name != "img2" or not self.is_visual or self.two_views}
 
     def forward_backward(self, batch: dict[str, Tensor]) -> dict[str, float]:
         losses = self.step(self.inputs(batch))
@@ -276,7 +250,7 @@ class PromptTrainer(TrainerX):
             self._load(self._models[name], path)
 
     def _load(self, model: nn.Module, path: Path) -> None:
-        learners = [part for part in model.modules() if isinstance(part, PromptLearner)]
+        learners = [part for part in model.modules() if isinstance(part, SavedPrompts)]
         for learner in learners:
             learner.other_names_allowed = True
         try:
@@ -296,13 +270,31 @@ class PromptTrainer(TrainerX):
         """(E, C, D) unit features of the text head; E is 1 where there is no ensemble of prompts."""
         return self.model.text_features()
 
-    def head_probs(self, features: Tensor) -> dict[str, Tensor]:
-        """(N, D) unit features to the (N, C) probabilities of every head."""
+    def head_probs(self, features: Tensor, frozen: Tensor | None = None) -> dict[str, Tensor]:
+        """(N, D) unit features of images to the (N, C) probabilities of every head.
+
+        features: by the tower with its prompts. frozen: (N, D), without them, where `features_of` gives these, too.
+        """
         return {"text": self.model(features).softmax(dim=1)}
 
+    def features_of(self, paths: list[str], *, split: str) -> tuple[Tensor, Tensor | None]:
+        """(N, D) features of a split's images for `head_probs`; a place to add those of the frozen tower."""
+        table = self.training_table(paths, name=f"features of {split}", views=1)
+        return self.model.encode(table.plain) if self.is_visual else table.plain, None
+
+    @torch.no_grad()
     def model_inference(self, input: Tensor) -> Tensor:
         """(B, 3, H, W) pixels or (B, D) features to the primary classifier's (B, C) scores."""
-        return self.head_probs(self.backbone.encode_images(input) if input.ndim == 4 else input)[self.primary]
+        if input.ndim != 4:
+            return self.head_probs(input)[self.primary]
+        frozen = self.backbone.encode_images(input)
+        features = self.model.encode_pixels(input) if self.is_visual else frozen
+        return self.head_probs(features, frozen)[self.primary]
+
+    def bundle_heads(self) -> dict[str, Any]:
+        """The heads for `save_bundle`."""
+        tokens = self.model.prompt_learner.visual_tokens().detach() if self.is_visual else None
+        return {"text": self.text_features(), "auxiliary": None, "tokens": tokens}
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float | None:
@@ -311,12 +303,12 @@ class PromptTrainer(TrainerX):
         split = split or self.cfg.TEST.SPLIT
         data = self.dm.dataset.val if split == "val" and self.dm.dataset.val else self.dm.dataset.test
         paths = [item.impath for item in data]
-        table = self.features(paths, name=f"features of {split}")
+        features, frozen = self.features_of(paths, split=split)
         labelled = all(item.label >= 0 for item in data)
         labels = torch.tensor([item.label for item in data], device=self.device) if labelled else None
         seen = seen_classes(self.dm.dataset)
-        plain = self.head_probs(table.plain)
-        heads = refined_heads(self, table.plain, plain)
+        plain = self.head_probs(features, frozen)
+        heads = refined_heads(self, features, plain)
         for name in sorted(heads, key=lambda head: head == self.primary):
             self.results[name] = head_metrics(heads[name], labels, self.classnames, seen=seen)
             if labels is None:
@@ -333,12 +325,18 @@ class PromptTrainer(TrainerX):
             heads, paths, labels, split=split, root=self.cfg.DATASET.ROOT, classnames=self.classnames, seen=seen
         )
         if labels is not None:
-            self.diagnose(plain, table.plain, labels)
+            self.diagnose(plain, features if frozen is None else frozen, labels)
         harmonic, accuracy = (self.results[self.primary].get(name) for name in ("harmonic", "accuracy"))
         return accuracy if harmonic is None else harmonic
 
     def diagnose(self, heads: dict[str, Tensor], features: Tensor, labels: Tensor) -> None:
-        """A place for metrics of the (N, C) heads, (N, D) test features and (N,) labels; they choose nothing."""
+        """A place for metrics; they choose nothing.
+
+        Args:
+            heads: (N, C) probabilities by name.
+            features: (N, D), those that the auxiliary classifier reads.
+            labels: (N,).
+        """
 
     def metrics(self) -> dict[str, Any]:
         """More that belongs into result.json."""

@@ -83,8 +83,8 @@ class SelfTraining(PromptTrainer):
         )  # (U,); None: all
         self.labelled = LabelledImages.of(dataset)
         if self.labelled:
-            views = self.cfg.TRAINER.PROMPT.VIEWS
-            self.labelled_table = self.training_table(self.labelled.paths, name="features of labelled", views=views)
+            paths = self.labelled.paths
+            self.labelled_table = self.training_table(paths, name="features of labelled", views=self.views)
 
     def identity(self) -> dict[str, Any]:
         rounds = self.cfg.TRAINER.PROMPT.ROUNDS  # of more than one, each depends on the length of those before it

@@ -11,7 +11,9 @@ from trainers.prompt_trainer import PromptTrainer
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP(PromptTrainer):
-    """Classifies by the template's text features (Radford et al. 2021)."""
+    """Classifies by the template's text features (Radford et al. 2021); TRAINER.PROMPT.MODALITY is not read."""
+
+    is_visual = False
 
     def build_training(self) -> None:
         """Nothing is trained, and no training image is read."""
@@ -23,7 +25,7 @@ class ZeroshotCLIP(PromptTrainer):
     def text_features(self) -> Tensor:
         return self.template_features[None]
 
-    def head_probs(self, features: Tensor) -> dict[str, Tensor]:
+    def head_probs(self, features: Tensor, frozen: Tensor | None = None) -> dict[str, Tensor]:
         return {"text": self.backbone.text_probs(features, self.template_features)}
 
 

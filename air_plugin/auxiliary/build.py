@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -44,6 +44,20 @@ class Auxiliary:
     classifier: AuxiliaryClassifier
     prototypes: Prototypes
     rounds: tuple[Round, ...] = ()
+
+
+def followed(auxiliary: Auxiliary, features: Tensor) -> Auxiliary:
+    """The cosine classifier in the features of another image tower than the frozen backbone.
+
+    Args:
+        auxiliary: of the frozen backbone.
+        features: (C, K, D) unit features of its kept images by the other tower.
+    """
+    former = auxiliary.classifier
+    head = AuxiliaryClassifier.from_prototypes(features, scale=former.scale)
+    card = {**former.card, "backbone_fingerprint": None}  # no other tower makes such features
+    head = replace(head, fusion_weight=former.fusion_weight, card=card)
+    return replace(auxiliary, classifier=head, prototypes=replace(auxiliary.prototypes, features=features))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -68,6 +68,19 @@ class FeatureTable:
         return self.features[index.to(self.features.device), chosen.T.to(self.features.device)]
 
 
+class Sampled(Protocol):
+    """A table of images that batches are sampled from: `FeatureTable`, or `ImageTable` of prepared_images.py."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def plain(self) -> Any:
+        """View 0 of all images, indexed by tensors."""
+
+    def sample(self, index: Tensor, *, generator: torch.Generator, count: int = 1) -> Tensor:
+        """(count, B, ...) views of (B,) images."""
+
+
 class FeatureBatches:
     """Batches of two sampled views with their targets; those of an epoch depend only on the seed and the epoch.
 
@@ -75,7 +88,7 @@ class FeatureBatches:
     concatenates one batch of each member, and each member has its own order of the images.
 
     Args:
-        table: of N images.
+        table: of N images: their features, or the images themselves (`ImageTable`).
         index: (S,) the images to use.
         targets: tensors of S rows, which every batch contains under the same name.
         batch_size: images of each member in a batch.
@@ -84,12 +97,12 @@ class FeatureBatches:
         members: E, number of members of the ensemble.
 
     Yields:
-        img and img2, (E * B, D) two views, and the targets of these images.
+        img and img2, two views, (E * B, D) features or (B, H, W, 3) images, and the targets of these images.
     """
 
     def __init__(
         self,
-        table: FeatureTable,
+        table: Sampled,
         index: Tensor,
         targets: dict[str, Tensor],
         *,
@@ -107,7 +120,9 @@ class FeatureBatches:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         streams = [self._stream(self.seed, self.epoch(), *member_seed(member)) for member in range(self.members)]
         for parts in zip(*streams, strict=True):
-            yield {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            yield (
+                parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            )
 
     def order(self, rng: torch.Generator) -> Tensor:
         """The rows of `index` and the targets in the order of an epoch, the last incomplete batch included."""

@@ -20,17 +20,50 @@ if TYPE_CHECKING:
 Position = Literal["end", "middle", "front"]
 
 
-class PromptLearner(nn.Module):
-    """Learned context vectors v and fixed class names: prompt_c = [v_1 .. v_n, name_c] (CoOp, section 3.1, eq. 2).
+class SavedPrompts(nn.Module):
+    """Learned prompts whose state dict names the backbone and the classes that they were trained with.
 
-    ctx: (n, W), or (C, n, W) with class-specific contexts (CSC); the only parameter.
-    other_names_allowed: whether weights that were trained with other class names may be loaded. Only a context that all
-        classes share serves them (base-to-new and cross-dataset evaluation); training is never resumed with it.
+    other_names_allowed: whether weights that were trained with other class names may be loaded. Only prompts that all
+        classes share serve them (base-to-new and cross-dataset evaluation); training is never resumed with it.
     trained_names: of the weights that were loaded; empty where none were.
     """
 
     other_names_allowed = False
     trained_names: Sequence[str] = ()
+
+    def __init__(self, backbone: Backbone, classnames: Sequence[str]) -> None:
+        super().__init__()
+        self.identity = {"backbone": backbone.fingerprint, "classes": list(classnames)}
+
+    @property
+    def class_specific(self) -> bool:
+        """Whether every class has prompts of its own."""
+        return False
+
+    def get_extra_state(self) -> Tensor:
+        return torch.frombuffer(bytearray(to_json(self.identity).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        saved = json.loads(bytes(state.cpu().tolist()))
+        others = saved["classes"] != self.identity["classes"]
+        if others and (self.class_specific or not self.other_names_allowed):
+            why = "; class-specific contexts (TRAINER.PROMPT.CSC) serve no other classes" if self.class_specific else ""
+            raise UserError(
+                f"the checkpoint is of other classes ({_brief(saved['classes'])}) than this run's "
+                f"({_brief(self.identity['classes'])}){why}; use another output folder or --model-dir"
+            )
+        if saved["backbone"] != self.identity["backbone"]:
+            raise UserError(
+                "the checkpoint is of another backbone than this run's; use another output folder or --model-dir"
+            )
+        self.trained_names = saved["classes"]
+
+
+class PromptLearner(SavedPrompts):
+    """Learned context vectors v and fixed class names: prompt_c = [v_1 .. v_n, name_c] (CoOp, section 3.1, eq. 2).
+
+    ctx: (n, W), or (C, n, W) with class-specific contexts (CSC); the only parameter.
+    """
 
     fixed: Tensor
     order: Tensor
@@ -63,7 +96,7 @@ class PromptLearner(nn.Module):
         Raises:
             UserError: a prompt is longer than the context length.
         """
-        super().__init__()
+        super().__init__(backbone, classnames)
         embedding = backbone.text_encoder.token_embedding
         device = embedding.weight.device
         names = [name.replace("_", " ") for name in classnames]
@@ -90,7 +123,10 @@ class PromptLearner(nn.Module):
         self.layout = backbone.text_encoder.layout(end.tolist(), prefix=shared)
         if self.layout is not None:
             self._pack(self.layout)
-        self.identity = {"backbone": backbone.fingerprint, "classes": list(classnames)}
+
+    @property
+    def class_specific(self) -> bool:
+        return self.ctx.ndim == 3
 
     def _pack(self, layout: Layout) -> None:
         """Prepare `packed`: the fixed tokens in the layout's order, and which of them are the context's instead."""
@@ -102,34 +138,21 @@ class PromptLearner(nn.Module):
         self.register_buffer("packed_fixed", fixed, persistent=False)  # (N, W)
         self.register_buffer("packed_order", order, persistent=False)  # (N,) in the N fixed tokens and the context
 
-    def packed(self) -> Tensor:
-        """(1, N, W) embeddings of the tokens in `layout`; only where there is a layout."""
-        pool = torch.cat([self.packed_fixed, self.ctx.to(self.packed_fixed.dtype)])  # (N + n, W)
+    def packed(self, context: Tensor | None = None) -> Tensor:
+        """(1, N, W) embeddings of the tokens in `layout`; only where there is a layout. context: in place of `ctx`."""
+        context = self.ctx if context is None else context
+        pool = torch.cat([self.packed_fixed, context.to(self.packed_fixed.dtype)])  # (N + n, W)
         return pool.index_select(0, self.packed_order)[None]
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """The (C, L, W) embeddings of all prompts and the (C,) positions of their end-of-text tokens."""
-        context = self.ctx if self.ctx.ndim == 3 else self.ctx.expand(len(self.fixed), -1, -1)
+    def forward(self, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The (C, L, W) embeddings of all prompts and the (C,) positions of their end-of-text tokens.
+
+        context: in place of `ctx`, of the same shape.
+        """
+        context = self.ctx if context is None else context
+        context = context if context.ndim == 3 else context.expand(len(self.fixed), -1, -1)
         pool = torch.cat([self.fixed, context.to(self.fixed.dtype)], dim=1)  # (C, L + n, W)
         return pool.gather(1, self.order[..., None].expand(-1, -1, pool.shape[2])), self.end
-
-    def get_extra_state(self) -> Tensor:
-        return torch.frombuffer(bytearray(to_json(self.identity).encode()), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        saved = json.loads(bytes(state.cpu().tolist()))
-        others = saved["classes"] != self.identity["classes"]
-        if others and not (self.other_names_allowed and self.ctx.ndim == 2):
-            why = "; class-specific contexts (TRAINER.PROMPT.CSC) serve no other classes" if self.ctx.ndim == 3 else ""
-            raise UserError(
-                f"the checkpoint is of other classes ({_brief(saved['classes'])}) than this run's "
-                f"({_brief(self.identity['classes'])}){why}; use another output folder or --model-dir"
-            )
-        if saved["backbone"] != self.identity["backbone"]:
-            raise UserError(
-                "the checkpoint is of another backbone than this run's; use another output folder or --model-dir"
-            )
-        self.trained_names = saved["classes"]
 
 
 class PromptEnsemble(nn.Module):
@@ -157,7 +180,7 @@ class PromptEnsemble(nn.Module):
 class PromptedCLIP(nn.Module):
     """Learned prompts with a frozen backbone, applied to image features. E is 1 where there is no ensemble."""
 
-    def __init__(self, backbone: Backbone, prompt_learner: PromptLearner | PromptEnsemble) -> None:
+    def __init__(self, backbone: Backbone, prompt_learner: nn.Module) -> None:
         super().__init__()
         self.prompt_learner = prompt_learner
         self.members = len(getattr(prompt_learner, "members", [None]))
@@ -166,7 +189,7 @@ class PromptedCLIP(nn.Module):
 
     def text_features(self) -> Tensor:
         """(E, C, D) unit features of the current prompts."""
-        learner = self.prompt_learner
+        learner: Any = self.prompt_learner
         if learner.layout is None:
             flat = self.text_encoder(*learner(), length=learner.length)
         else:
@@ -179,9 +202,22 @@ class PromptedCLIP(nn.Module):
         images = features.unflatten(0, (len(text), -1))
         return self.logit_scale * (images @ text.transpose(1, 2)).flatten(0, 1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, D) unit image features to (B, C) logits; of an ensemble, log of the members' mean probabilities."""
-        text = self.text_features()
+    @property
+    def loss_scale(self) -> float:
+        """What a loss is multiplied with in training, and gradients are divided by."""
+        return 1.0
+
+    def encode_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch as losses take it: its images as (B, D) unit features, which they are already here."""
+        return batch
+
+    def encode(self, images: Any) -> Tensor:
+        """(N, D) unit features of the `plain` images of a table that the prompts are trained on."""
+        return images
+
+    def forward(self, images: Any) -> Tensor:
+        """Images, as `encode` takes them, to (B, C) logits; of an ensemble, log of the members' mean probabilities."""
+        features, text = self.encode(images), self.text_features()
         if len(text) == 1:
             return self.logits(features, text)
         return torch.stack([self.logits(features, one[None]).softmax(dim=1) for one in text]).mean(dim=0).log()

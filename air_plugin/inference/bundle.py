@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 MARK = "bundle.json"
 HEADS = "heads.safetensors"
 FORMAT = 1
+VISUAL_FORMAT = 2  # with tokens of the image tower, which readers of form 1 would leave out
 
 
 def save_bundle(
@@ -40,18 +41,22 @@ def save_bundle(
     auxiliary: AuxiliaryClassifier | None,
     primary: str,
     card: Mapping[str, Any],
+    tokens: Tensor | None = None,
+    reads_frozen: bool = False,
 ) -> None:
     """Write a bundle; a folder that a kill leaves without `bundle.json` is refused by `load_bundle`.
 
     Args:
         folder: is made; a bundle in it is replaced.
-        backbone: that makes the image features.
+        backbone: that makes the image features; frozen, without learned tokens.
         classnames: C names.
         text: (C, D) unit text features of the prompts, or (E, C, D) of an ensemble.
         auxiliary: of the fused head, with its `fusion_weight`; None without one.
         primary: the run's primary classifier: text or fused.
         card: more of its origin, JSON values; `transduction` names the method by which the run's own predictions were
             refined over many images together, which a bundle cannot do.
+        tokens: (P, W) learned tokens of the image tower; None without any.
+        reads_frozen: whether the auxiliary classifier reads features of the tower without the tokens.
 
     Raises:
         ValueError: the arguments do not fit each other.
@@ -64,31 +69,37 @@ def save_bundle(
         raise ValueError(f"there is no {primary} head")
     folder = Path(folder)
     (folder / MARK).unlink(missing_ok=True)  # it does not describe what is written now
-    tensors = {"text": text}
+    tensors = {"text": text, "visual.tokens": tokens}
     if auxiliary is not None:
         tensors |= {"auxiliary.weight": auxiliary.weight, "auxiliary.bias": auxiliary.bias}
-    save_tensors(folder / HEADS, tensors)
+    save_tensors(folder / HEADS, {name: value for name, value in tensors.items() if value is not None})
     mark = {
-        "format": FORMAT,
+        "format": FORMAT if tokens is None else VISUAL_FORMAT,
         "classes": list(classnames),
         "primary": primary,
-        "backbone": {
-            "name": _absolute(backbone.name),
-            "precision": precision_of(backbone),
-            "autocast": backbone.autocast is not None,
-            "fingerprint": backbone.fingerprint,
-            "logit_scale": backbone.logit_scale,
-            "preprocessing": preprocessing_of(backbone),
-        },
+        "backbone": _described(backbone),
         "auxiliary": None
         if auxiliary is None
         else {"scale": auxiliary.scale, "fusion_weight": auxiliary.fusion_weight, "card": dict(auxiliary.card)},
+        **({} if tokens is None else {"reads_frozen": reads_frozen}),
         "card": dict(card),
         "files": {HEADS: digest((folder / HEADS).read_bytes())},
     }
     write_atomically(
         folder / MARK, to_json(mark, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"), durable=True
     )
+
+
+def _described(backbone: Backbone) -> dict[str, Any]:
+    """Which backbone a bundle needs, as JSON values."""
+    return {
+        "name": _absolute(backbone.name),
+        "precision": precision_of(backbone),
+        "autocast": backbone.autocast is not None,
+        "fingerprint": backbone.fingerprint,
+        "logit_scale": backbone.logit_scale,
+        "preprocessing": preprocessing_of(backbone),
+    }
 
 
 def load_bundle(
@@ -112,7 +123,8 @@ def load_bundle(
         name, precision, logit_scale = origin["name"], origin["precision"], float(origin["logit_scale"])
         autocast = bool(origin.get("autocast", False))  # which earlier bundles lack
         expected = origin["fingerprint"], dict(origin["preprocessing"])
-        text, auxiliary = _read_heads(folder, mark)
+        text, auxiliary, tokens = _read_heads(folder, mark)
+        reads_frozen = bool(mark["reads_frozen"]) if tokens is not None else False
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"bundle {folder} is damaged: {MARK} does not hold what it should; make it again") from error
     if not isinstance(backbone, Backbone):
@@ -120,7 +132,8 @@ def load_bundle(
     _require_same(folder, name, *expected, backbone=backbone)
     if auxiliary is not None:
         auxiliary = auxiliary.to(backbone.device)
-    return Bundle(backbone, classnames, text.to(backbone.device), logit_scale, auxiliary, primary, card)
+    text, tokens = text.to(backbone.device), tokens if tokens is None else tokens.to(backbone.device)
+    return Bundle(backbone, classnames, text, logit_scale, auxiliary, primary, card, tokens, reads_frozen)
 
 
 def precision_of(backbone: Backbone) -> str:
@@ -162,16 +175,16 @@ def _read_mark(folder: Path) -> dict[str, Any]:
         form = mark["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"bundle {folder} is damaged: {MARK} cannot be read; make it again") from error
-    if form != FORMAT:
-        raise UserError(f"bundle {folder} is of form {form}; this air_plugin reads form {FORMAT}")
+    if form not in (FORMAT, VISUAL_FORMAT):
+        raise UserError(f"bundle {folder} is of form {form}; this air_plugin reads forms {FORMAT} and {VISUAL_FORMAT}")
     if "headline" in mark:
         logger.warning("bundle %s has the former key 'headline', now 'primary'; later versions refuse it", folder)
         mark.setdefault("primary", mark.pop("headline"))
     return mark
 
 
-def _read_heads(folder: Path, mark: Mapping[str, Any]) -> tuple[Tensor, AuxiliaryClassifier | None]:
-    """The text features and the auxiliary classifier of a bundle."""
+def _read_heads(folder: Path, mark: Mapping[str, Any]) -> tuple[Tensor, AuxiliaryClassifier | None, Tensor | None]:
+    """The text features of a bundle, its auxiliary classifier, and its learned tokens of the image tower."""
     try:
         data = (folder / HEADS).read_bytes()
     except OSError as error:
@@ -179,10 +192,11 @@ def _read_heads(folder: Path, mark: Mapping[str, Any]) -> tuple[Tensor, Auxiliar
     if digest(data) != mark["files"][HEADS]:
         raise UserError(f"bundle {folder} is damaged: {HEADS} is not what was saved; make it again")
     tensors, settings = load_safetensors(data), mark["auxiliary"]
+    tokens = tensors["visual.tokens"] if mark["format"] == VISUAL_FORMAT else None
     if settings is None:
-        return tensors["text"], None
+        return tensors["text"], None, tokens
     weight, bias = tensors["auxiliary.weight"], tensors["auxiliary.bias"]
-    return tensors["text"], AuxiliaryClassifier(weight, bias, **settings)
+    return tensors["text"], AuxiliaryClassifier(weight, bias, **settings), tokens
 
 
 def _require_same(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from air_plugin.clip.visual_prompts import PromptedTower
 from air_plugin.inference.bundle import preprocessing_of
 from air_plugin.inference.predict import Bundle, head_probs
 from air_plugin.utils.errors import UserError
@@ -26,19 +27,26 @@ BATCHES = (1, 3)  # sizes that the file is tried with
 class WholeClassifier(nn.Module):
     """(N, 3, H, W) prepared pixels to the (N, C) probabilities of every head and the (N, D) unit features, in float32.
 
-    This is the module that is exported; its tower is a copy on the CPU.
+    This is the module that is exported; its tower is a copy on the CPU. Learned tokens of the tower are in it.
     """
+
+    tokens: Tensor | None
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
         self.tower = copy.deepcopy(bundle.backbone.model.visual).cpu().float().eval()
+        self.prompted, self.reads_frozen = PromptedTower(self.tower), bundle.reads_frozen
+        self.register_buffer("tokens", None if bundle.tokens is None else bundle.tokens.cpu().float())
         self.auxiliary = None if bundle.auxiliary is None else bundle.auxiliary.to("cpu")
         self.logit_scale = bundle.logit_scale
         self.register_buffer("text", bundle.text.cpu().float())
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        features = nn.functional.normalize(self.tower(pixels), dim=1)
-        heads = head_probs(features, self.get_buffer("text"), self.auxiliary, logit_scale=self.logit_scale)
+        raw = self.tower(pixels) if self.tokens is None else self.prompted(pixels, self.tokens)
+        features = nn.functional.normalize(raw, dim=1)
+        frozen = nn.functional.normalize(self.tower(pixels), dim=1) if self.reads_frozen else None
+        text = self.get_buffer("text")
+        heads = head_probs(features, text, self.auxiliary, logit_scale=self.logit_scale, frozen=frozen)
         return *heads.values(), features
 
 

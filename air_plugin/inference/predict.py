@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.visual_prompts import PromptedTower, require_vision_transformer
 from air_plugin.functional.fusion import fuse
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.image_files import find_images
@@ -49,6 +51,8 @@ class Bundle:
     auxiliary: of the fused head; None without one.
     primary: the run's primary classifier: text or fused.
     card: its origin, JSON values.
+    tokens: (P, W) learned tokens of the image tower; None without any.
+    reads_frozen: whether the auxiliary classifier reads features of the tower without the tokens.
     skipped: the files of the last `predict` that could not be read, with the reason.
     """
 
@@ -59,6 +63,8 @@ class Bundle:
     auxiliary: AuxiliaryClassifier | None
     primary: str
     card: dict[str, Any]
+    tokens: Tensor | None = None
+    reads_frozen: bool = False
     skipped: dict[Path, str] = field(default_factory=dict)
 
     @property
@@ -66,14 +72,40 @@ class Bundle:
         """The names of its heads."""
         return ["text"] if self.auxiliary is None else ["text", "fused"]
 
-    @torch.no_grad()
-    def classify(self, features: Tensor) -> dict[str, Tensor]:
-        """(N, D) unit image features of its backbone to the (N, C) probabilities of every head.
+    @functools.cached_property
+    def _tower(self) -> PromptedTower:
+        tower = require_vision_transformer(self.backbone)
+        return PromptedTower(tower, autocast=self.backbone.autocast)
 
-        Features of another length are normalised, with a warning; see `unit_rows`.
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(N, 3, H, W) prepared pixels to (N, D) unit features for `classify`.
+
+        Returns:
+            Those of the image tower, with its learned tokens where there are some; and those without the tokens, where
+            the auxiliary classifier reads these, else None.
         """
+        if self.tokens is None:
+            return self.backbone.encode_images(pixels), None
+        frozen = self.backbone.encode_images(pixels) if self.reads_frozen else None
+        return self._tower.encode(pixels, self.tokens), frozen
+
+    @torch.no_grad()
+    def classify(self, features: Tensor, frozen: Tensor | None = None) -> dict[str, Tensor]:
+        """The (N, C) probabilities of every head, from what `encode` gives.
+
+        Args:
+            features: (N, D) unit image features of its tower. Others are normalised, with a warning; see `unit_rows`.
+            frozen: (N, D) of the same images without the learned tokens, where `reads_frozen`.
+
+        Raises:
+            ValueError: `frozen` is missing.
+        """
+        if self.reads_frozen and frozen is None:
+            raise ValueError("the auxiliary classifier of this bundle reads features without tokens; see Bundle.encode")
         features = unit_rows(features.to(self.text), "images")
-        return head_probs(features, self.text, self.auxiliary, logit_scale=self.logit_scale)
+        frozen = None if frozen is None else unit_rows(frozen.to(self.text), "images")
+        return head_probs(features, self.text, self.auxiliary, logit_scale=self.logit_scale, frozen=frozen)
 
     def predict(
         self, images: Images, *, top: int = 1, batch_size: int = 64, head: str | None = None, progress: bool = False
@@ -153,7 +185,7 @@ class Bundle:
             return " ".join(str(error).split())
 
     def _classify_pixels(self, paths: list[Path], pixels: Tensor, *, top: int, head: str) -> list[Prediction]:
-        probs = self.classify(self.backbone.encode_images(pixels))[head]
+        probs = self.classify(*self.encode(pixels))[head]
         # Not torch.topk, which has no rule for ties: a label must be the argmax that the trainer takes.
         values, index = probs.sort(dim=1, descending=True, stable=True)
         rows = zip(paths, values[:, :top].tolist(), index[:, :top].tolist(), strict=True)
@@ -165,7 +197,12 @@ class Bundle:
 
 
 def head_probs(
-    features: Tensor, text: Tensor, auxiliary: AuxiliaryClassifier | None, *, logit_scale: float
+    features: Tensor,
+    text: Tensor,
+    auxiliary: AuxiliaryClassifier | None,
+    *,
+    logit_scale: float,
+    frozen: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The probabilities of every head.
 
@@ -174,6 +211,7 @@ def head_probs(
         text: (E, C, D) unit text features; an ensemble's probabilities are averaged (UPL, prompt ensemble).
         auxiliary: of the fused head p* = p + lambda p^, normalised (AiR, PLG).
         logit_scale: s of the text head, softmax(s f t).
+        frozen: (N, D) features that the auxiliary classifier reads instead; None: it reads `features`.
 
     Returns:
         By the head's name (N, C), rows sum to 1.
@@ -181,7 +219,8 @@ def head_probs(
     probs = (logit_scale * (features @ text.transpose(1, 2))).softmax(dim=2).mean(dim=0)  # (E, N, C) -> (N, C)
     if auxiliary is None:
         return {"text": probs}
-    return {"text": probs, "fused": fuse(probs, auxiliary.probs(features), weight=auxiliary.fusion_weight)}
+    beside = auxiliary.probs(features if frozen is None else frozen)
+    return {"text": probs, "fused": fuse(probs, beside, weight=auxiliary.fusion_weight)}
 
 
 def _files(images: Images) -> list[Path]:

@@ -22,7 +22,7 @@ from air_plugin.utils.files import to_json, written_atomically
 
 LARGE = 4 * 2**30  # bytes; the tensors of larger files are memory-mapped where they are opened
 LARGEST_HEADER = 10**8  # bytes, as in safetensors
-NAMES = {"F64": "float64", "F32": "float32", "F16": "float16"}
+NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "U8": "uint8"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Table:
 
     path: of the file, which every reader must see at the same place.
     shape: of the tensor, (N, ...).
-    dtype: float64, float32 or float16.
+    dtype: float64, float32, float16 or uint8.
     offset: bytes before the tensor.
     """
 
@@ -45,7 +45,7 @@ class Table:
         """The tensor `name` of a file.
 
         Raises:
-            UserError: the file is missing or damaged, or has no such tensor of floating type.
+            UserError: the file is missing or damaged, or has no such tensor of one of these types.
         """
         header, begins = _header(path)
         try:
@@ -53,7 +53,7 @@ class Table:
             (begin, end), shape = found["data_offsets"], tuple(found["shape"])
             dtype = np.dtype(NAMES[found["dtype"]])
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} has no table of floating numbers '{name}'") from error
+            raise UserError(f"{path} has no table '{name}' of floating numbers or bytes") from error
         if path.stat().st_size < begins + end or end - begin != math.prod(shape) * dtype.itemsize:
             raise UserError(f"{path} is damaged: it is shorter than its header says")
         return cls(path, shape, dtype.name, begins + begin)
@@ -81,7 +81,7 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, each as `Table.mapped`.
 
     Raises:
-        UserError: the file is missing or damaged, or has tensors that are not of floating type.
+        UserError: the file is missing or damaged, or has tensors of other types.
     """
     return {name: Table.open(path, name).mapped() for name in _header(path)[0] if name != "__metadata__"}
 
@@ -96,7 +96,7 @@ def write_table(path: Path, name: str, parts: Iterable[Tensor], *, shape: Sequen
         name: of the tensor.
         parts: (n, ...) in the order of the rows.
         shape: (N, ...) of all.
-        dtype: of all: float64, float32 or float16.
+        dtype: of all: float64, float32, float16 or uint8.
 
     Raises:
         ValueError: the parts are more or fewer rows than N, or of another type.

@@ -226,7 +226,7 @@ def test_a_backbones_images_are_read_as_its_weights_were_trained(path: Path):
 @pytest.mark.parametrize("named", [{}, {"SIZE": (16, 16), "PIXEL_MEAN": [0.5, 0.4, 0.3], "PIXEL_STD": [0.1, 0.2, 0.3]}])
 def test_augmented_views_have_the_size_and_normalisation_of_the_backbone(named: dict[str, Any]):
     trainer = augmenting(named)
-    transform = trainer._augmentation()
+    transform = trainer.tables._augmentation()
     (normalize,) = [step for step in transform.transforms if hasattr(step, "std")]
     assert (list(normalize.mean), list(normalize.std)) == ([0.5, 0.4, 0.3], [0.1, 0.2, 0.3])
     assert transform(Image.new("RGB", (40, 30))).shape == (3, 16, 16)
@@ -236,7 +236,7 @@ def test_augmented_views_have_the_size_and_normalisation_of_the_backbone(named: 
 @pytest.mark.parametrize("named", [{"SIZE": (32, 32)}, {"PIXEL_MEAN": [0.5, 0.4, 0.4]}, {"PIXEL_STD": [1.0, 1.0, 1.0]}])
 def test_a_size_or_normalisation_of_another_backbone_is_refused(named: dict[str, Any]):
     with pytest.raises(UserError, match=f"^INPUT.{next(iter(named))} is .*; tiny takes"):
-        augmenting(named)._augmentation()
+        augmenting(named).tables._augmentation()
 
 
 def augmenting(named: dict[str, Any]) -> Any:

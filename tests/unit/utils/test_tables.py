@@ -16,7 +16,7 @@ from air_plugin.utils.tables import Table, map_tensors, write_table
 from air_plugin.utils.tensors import save_tensors
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.uint8])
 @pytest.mark.parametrize("shape", [(7, 3), (5, 2, 3), (1, 1)])
 def test_a_table_written_in_parts_is_the_file_of_the_whole(tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype):
     whole = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -76,7 +76,7 @@ def test_a_table_larger_than_memory_is_mapped(tmp_path: Path):
         (b"", "is no safetensors file"),
         (b"\xff" * 100, "is no safetensors file"),
         (b"\x02" + bytes(7) + b"[]", "is no safetensors file"),
-        (b"\x02" + bytes(7) + b"{}", "has no table of floating numbers 'x'"),
+        (b"\x02" + bytes(7) + b"{}", "has no table 'x' of floating numbers"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, content: bytes | None, message: str):
@@ -88,7 +88,7 @@ def test_damage_is_named(tmp_path: Path, content: bytes | None, message: str):
 
 def test_other_types_and_short_files_are_refused(tmp_path: Path):
     save_tensors(tmp_path / "x", {"x": torch.arange(3)})
-    with pytest.raises(UserError, match="no table of floating numbers"):
+    with pytest.raises(UserError, match=r"no table .* of floating numbers"):
         Table.open(tmp_path / "x", "x")
     save_tensors(tmp_path / "x", {"x": torch.zeros(3)})
     data = (tmp_path / "x").read_bytes()
