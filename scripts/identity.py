@@ -137,7 +137,7 @@ def weight_files(name: str) -> list[Path]:
     """The local files of a backbone or generator, sorted; none where it comes from the hub or a package by its name."""
     from air_plugin import mini
 
-    path = Path(name)
+    path = Path(name.removeprefix("hf:"))
     if name == "mini" or (name and path.is_dir()):
         folder = mini.WEIGHTS if name == "mini" else path
         found = (Path(place, file) for place, _, files in os.walk(folder, followlinks=True) for file in files)
@@ -149,6 +149,7 @@ def hub_commit(name: str, revision: str = "") -> str:
     """The commit that a hub name (OWNER/MODEL) stands for on this machine; empty where it was never fetched."""
     from huggingface_hub import constants
 
+    name = name.removeprefix("hf:")
     if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return ""
     reference = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs" / (revision or "main")

@@ -21,7 +21,7 @@ class Backbone:
     """A frozen CLIP with its image preparation and tokenizer. Made by `load_backbone`.
 
     name: as in the config.
-    model: an open_clip model, in evaluation mode.
+    model: an open_clip model, or one of transformers behind the same names, in evaluation mode.
     preprocess: PIL image to a (3, H, W) tensor.
     tokenizer: texts to (T, L) token ids: each text, an end-of-text token, then padding.
     image_size: side of the images in pixels.
@@ -69,7 +69,8 @@ class Backbone:
     @functools.cached_property
     def text_encoder(self) -> TextEncoder:
         """The text tower, from token embeddings to text features."""
-        return TextEncoder(self.model)
+        own = getattr(self.model, "text_encoder", None)  # of transformers' models
+        return TextEncoder(self.model) if own is None else own
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from air_plugin.clip import openai_archive
 from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.huggingface import PREFIX, load_huggingface
 from air_plugin.utils.errors import UserError, unknown
 from air_plugin.utils.hub import is_unreachable, refusal
 from air_plugin.utils.offline import go_offline, is_offline
@@ -35,7 +36,8 @@ def load_backbone(
     Args:
         name: `mini` (the embedded default); an OpenAI name ("ViT-B/32"); an open_clip architecture with its pretrained
             tag ("ViT-B-16:laion2b_s34b_b88k", "ViT-B-16-SigLIP:webli") or with a local weight file
-            ("ViT-B-32-quickgelu:weights.safetensors"); or a folder that open_clip or the hub saved
+            ("ViT-B-32-quickgelu:weights.safetensors"); a dual encoder of transformers ("hf:OWNER/MODEL" or
+            "hf:FOLDER", see `clip.huggingface`); or a folder that open_clip or the hub saved
             (open_clip_config.json, open_clip_model.safetensors, and the tokenizer's files where it has its own).
             The architecture of a file must be the one that its authors used: with a slash ("ViT-B/32:FILE") it is
             OpenAI's, with QuickGELU (GeoRSCLIP's base), with a hyphen ("ViT-B-32:FILE") it is open_clip's, with GELU
@@ -57,9 +59,12 @@ def load_backbone(
         raise unknown("precision", precision, DTYPES)
     if is_offline():
         go_offline()
-    backbone = _load_mini() if name == "mini" else _load_open_clip(name, precision)
+    if name.startswith(PREFIX):
+        backbone = load_huggingface(name)
+    else:
+        backbone = _load_mini() if name == "mini" else _load_open_clip(name, precision)
     backbone.model.to(device).eval().requires_grad_(False)
-    if precision != "fp32" and name == "mini":
+    if precision != "fp32" and name.startswith(("mini", PREFIX)):
         backbone.model.to(DTYPES[precision])
     half = fast_half(torch.device(device)) if autocast and precision == "fp32" else None
     return replace(backbone, autocast=half, precision=precision)

@@ -1,0 +1,72 @@
+"""Small random dual encoders as transformers saves them: weights, tokenizer and image processor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from small_backbones import clip_of_transformers, make_model, siglip_of_transformers, write_tokenizer
+
+KINDS = ("clip", "siglip", "altclip")
+
+
+def write_clip_tokenizer(folder: Path) -> None:
+    """OpenAI's byte-pair encoding, from open_clip's file, as transformers has it."""
+    from open_clip.tokenizer import SimpleTokenizer
+    from transformers import CLIPTokenizer
+
+    own = SimpleTokenizer()
+    vocabulary = dict(own.encoder)
+    vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"] = own.sot_token_id, own.eot_token_id
+    vocabulary = {token: n for token, n in vocabulary.items() if token not in ("<start_of_text>", "<end_of_text>")}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    merges = "\n".join(" ".join(pair) for pair in own.bpe_ranks)
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
+
+
+def small_altclip() -> Any:
+    """A dual encoder whose text tower is bidirectional, numbers positions behind the padding, and pools the start."""
+    from transformers import AltCLIPConfig, AltCLIPModel
+
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = AltCLIPConfig(
+        text_config={
+            **tower,
+            "vocab_size": 80,
+            "max_position_embeddings": 40,
+            "project_dim": 24,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "bos_token_id": None,
+        },
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        projection_dim=24,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AltCLIPModel(config)
+    with torch.no_grad():
+        model.text_model.get_input_embeddings().weight.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
+    return model.eval()
+
+
+def write_folder(folder: Path, kind: str) -> Any:
+    """A small random model as transformers saves it; returns the model."""
+    from transformers import CLIPImageProcessor, SiglipImageProcessor
+
+    folder.mkdir()
+    if kind == "siglip":
+        model = siglip_of_transformers(make_model("siglip2"), text_act="gelu_pytorch_tanh")
+        write_tokenizer(folder, "siglip2")
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_input_names": ["input_ids"]}))
+        SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    else:
+        model = clip_of_transformers(make_model("vit")) if kind == "clip" else small_altclip()
+        write_clip_tokenizer(folder) if kind == "clip" else write_tokenizer(folder, "siglip2")
+        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return model.eval()

@@ -1,0 +1,135 @@
+"""Backbones of transformers: their features are transformers' own, prompts are learned in any text tower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hf_folders import KINDS, write_folder
+from PIL import Image
+from small_backbones import own_forward, small_backbone
+
+from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.loading import load_backbone
+from air_plugin.clip.prompts import PromptedCLIP, PromptLearner
+from air_plugin.utils.errors import UserError
+
+TEXTS = ["a photo of a dog.", "cat", "annual crop land"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    root = tmp_path_factory.mktemp("hf")
+    return {kind: (root / kind, write_folder(root / kind, kind)) for kind in KINDS}
+
+
+def unit(found: Any) -> torch.Tensor:
+    return torch.nn.functional.normalize(getattr(found, "pooler_output", found), dim=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_are_those_of_transformers(kind: str, folders: dict[str, tuple[Path, Any]]):
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    folder, model = folders[kind]
+    backbone = load_backbone(f"hf:{folder}")
+    picture = Image.effect_noise((47, 40), 90).convert("RGB")
+    pixels = AutoImageProcessor.from_pretrained(folder)(images=picture, return_tensors="pt")["pixel_values"]
+    assert (backbone.preprocess(picture) - pixels[0]).abs().max() < 0.05  # two libraries' resizing
+    padding = {"padding": "max_length", "max_length": 24} if kind == "siglip" else {"padding": True}
+    tokens = AutoTokenizer.from_pretrained(folder)(TEXTS, **padding, return_tensors="pt")
+    with torch.no_grad():
+        mask = {} if kind == "siglip" else {"attention_mask": tokens["attention_mask"]}
+        expected = unit(model.get_text_features(input_ids=tokens["input_ids"], **mask))
+        assert torch.allclose(backbone.encode_texts(TEXTS), expected, atol=1e-5)
+        assert torch.allclose(
+            backbone.encode_images(pixels), unit(model.get_image_features(pixel_values=pixels)), atol=1e-5
+        )
+    assert backbone.logit_scale == pytest.approx(float(model.logit_scale.detach().exp()))
+
+
+def test_a_clip_is_the_one_that_open_clip_reads(folders: dict[str, tuple[Path, Any]]):
+    ours, theirs = small_backbone("vit"), load_backbone(f"hf:{folders['clip'][0]}")
+    assert torch.equal(ours.tokenize(TEXTS).argmax(dim=1), theirs.tokenize(TEXTS).argmax(dim=1))
+    assert torch.allclose(ours.encode_texts(TEXTS), theirs.encode_texts(TEXTS), atol=1e-5)
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(ours.encode_images(pixels), theirs.encode_images(pixels), atol=1e-5)
+    made = [
+        PromptedCLIP(one, PromptLearner(one, ["dog", "sea lake"], n_ctx=4, generator=torch.Generator().manual_seed(3)))
+        for one in (ours, theirs)
+    ]
+    assert torch.allclose(made[0].text_features(), made[1].text_features(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("position", ["end", "front"])
+def test_a_learned_context_is_where_its_words_would_be(kind: str, position: str, folders: dict[str, tuple[Path, Any]]):
+    backbone = load_backbone(f"hf:{folders[kind][0]}")
+    learner = PromptLearner(backbone, ["dog", "cat"], ctx_init="a photo of a", position=position)
+    text = PromptedCLIP(backbone, learner).text_features()[0]
+    words = [f"a photo of a {name}." if position == "end" else f"{name} a photo of a." for name in ("dog", "cat")]
+    if position == "front":  # the first word is spelled as in the middle of a text by some tokenizers
+        words = [] if kind != "clip" else words
+    if words:
+        assert torch.allclose(text, backbone.encode_texts(words), atol=1e-5)
+    text.sum().backward()
+    assert learner.ctx.grad is not None and float(learner.ctx.grad.abs().sum()) > 0
+    assert all(weight.grad is None for weight in backbone.model.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_context_in_the_model_itself(kind: str, folders: dict[str, tuple[Path, Any]]):
+    """Against the model's own forward, with vectors put behind its token embedding."""
+    folder, model = folders[kind]
+    backbone = load_backbone(f"hf:{folder}")
+    learner = PromptLearner(backbone, ["dog"], n_ctx=3, generator=torch.Generator().manual_seed(5))
+
+    def encode(ids: torch.Tensor) -> torch.Tensor:
+        end = int(backbone.ends(ids))
+        if kind == "siglip":
+            found = model.get_text_features(input_ids=ids)
+        else:
+            mask = (torch.arange(ids.shape[1]) <= end).long()[None]
+            found = model.get_text_features(input_ids=ids, attention_mask=mask)
+        return getattr(found, "pooler_output", found)
+
+    with torch.no_grad():
+        expected = own_forward(
+            backbone, learner.ctx, "of of of dog.", encode=encode, embedding=model.text_model.get_input_embeddings()
+        )
+        found = PromptedCLIP(backbone, learner).text_features()[0, 0]
+    assert torch.allclose(found, torch.nn.functional.normalize(expected, dim=0), atol=1e-5)
+
+
+def test_a_text_that_is_too_long_is_refused(folders: dict[str, tuple[Path, Any]]):
+    backbone: Backbone = load_backbone(f"hf:{folders['siglip'][0]}")
+    with pytest.raises(UserError, match="longer than the 24 tokens"):
+        backbone.tokenize(["dog " * 30])
+
+
+def test_half_precision_reaches_both_towers(folders: dict[str, tuple[Path, Any]]):
+    backbone = load_backbone(f"hf:{folders['clip'][0]}", precision="bf16")
+    assert backbone.text_encoder.dtype == torch.bfloat16
+    assert backbone.encode_images(torch.zeros(1, 3, 32, 32)).dtype == torch.float32
+
+
+def test_what_cannot_be_used_is_one_line(tmp_path: Path, folders: dict[str, tuple[Path, Any]]):
+    from transformers import BertConfig, Siglip2Config
+
+    for name, config, message in (
+        ("bert", BertConfig(), "type bert, which is no dual encoder"),
+        ("naflex", Siglip2Config(), "google/siglip2-base-patch16-224"),
+    ):
+        config.save_pretrained(tmp_path / name)
+        with pytest.raises(UserError, match=message):
+            load_backbone(f"hf:{tmp_path / name}")
+    for name, message in (
+        ("hf:", "names no model"),
+        (f"hf:{tmp_path / 'absent'}", "cannot be loaded|not on this machine"),
+        ("hf:nobody/has-this-model", "not on this machine"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            load_backbone(name)
+        assert "\n" not in str(error.value)
