@@ -9,7 +9,6 @@ WORKERS (see `number_of_workers`).
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,15 +17,9 @@ from typing import Any, Protocol
 from air_plugin.utils.errors import UserError, unknown
 from air_plugin.utils.processes import Processes
 from air_plugin.utils.progress import Event
-from air_plugin.utils.units import Died, Done, Failed, Message, Ready, Task, is_worker
-
-log = logging.getLogger(__name__)
-
-RETRIES = 2  # of a unit whose worker died
-WAIT = 1.0  # seconds; a driver looks at its workers this often at least
-
-Choose = Callable[[Sequence[int], Sequence[int]], int | None]
-Tick = Callable[[Sequence[int]], None]
+from air_plugin.utils.spreading import Choose, Crew, Spread, Staff, Tick, first
+from air_plugin.utils.team import Lent, do_step
+from air_plugin.utils.units import Task, is_worker
 
 
 class Engine(Protocol):
@@ -180,129 +173,47 @@ def number_of_workers(engine: Engine, *, gpus: float | None = None) -> int:
     return int(word) if word else engine.capacity(gpus=min(1.0, engine.gpus()) if gpus is None else gpus)
 
 
-def first(waiting: Sequence[int], active: Sequence[int]) -> int:
-    """The unit that waits for the longest time."""
-    return waiting[0]
+class Team:
+    """Workers that stay from one `map` to the next: of many short works each begins at once. A context manager.
 
+    The workers are those of an engine, and start with the first units. A team of one worker of this machine is this
+    process. After an error the workers are ended, and the next `map` starts others.
 
-class Crew(Protocol):
-    """The workers of a spread, by their numbers."""
+    Args:
+        engine: whose workers.
+        workers, gpus, folders: see `Engine.map`.
 
-    copies: Callable[[], bool] | None  # where set, a worker does one unit and is started for it
+    Example:
+        >>> with Team(chosen(), workers=8, folders=[table.path.parent]) as team:
+        ...     refine_shards(images, prior=prior, map_shards=team.map)
+    """
 
-    def hire(self, number: int) -> None:
-        """Begin to start a worker; `Ready` is its first message."""
+    def __init__(self, engine: Engine, *, workers: int, gpus: float = 0.0, folders: Sequence[Path] = ()) -> None:
+        self.engine, self.workers, self.gpus, self.folders = engine, workers, gpus, folders
+        self.crew: Crew | None = None
+        self.staff = Staff()
 
-    def begin(self, number: int, unit: Any) -> None:
-        """Let a worker do a unit."""
-
-    def messages(self, timeout: float) -> list[tuple[int, Message]]:
-        """What workers have sent, as soon as there is anything."""
-
-    def dismiss(self, number: int) -> None:
-        """Let go of a worker that is ready, or has died."""
-
-    def close(self, *, now: bool) -> None:
-        """End all workers; now: also those at work."""
-
-
-class Spread:
-    """Hands units out to workers until all of them are done."""
-
-    def __init__(
-        self,
-        crew: Crew,
-        units: Sequence[Any],
-        *,
-        workers: int,
-        title: str,
-        choose: Choose | None,
-        progress: Callable[[int, Event], None] | None,
-        tick: Tick | None,
-    ) -> None:
-        self.crew, self.units, self.workers, self.title = crew, units, workers, title or "unit"
-        self.choose, self.progress, self.tick = choose or first, progress, tick
-        self.waiting = list(range(len(units)))
-        self.starting: set[int] = set()
-        self.ready: list[int] = []
-        self.active: dict[int, int] = {}  # worker -> unit
-        self.deaths: dict[int, int] = {}
-        self.hired = self.early_deaths = 0
-        self.given_up: dict[int, str] = {}  # unit -> why
-
-    def results(self) -> Iterator[tuple[int, Any]]:
-        """See `Engine.map`."""
-        whole = False
-        try:
-            while self._go_on():
-                for number, message in self.crew.messages(WAIT):
-                    yield from self._take(number, message)
-                if self.tick is not None:
-                    self.tick(list(self.active.values()))
-            whole = True
-        finally:
-            self.crew.close(now=not whole)
-        if self.given_up:
-            hint = "perhaps for lack of memory; use fewer at once (JOBS, WORKERS); finished work is kept"
-            raise UserError(f"{self.given_up[min(self.given_up)]}, {hint}")
-
-    def _go_on(self) -> bool:
-        """Hand out what can be handed out; returns whether there is anything to wait for."""
-        while self.waiting and (self.ready or (self.crew.copies and len(self.active) < self.workers)):
-            index = self.choose(self.waiting, list(self.active.values()))
-            if index is None:
-                return bool(self.active)
-            self.waiting.remove(index)
-            number = self.ready.pop() if self.ready else self._hire()
-            self.active[number] = index
-            self.crew.begin(number, self.units[index])
-        if not self.crew.copies:
-            present = len(self.active) + len(self.ready) + len(self.starting)
-            for _ in range(min(self.workers, len(self.active) + len(self.waiting)) - present):
-                self.starting.add(self._hire())
-        return bool(self.active or self.waiting)
-
-    def _hire(self) -> int:
-        self.hired += 1
-        self.crew.hire(self.hired)
-        return self.hired
-
-    def _take(self, number: int, message: Message) -> Iterator[tuple[int, Any]]:
-        """What a worker has sent."""
-        if isinstance(message, Event):
-            if self.progress is not None and number in self.active:
-                self.progress(self.active[number], message)
-        elif isinstance(message, Ready):
-            if number in self.starting:  # else its unit waits for it
-                self.starting.remove(number)
-                self.ready.append(number)
-        elif isinstance(message, Failed):
-            raise message.error from RuntimeError(message.traceback)
-        elif isinstance(message, Done):
-            index = self.active.pop(number)
-            if self.crew.copies:
-                self.crew.dismiss(number)
-            else:
-                self.ready.append(number)
-            yield index, message.result
-        else:
-            self._bury(number, message)
-
-    def _bury(self, number: int, message: Died) -> None:
-        """A worker has died: its unit waits again, unless that happened too often."""
-        self.crew.dismiss(number)
-        if number not in self.active:
-            self.early_deaths += number in self.starting
-            self.starting.discard(number)
-            self.ready = [other for other in self.ready if other != number]
-            if self.early_deaths > RETRIES + self.workers:
-                raise UserError(f"workers end before they begin: the last one {message.how}")
+    def map(
+        self, setup: Callable[[], Any], work: Callable[[Any, Any], Any], units: Sequence[Any], *, title: str = "shard"
+    ) -> Iterator[tuple[int, Any]]:
+        """See `Engine.map`. One `map` at a time."""
+        if self.crew is None:
+            options: dict[str, Any] = {"workers": self.workers, "gpus": self.gpus, "folders": self.folders}
+            self.crew = self.engine.crew(Task(dict, do_step), **options, events=False)
+        if self.crew is None:
+            yield from self.engine.map(setup, work, units, workers=1, title=title)
             return
-        index = self.active.pop(number)
-        self.deaths[index] = self.deaths.get(index, 0) + 1
-        unit = f"{self.title} {getattr(self.units[index], 'name', f'{index + 1} of {len(self.units)}')}"
-        if self.deaths[index] > RETRIES:
-            self.given_up[index] = f"{unit}: {self.deaths[index]} workers died of it, the last one {message.how}"
-        else:
-            log.warning("the worker of %s %s; another one does it again", unit, message.how)
-            self.waiting.insert(0, index)
+        lent = Lent(self.crew, Task(setup, work), self.close)
+        yield from Spread(lent, units, workers=self.workers, title=title, staff=self.staff).results()
+
+    def close(self) -> None:
+        """End the workers."""
+        if self.crew is not None:
+            self.crew.close(now=True)
+        self.crew, self.staff = None, Staff()
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -7,7 +7,9 @@
     python -m benchmarks.scaling --part em --images 100000 --iterations 3
 
 generation, runs: one worker beside `--workers` workers of ENGINE (local or ray), and the efficiency: the ratio of
-their rates, divided by the number of workers. They mean something on a machine that does nothing else.
+their rates, divided by the number of workers. A rate is that of the time in which all workers work; the start of the
+workers (and of the script), their first units, and the whole time stand beside it. Rates mean something on a machine
+that does nothing else: a line says so where it has other work. Processor time does not depend on that so much.
 
 em: EM over shards of a feature table on disk, by `--workers` workers of ENGINE (local or ray) with one thread each,
 beside one process that adds up all images as one shard. The results must agree to 1e-6. The table, 4 * images *
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +34,12 @@ import torch
 from torch import Tensor
 
 from air_plugin.clip.images_on_disk import ImagesOnDisk
-from air_plugin.engine import chosen
+from air_plugin.engine import Team, chosen
 from air_plugin.functional.gaussian import Gaussians, Refined, fit_gaussians, refine_shards
 from air_plugin.functional.shards import SHARD, cut, in_this_process
 from air_plugin.utils.tables import write_table
 from benchmarks.em import unit
-from benchmarks.scaling_work import generation, runs
+from benchmarks.scaling_work import generation, runs, warn_if_busy
 from benchmarks.selection import peak_memory, positive
 
 PART = 10_000  # images that are made up at a time
@@ -46,13 +49,14 @@ TOLERANCE = 1e-6
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(1)
+    warn_if_busy()
     parts = PARTS.values() if options.part == "all" else [PARTS[options.part]]
     return max(part(options) for part in parts)
 
 
 def em(options: argparse.Namespace) -> int:
     """EM by several workers, and by one process as one shard."""
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder, ExitStack() as stack:
         path = Path(folder) / "features.safetensors"
         images, prior = made_up(path, options.images, options.dimensions, options.classes)
         print(
@@ -61,10 +65,10 @@ def em(options: argparse.Namespace) -> int:
             flush=True,
         )
         results, seconds, peak = {}, [], 0.0
-        workers = partial(chosen().map, workers=options.workers, title="shard", folders=[path.parent])
+        team = stack.enter_context(Team(chosen(), workers=options.workers, folders=[path.parent]))
         for name, map_shards, shard in (
             ("one process, one shard", in_this_process, options.images),
-            (f"{options.workers} workers", workers, SHARD),
+            (f"{options.workers} workers", team.map, SHARD),
         ):
             peaks: dict[int, float] = {}
             start = time.perf_counter()
@@ -168,11 +172,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=positive, default=2, help="default 2")
     group = parser.add_argument_group("generation")
     group.add_argument("--generator", default="mini", help="default mini")
-    for name, value in {"generated": 120, "batch": 4, "steps": 20}.items():
+    for name, value in {"generated": 60, "batch": 4, "steps": 4}.items():
         group.add_argument(f"--{name}", type=positive, default=value, help=f"default {value}")
     group = parser.add_argument_group("runs")
     group.add_argument("--data", type=Path, default=Path("data"), help="of the digits; default ./data")
-    group.add_argument("--runs", type=positive, default=4, help="default 4")
+    group.add_argument("--runs", type=positive, default=8, help="default 8")
     group = parser.add_argument_group("em")
     defaults = {"images": 1_000_000, "dimensions": 512, "classes": 1000, "iterations": 3, "computed": 10_000_000}
     for name, value in defaults.items():

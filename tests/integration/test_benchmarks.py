@@ -8,8 +8,10 @@ from argparse import Namespace
 
 import pytest
 
+from air_plugin.utils.errors import UserError
 from benchmarks import lora_step
 from benchmarks.generator_flops import lora_cost
+from benchmarks.scaling_work import Finish, Timing, steady
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,22 @@ def test_the_rate_of_generation_by_one_and_two_workers(capsys: pytest.CaptureFix
     scaling = importlib.import_module("benchmarks.scaling")
     options = ["--part", "generation", "--generated", "20", "--batch", "2", "--steps", "1"]
     assert scaling.main(options) == 0
-    assert re.search(r"1 worker: [\d.e+]+ images/s; 2 workers: [\d.e+]+ images/s", capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert re.search(r"1 worker: [\d.e+]+ images/s; 2 workers: [\d.e+]+ images/s", out)
+    assert len(re.findall(r"s in all; \d+\.\d\d s of processor time each", out)) == 2
+
+
+def test_a_rate_is_that_of_the_time_in_which_all_workers_work():
+    """Two workers that start at 10 and at 13, and take 2 and 4 seconds for 6 images; the last one works alone."""
+    times = sorted([*((10 + 2 * unit, "a") for unit in range(1, 8)), *((13 + 4 * unit, "b") for unit in range(1, 4))])
+    finishes = [Finish(time, worker, 6, cpu=3.0) for time, worker in times]
+    timing = steady(finishes, begin=0.0, end=25.0, workers=2)
+    assert [at for at, _ in times] == [12, 14, 16, 17, 18, 20, 21, 22, 24, 25]
+    assert timing == Timing(rate=6 * 5 / (24 - 17), start=17.0, whole=25.0, cpu=0.5)
+    alone = steady([Finish(at, None, 1) for at in (5, 7, 9, 11)], begin=0.0, end=12.0, workers=1)
+    assert (alone.rate, alone.start, alone.whole) == (0.5, 5.0, 12.0)
+    with pytest.raises(UserError, match=r"^2 runs or batches are too few to measure 2 workers"):
+        steady(finishes[:2], begin=0.0, end=25.0, workers=2)
 
 
 @pytest.mark.full

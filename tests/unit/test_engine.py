@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import units_of_work as of_work
 
-from air_plugin import engine
-from air_plugin.engine import LocalEngine, RayEngine, chosen
-from air_plugin.utils import nodes, processes
+from air_plugin.engine import LocalEngine, RayEngine, Team, chosen
+from air_plugin.utils import nodes, processes, spreading
 from air_plugin.utils.errors import UserError, exit_code
 from air_plugin.utils.progress import Event
 
@@ -70,7 +69,7 @@ class TestCopies:
             ):
                 done.append(index)
         assert sorted(done) == [0, 1, 3, 4]
-        assert (tmp_path / "deaths").read_text() == "x" * (engine.RETRIES + 1)
+        assert (tmp_path / "deaths").read_text() == "x" * (spreading.RETRIES + 1)
 
     def test_an_error_of_the_work_arrives_as_it_is(self, tmp_path: Path):
         with pytest.raises(UserError, match=r"^AIR.LAMBDA is 2; it must be at most 1$") as caught:
@@ -127,6 +126,43 @@ class TestCopies:
             assert [crew._cards_of(slot) for slot in range(3)] == expected
         found = LocalEngine(copies=may_copy).map(partial(int, 0), of_work.describe_process, [0], workers=2, gpus=0.5)
         assert next(iter(found))[1]["cards"] == "0"
+
+
+class TestTeam:
+    """Workers that stay from one work to the next."""
+
+    def work(self, team: Team, folder: Path, do=of_work.square, units=range(6)):
+        folder.mkdir(exist_ok=True)
+        return dict(team.map(partial(of_work.set_up, folder), do, list(units)))
+
+    def test_the_same_workers_do_all_works_and_are_set_up_once_for_each(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ):
+        with Team(LocalEngine(), workers=2) as team:
+            first = self.work(team, tmp_path / "first")
+            second = self.work(team, tmp_path / "second", of_work.die_once)
+            third = self.work(team, tmp_path / "third")
+            hired = team.staff.hired
+        assert not multiprocessing.active_children()
+        for results in (first, second, third):
+            assert [results[unit][0] for unit in range(6)] == [100, 101, 104, 109, 116, 125]
+        assert len(caplog.messages) == 1 and "another one does it again" in caplog.text
+        assert hired <= 3  # two, and another one in the place of the one that was killed
+        workers = [{process for _, process in results.values()} for results in (first, second, third)]
+        assert len(set.union(*workers)) <= 3 and os.getpid() not in set.union(*workers)
+        for name, found in zip(("first", "third"), (workers[0], workers[2]), strict=True):
+            assert {int(path.name.split("-")[1]) for path in (tmp_path / name).glob("setup-*")} == found
+
+    def test_after_an_error_other_workers_do_the_next_work(self, tmp_path: Path):
+        with Team(LocalEngine(), workers=2) as team:
+            with pytest.raises(UserError, match=r"^AIR.LAMBDA is 2; it must be at most 1$"):
+                self.work(team, tmp_path, of_work.refuse)
+            assert not multiprocessing.active_children()
+            assert self.work(team, tmp_path)[5][0] == 125
+
+    def test_a_team_of_one_is_this_process(self, tmp_path: Path):
+        with Team(LocalEngine(), workers=1) as team:
+            assert {process for _, process in self.work(team, tmp_path).values()} == {os.getpid()}
 
 
 def test_more_gpus_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch):

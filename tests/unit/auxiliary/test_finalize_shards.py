@@ -18,7 +18,7 @@ from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.auxiliary.refinement import finalize
 from air_plugin.auxiliary.shards import finalize_shards, refine_on_disk
 from air_plugin.clip.images_on_disk import ImagesOnDisk
-from air_plugin.engine import LocalEngine
+from air_plugin.engine import LocalEngine, Team
 from air_plugin.functional.gaussian import Gaussians, fit_gaussians
 from air_plugin.functional.shards import in_this_process
 from air_plugin.utils.store import Store
@@ -103,7 +103,8 @@ def test_the_result_is_that_of_images_in_memory(
 def test_workers_in_other_processes_give_the_same(classifier, generated, images, store: Store):
     given = {"images": images, "settings": air_settings(AUXILIARY="cosine"), "store": store}
     _, labels, _ = finalize_shards(classifier, generated, **given)
-    _, others, _ = finalize_shards(classifier, generated, **given, map_shards=partial(LocalEngine().map, workers=2))
+    with Team(LocalEngine(), workers=2) as team:
+        _, others, _ = finalize_shards(classifier, generated, **given, map_shards=team.map)
     assert np.array_equal(labels.classes, others.classes)
     assert np.allclose(labels.confidence, others.confidence, rtol=1e-6)  # their chunks have another size
 
