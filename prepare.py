@@ -8,8 +8,10 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from air_plugin.settings import Paradigm
+from air_plugin.utils.class_names import listed
 from air_plugin.utils.errors import UserError, exit_code
 from air_plugin.utils.extras import require_extra
 from air_plugin.utils.logs import show_logs
@@ -25,6 +27,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", metavar="DATA", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--check", action="store_true", help="fetch nothing; count images, name what is missing")
     parser.add_argument("--split-family", default="zhou", choices=("zhou", "elevater"), help="whose lists are checked")
+    parser.add_argument(
+        "--paradigm", default="ul", choices=get_args(Paradigm), help="which training labels are given: DATASET.PARADIGM"
+    )
     return parser.parse_args(argv)
 
 
@@ -69,7 +74,12 @@ def check(name: str, cfg: Any) -> None:
     unlabelled = sum(item.label < 0 for item in data.train_x)
     if unlabelled:
         print(f"{unlabelled} images in train/ have no label" + ("" if any(total[1:]) else ", and there is no test/"))
-    print(f"{name}: complete; run: DATA={shlex.quote(cfg.DATASET.ROOT)} bash scripts/air/main.sh {name}")
+    option = ""
+    if data.paradigm != "ul":
+        classes = f" of unseen classes: {listed([data.classnames[c] for c in data.unseen])}" if data.unseen else ""
+        print(f"{len(data.train_u)} unlabelled training images{classes}")
+        option = f" DATASET.PARADIGM {data.paradigm}"
+    print(f"{name}: complete; run: DATA={shlex.quote(cfg.DATASET.ROOT)} bash scripts/air/main.sh {name}{option}")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     dataset_file = config_file("datasets", name, "data set")
     if not root.is_dir():
         raise UserError(f"data root {root} is missing; make it first: mkdir -p {shlex.quote(str(root))}")
-    flags = {"DATASET.ROOT": str(root), "DATASET.SPLIT_FAMILY": args.split_family}
+    flags = {"DATASET.ROOT": str(root), "DATASET.SPLIT_FAMILY": args.split_family, "DATASET.PARADIGM": args.paradigm}
     cfg, _ = resolve([], dataset_file=dataset_file, flags=flags)
     facts = facts_of(cfg)
     folder, again = root / facts.dataset_dir, f"python prepare.py {name} --root {shlex.quote(str(root))}"

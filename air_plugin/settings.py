@@ -51,22 +51,15 @@ class DatasetSettings(Section):
     template: str = setting("a photo of a {}.", "prompt of the zero-shot classifier", template=True)
     paradigm: Paradigm = setting(
         "ul",
-        "which training labels are given. ul: none; ssl: of a few images a class; trzsl (transductive zero-shot): of "
-        "the images of seen classes, and the unlabelled images are of the others",
+        "training labels. ul: none; ssl: of a few images a class; trzsl (transductive zero-shot): of the images of "
+        "seen classes; the unlabelled images are of the others",
     )
-    labels_per_class: int = setting(2, "labelled images a class where PARADIGM is ssl; always the same ones", low=1)
+    labels_per_class: int = setting(2, "in ssl: labelled images a class, always the same ones", low=1)
     split_seed: int = setting(
-        500,
-        "decides which classes are seen where PARADIGM is trzsl; GRIP's are 500, 0 and 200",
-        low=0,
-        high=LARGEST_SEED,
+        500, "in trzsl: decides which classes are seen; GRIP's are 500, 0 and 200", low=0, high=LARGEST_SEED
     )
     seen_labelled: float = setting(
-        1.0,
-        "share of each seen class's images that are labelled where PARADIGM is trzsl; GRIP has 0.8. The others are val "
-        "images",
-        above=0,
-        high=1,
+        1.0, "in trzsl: labelled share of each seen class's images; GRIP has 0.8. The rest is val", above=0, high=1
     )
     num_missing_classes: int = setting(
         0, "digits sets only: classes that the unlabelled images lack; for experiments", low=0, old=("MISSING",)

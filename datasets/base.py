@@ -86,13 +86,19 @@ class SplitDataset(DatasetBase):
     def partition(
         self, train: list[Datum], val: list[Datum], names: Sequence[str], *, settings: DatasetSettings
     ) -> Parts:
-        """The training images by what is told about them in DATASET.PARADIGM.
+        """The labelled and the unlabelled training images of DATASET.PARADIGM.
 
         Raises:
             UserError: the data set cannot serve the paradigm; the message names the reason.
         """
         if settings.paradigm == "ul":
             return Parts(train, train, val, seen=list(range(len(names))))
+        missing = [item.impath for item in train if item.label < 0]
+        if missing:
+            raise UserError(
+                f"DATASET.PARADIGM {settings.paradigm} needs training labels, and {len(missing)} of {len(train)} "
+                f"training images of {self.dataset_dir} have none, first {missing[0]}"
+            )
         if settings.paradigm == "ssl":
             return semi_supervised(train, val, names, settings=settings)
         if settings.subsample_classes != "all":

@@ -23,9 +23,9 @@ FEWEST_CLASSES = 3  # in trzsl
 
 @dataclass
 class Parts:
-    """The training images of a data set by what is told about them.
+    """The training images of a data set by their part in a paradigm.
 
-    labelled: with their labels. unlabelled: with the labels that trainers must not see, -1 where nobody has them.
+    labelled: with their true labels. unlabelled: with the labels that trainers must not see, -1 where nobody has them.
     val: labelled images that no method trains on.
     seen: labels of the classes that labelled images may have; unseen: of the others.
     """

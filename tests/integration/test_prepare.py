@@ -241,6 +241,16 @@ def test_folder(root: Path, capsys: pytest.CaptureFixture[str]):
     assert code == 0 and re.search(r"dog +0 +0 +1\n", out)
 
 
+def test_what_a_paradigm_labels(root: Path, capsys: pytest.CaptureFixture[str]):
+    prepared(capsys, "digits", "--root", str(root))
+    code, out, _ = prepared(capsys, "digits", "--root", str(root), "--check", "--paradigm", "ssl")
+    assert code == 0 and re.search(r"all +20 +0 +797\n980 unlabelled training images\n", out)
+    assert out.endswith("bash scripts/air/main.sh digits DATASET.PARADIGM ssl\n")
+    code, out, _ = prepared(capsys, "digits", "--root", str(root), "--check", "--paradigm", "trzsl")
+    assert code == 0 and re.search(r"one +0 +0 +81\n", out) and re.search(r"all +601 +0 +797\n", out)
+    assert "399 unlabelled training images of unseen classes: one, six, seven, eight\n" in out
+
+
 # What the data sets say of their sources
 
 

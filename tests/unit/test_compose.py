@@ -16,6 +16,7 @@ from scripts.identity import Inputs, claim, inputs_of
 
 DIGITS = ROOT / "configs" / "datasets" / "digits.yaml"
 MINI = ROOT / "configs" / "trainers" / "CPL" / "mini.yaml"
+PARADIGMS = ["ul", "ssl", "trzsl"]
 
 
 def test_published_templates():
@@ -121,6 +122,26 @@ def test_a_config_goes_to_another_process_and_comes_back():
     cfg, _ = resolve([MINI], dataset_file=DIGITS, options=["AIR.LAMBDA", "auto"])
     again = pickle.loads(pickle.dumps(cfg))
     assert again == cfg and again.AIR.LAMBDA == "auto" and settings_of(again) == settings_of(cfg)
+
+
+def test_paradigms_have_folders_of_their_own():
+    labels = [resolve([MINI], dataset_file=DIGITS, options=["DATASET.PARADIGM", name])[1] for name in PARADIGMS]
+    assert labels == ["mini", "mini+DATASET.PARADIGM=ssl", "mini+DATASET.PARADIGM=trzsl"]
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_a_run_from_before_paradigms_is_an_unsupervised_one(paradigm: str, tmp_path: Path):
+    settings = settings_of(resolve([MINI], dataset_file=DIGITS, options=["DATASET.PARADIGM", paradigm])[0])
+    new = ("PARADIGM", "LABELS_PER_CLASS", "SPLIT_SEED", "SEEN_LABELLED")
+    old = {key: value for key, value in settings.items() if key not in {f"DATASET.{name}" for name in new}}
+    assert len(old) == len(settings) - 4
+    (tmp_path / "settings.json").write_text(json.dumps(old))
+    (tmp_path / "result.json").write_text('{"a": 1}')
+    if paradigm == "ul":
+        assert claim(tmp_path, settings, Inputs())
+        return
+    with pytest.raises(UserError, match=f"DATASET.PARADIGM 'ul' -> '{paradigm}'"):
+        claim(tmp_path, settings, Inputs())
 
 
 @pytest.mark.parametrize(

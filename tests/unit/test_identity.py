@@ -236,8 +236,22 @@ def test_a_run_from_before_inputs_were_recorded_is_taken_once(digits_root: Path,
 
 def test_the_identity_does_not_depend_on_what_settings_sample(digits_root: Path, tmp_path: Path):
     few = ["DATASET.NUM_SHOTS", "2", "DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.NUM_MISSING_CLASSES", "3"]
-    made = [inputs_of(config(digits_root, tmp_path / "run", "digits", *more)).digests for more in ([], few)]
-    assert made[0] == made[1]
+    some = [["DATASET.PARADIGM", paradigm] for paradigm in ("ssl", "trzsl")]
+    made = [inputs_of(config(digits_root, tmp_path / "run", "digits", *more)).digests for more in ([], few, *some)]
+    assert made[0] == made[1] == made[2] == made[3]
+
+
+def test_labelled_images_of_a_persons_folder_count(tmp_path: Path, capsys):
+    root = tmp_path / "mine"
+    layouts.put(root, "train/a.jpg", "train/owl/1.jpg", "train/owl/2.jpg", "train/hen/1.jpg", "train/hen/2.jpg")
+    (root / "classes.txt").write_text("owl\nhen\n")
+    job = Job(root, tmp_path / "out" / "seed1", "folder", "DATASET.PARADIGM", "ssl")
+    assert is_complete(job, capsys)
+    (root / "train/a.jpg").rename(root / "train/owl/3.jpg")  # it has a label now
+    assert refusal(job, capsys) == "1 image is new, first train/owl/3.jpg; 1 image is gone, first train/a.jpg"
+    (root / "train/owl/3.jpg").rename(root / "train/a.jpg")
+    code, out, err = job.again(capsys, PARADIGM="trzsl")
+    assert code == 2 and not out and "DATASET.PARADIGM 'ssl' -> 'trzsl'" in err
 
 
 def test_no_torch_is_needed_to_see_that_a_run_is_complete(digits_root: Path, tmp_path: Path):

@@ -123,13 +123,23 @@ def test_methods_are_thin_and_listed():
 
     methods = {path.stem: path for path in (ROOT / "trainers").glob("*.py")}
     assert methods.pop("__init__").read_text() == ""
-    shared = ("prompt_trainer", "prompt_step", "self_training", "fused_heads", "resuming", "transduction")
+    shared = ("prompt_trainer", "prompt_step", "self_training", "fused_heads", "resuming", "transduction", "evaluation")
     assert all(methods.pop(name) for name in shared)
     register_all("trainers")
     kinds = [TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()]
     assert methods.keys() <= {kind.__module__.removeprefix("trainers.") for kind in kinds}
     assert all(len(path.read_text().splitlines()) <= 120 for path in methods.values())
-    others = {"__init__", "base", "published", "splits", "sources", "download", "archives", "class_folders"}
+    others = {
+        "__init__",
+        "base",
+        "published",
+        "splits",
+        "sources",
+        "download",
+        "archives",
+        "class_folders",
+        "paradigms",
+    }
     register_all("datasets")
     kinds = [DATASET_REGISTRY.get(name) for name in DATASET_REGISTRY.registered_names()]
     sets = {kind.__module__.removeprefix("datasets.") for kind in kinds}

@@ -12,6 +12,7 @@ from typing import Any
 import layouts
 import numpy as np
 import pytest
+from dassl.data.datasets import Datum
 from layouts import Layout, put
 from test_published import class_of
 
@@ -250,6 +251,25 @@ def test_an_image_that_a_list_names_twice_is_named(tmp_path: Path):
     file.write_text(json.dumps(split))
     with pytest.raises(UserError, match=f"{path} is among the labelled and the unlabelled training images"):
         load(layout, PARADIGM="trzsl")
+
+
+class Unlabelled(SplitDataset):
+    """A data set of somebody's without training labels."""
+
+    dataset_dir = "mine"
+
+    def __init__(self, cfg: Any) -> None:
+        paths = sorted(Path(cfg.DATASET.ROOT).glob("*.jpg"))
+        items = [Datum(impath=str(path), label=label) for path, label in zip(paths, [0, 1, -1, 2, -1, 0], strict=True)]
+        super().__init__(cfg, ["ant", "bee", "cat"], train=items, val=[], test=items)
+
+
+@pytest.mark.parametrize("paradigm", ["ssl", "trzsl"])
+def test_a_data_set_without_training_labels_is_refused(paradigm: str, tmp_path: Path):
+    put(tmp_path, *(f"{number}.jpg" for number in range(6)))
+    assert len(make(Unlabelled, tmp_path).train_u) == 6
+    with pytest.raises(UserError, match=rf"{paradigm} needs training labels, and 2 of 6 .* of mine .* first .*/2.jpg$"):
+        make(Unlabelled, tmp_path, PARADIGM=paradigm)
 
 
 # Digits
