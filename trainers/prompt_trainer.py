@@ -345,4 +345,5 @@ class PromptTrainer(TrainerX):
     def hidden_labels(self) -> Tensor | None:
         """(N,) true classes of the unlabelled images, for metrics after training only; None where they are unknown."""
         true = getattr(self.dm.dataset, "hidden_labels", None)
-        return torch.tensor([true[path] for path in self.unlabelled.paths]) if true else None
+        paths = self.unlabelled.paths
+        return torch.tensor([true[path] for path in paths]) if true and all(path in true for path in paths) else None
