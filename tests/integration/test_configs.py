@@ -94,7 +94,9 @@ def written(path: Path) -> set[str]:
             for key in (leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}"})
         }
 
-    return leaves(yaml.safe_load(path.read_text())) - {"_BASE_"}
+    tree = yaml.safe_load(path.read_text())
+    conditional = tree.pop("_WHERE_", {}).values()
+    return {key for part in [tree, *conditional] for key in leaves(part)} - {"_BASE_"}
 
 
 def test_there_are_configs():
@@ -146,7 +148,7 @@ def test_parts_keep_to_what_is_theirs():
     for path in DATASETS:
         assert written(path) <= {
             *("DATASET.NAME", "DATASET.TEMPLATE", "DATASET.DEFAULT_CONFIG"),
-            *("TRAINER.CPL.ALPHA", "TRAINER.CPL.BETA"),
+            *("TRAINER.CPL.ALPHA", "TRAINER.CPL.BETA", "TRAINER.CPL.GAMMA"),
         }, label(path)
     for path in BACKBONES:
         assert written(path) == {"MODEL.BACKBONE.NAME"}, label(path)
@@ -155,6 +157,35 @@ def test_parts_keep_to_what_is_theirs():
     for path in [path for path in GENERATORS if path != EMBEDDED]:
         assert not written(path) & {f"AIR.{key}" for key in ("M", "K", "LAMBDA", "BETA", "LS", "PRIMARY")}, label(path)
     assert not {key for path in [*TRAINERS, *SHARED] for key in written(path)} & set(FROM_BACKBONE)
+
+
+# alpha, beta (ul, ssl) and gamma (trzsl), for text and for visual prompts (arXiv 2406.10502 and its code).
+PUBLISHED = {
+    "eurosat": ((0.75, 0.80, 3.0), (0.90, 0.80, 2.0)),
+    "oxford_flowers": ((0.60, 0.99, 1.0), (0.60, 0.99, 1.0)),
+    "fgvc_aircraft": ((0.90, 0.97, 1.5), (0.90, 0.99, 2.0)),
+    "cub": ((0.75, 0.99, 2.25), (0.60, 0.99, 2.5)),
+    "dtd": ((0.75, 0.95, 2.0), (0.60, 0.97, 2.0)),
+    "resisc45": ((0.90, 0.97, 2.0), (0.90, 0.97, 2.0)),
+}
+
+
+@pytest.mark.parametrize("dataset", PUBLISHED)
+@pytest.mark.parametrize("trainer", ["CPL", "AiR"])
+def test_paradigm_and_kind_of_prompt_choose_the_published_constants(trainer: str, dataset: str):
+    file, files = CONFIGS / "datasets" / f"{dataset}.yaml", run.compose(trainer, "vit_b32")
+    for modality, (alpha, beta, gamma) in zip(("text", "visual"), PUBLISHED[dataset], strict=True):
+        for paradigm in ("ul", "ssl", "trzsl"):
+            options = ["TRAINER.PROMPT.MODALITY", modality, "DATASET.PARADIGM", paradigm]
+            cpl = resolve(files, dataset_file=file, options=options)[0].TRAINER.CPL
+            assert (alpha, beta, gamma if paradigm == "trzsl" else 0.0) == (cpl.ALPHA, cpl.BETA, cpl.GAMMA)
+            own = resolve(files, dataset_file=file, options=[*options, "TRAINER.CPL.GAMMA", "0.5"])[0].TRAINER.CPL
+            assert own.GAMMA == 0.5
+    both = [
+        resolve(files, dataset_file=file, options=["TRAINER.PROMPT.MODALITY", kind, "DATASET.PARADIGM", "trzsl"])[0]
+        for kind in ("visual", "multimodal")
+    ]
+    assert both[0].TRAINER.CPL == both[1].TRAINER.CPL
 
 
 @pytest.mark.parametrize("path", DATASETS, ids=label)
