@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from air_plugin.settings import Paradigm
+from air_plugin.dataset_settings import Paradigm
 from air_plugin.utils.class_names import listed
 from air_plugin.utils.errors import UserError, exit_code
 from air_plugin.utils.extras import require_extra

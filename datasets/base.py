@@ -9,7 +9,7 @@ from typing import Any
 
 from dassl.data.datasets import DatasetBase, Datum
 
-from air_plugin.settings import DatasetSettings
+from air_plugin.dataset_settings import DatasetSettings
 from air_plugin.utils.class_names import warn_of_same_prompts
 from air_plugin.utils.errors import UserError, unknown
 from datasets.paradigms import Parts, require_disjoint, semi_supervised, transductive

@@ -10,7 +10,7 @@ from typing import Any
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
-from air_plugin.settings import DatasetSettings
+from air_plugin.dataset_settings import DatasetSettings
 from air_plugin.utils.class_names import match_class, read_class_file
 from air_plugin.utils.errors import UserError, unknown
 from air_plugin.utils.image_files import find_images, is_image_file, warn_of_left_out, why_left_out

@@ -13,7 +13,7 @@ from typing import Any
 
 from dassl.data.datasets import Datum
 
-from air_plugin.settings import DatasetSettings
+from air_plugin.dataset_settings import DatasetSettings
 from air_plugin.utils.errors import UserError
 
 SEEN_SHARE = 0.62  # of the classes, rounded down

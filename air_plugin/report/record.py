@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from air_plugin.dataset_settings import Paradigm
 from air_plugin.report.old_format import upgrade_result
 from air_plugin.report.schema import OPTIONAL, Count, Invalid, Line, Number, Percent, load, plain, read
-from air_plugin.settings import Paradigm
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import to_json, write_atomically
 

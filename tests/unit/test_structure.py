@@ -20,7 +20,17 @@ FLOORS = (
     ("mixin", "inference"),
     ("auxiliary",),
     ("diffusion",),
-    ("clip", "report", "config", "settings", "former_settings", "merging", "dassl_settings", "datasets"),
+    (
+        "clip",
+        "report",
+        "config",
+        "settings",
+        "former_settings",
+        "merging",
+        "dassl_settings",
+        "dataset_settings",
+        "datasets",
+    ),
     ("functional", "utils", "engine", "mini", "compat"),
 )
 LEVEL = {room: -number for number, floor in enumerate(FLOORS) for room in floor}
@@ -144,7 +154,14 @@ def test_readme_shows_every_room():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (tree,) = re.findall(r"^train\.py .*?(?=^```)", readme, re.MULTILINE | re.DOTALL)
     shown = {name for line in tree.splitlines() for name in re.findall(r"(\w+)(?:/|\.py)", line[:24])}
-    within = {"settings", "former_settings", "dassl_settings", "merging", "compose"}  # parts of config, and of scripts
+    within = {
+        "settings",
+        "former_settings",
+        "dassl_settings",
+        "dataset_settings",
+        "merging",
+        "compose",
+    }  # parts of config, and of scripts
     assert shown - {"air_plugin", "configs", "tests"} == LEVEL.keys() - within
 
 
