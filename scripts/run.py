@@ -267,7 +267,7 @@ def do(runs: list[Run], display: Display) -> int:
 
 
 def table(args: argparse.Namespace, name: str, titles: Titles, baseline: str | None) -> str:
-    """A table; of an experiment, its page is written, too.
+    """A table with its page. Of a method's script, the last control is the baseline.
 
     Args:
         args: the command's.
@@ -275,20 +275,18 @@ def table(args: argparse.Namespace, name: str, titles: Titles, baseline: str | N
         titles: of its rows, by trainer and label.
         baseline: title of the row that the others are compared with.
     """
-    from air_plugin.report.formats import report
+    from air_plugin.report.summary import summarize_results
 
-    output = output_root()
+    folder = output_root() / args.dataset
     if not args.experiment:
-        try:
-            return report(output, only=args.dataset)
-        except UserError as error:  # earlier runs there have another backbone, split or template
-            print(f"warning: {error}", file=sys.stderr)
-            return report(output, only=args.dataset, rows=titles)
-    remember_titles(output / args.dataset / "methods.json", titles)
-    baseline = baseline if baseline in titles.values() else None
+        trainers = args.trainers.split(",")
+        control = next((cell for cell in titles if cell[0] in trainers[-2:-1]), None)
+        page = folder / f"{trainers[-1]}.html"
+        return summarize_results(folder.parent, folder.name, titles, baseline=control, page=page, others=True)
+    remember_titles(folder / "methods.json", titles)
+    row = next((cell for cell, title in titles.items() if title == baseline), None)
     stem = f"{args.experiment}-{name}" if name else args.experiment
-    page = output / args.dataset / f"{stem}.html"
-    text = report(output, only=args.dataset, baseline=baseline, rows=titles, page=page)
+    text = summarize_results(folder.parent, folder.name, titles, baseline=row, page=folder / f"{stem}.html")
     return f"## {stem}\n\n{text}" if name else text
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from air_plugin.report.record import USUAL_CLASS_NAMES, RunResult
 from air_plugin.report.results import read_results
 from air_plugin.report.schema import is_line, read_json
+from air_plugin.report.titles import Cell, plain_title, short_titles
 from air_plugin.utils.errors import UserError, unknown
 
 TRAINERS = (
@@ -32,8 +33,6 @@ MODELS = {
     "auxiliary_backbone": "weights of AIR.BACKBONE",
     "initial": "weights of MODEL.INIT_WEIGHTS",
 }
-
-Cell = tuple[str, str]  # trainer, config
 
 
 @dataclass
@@ -85,6 +84,7 @@ def collect(
     split_family: str | None = None,
     paradigm: str | None = None,
     rows: Mapping[Cell, str] | None = None,
+    named: bool = True,
 ) -> Collection:
     """The results below a folder that may stand in one table.
 
@@ -94,9 +94,10 @@ def collect(
     Args:
         output: the scripts' OUTPUT, or a folder in it.
         datasets: names of the columns, in order; empty is all of them, sorted.
-        methods: titles of rows; empty is all of them.
+        methods: titles of rows, or their trainer and config ("AiR (mini)"); empty is all of them.
         backbone, split_family, paradigm: only results with these; None where all have the same.
         rows: (trainer, config) -> title, empty where it has none of its own: only these rows, in this order.
+        named: whether rows have the titles of methods.json.
 
     Raises:
         UserError: nothing to report, an unknown name, or results that cannot be compared with each other.
@@ -108,11 +109,11 @@ def collect(
     results = _choose(results, "backbone", "backbone", [backbone] if backbone else [])
     results = _choose(results, "split_family", "split family", [split_family] if split_family else [])
     results = _choose(results, "paradigm", "paradigm", [paradigm] if paradigm else [])
-    titles, name_faults = _titles(results, rows)
-    for title in methods:
-        if title not in titles.values():
-            raise unknown("method", title, titles.values())
-    titles = {cell: title for cell, title in titles.items() if not methods or title in methods}
+    titles, name_faults = _titles(results, rows, named=named)
+    for name in methods:
+        if name not in (*titles.values(), *map(plain_title, titles)):
+            raise unknown("method", name, titles.values())
+    titles = {cell: title for cell, title in titles.items() if not methods or {title, plain_title(cell)} & {*methods}}
     results, double = _unambiguous([result for result in results if result.row in titles])
     faults += [*name_faults, *double]
     if not results:
@@ -146,7 +147,7 @@ def _arrange(results: Sequence[RunResult], titles: Mapping[Cell, str], datasets:
         for cell in {result.row for result in column}:
             row = [result for result in column if result.row == cell]
             for kind, what in MODELS.items():
-                _require_same_inputs(row, kind, f"{what} of {_plain_title(cell)}")
+                _require_same_inputs(row, kind, f"{what} of {plain_title(cell)}")
     methods = {cell: Method(*cell, title) for cell, title in titles.items()}
     for result in sorted(results, key=lambda result: result.seed):
         methods[result.row].runs.setdefault(result.dataset, {})[result.seed] = result
@@ -169,19 +170,23 @@ def _choose(results: list[RunResult], field: str, kind: str, names: Sequence[str
     return [result for result in results if getattr(result, field) in names or not names]
 
 
-def _titles(results: Sequence[RunResult], rows: Mapping[Cell, str] | None) -> tuple[dict[Cell, str], list[str]]:
+def _titles(
+    results: Sequence[RunResult], rows: Mapping[Cell, str] | None, *, named: bool
+) -> tuple[dict[Cell, str], list[str]]:
     """The title of every row, in the order of the table, and a line for each fault. See `collect` for `rows`."""
-    names, faults = _named_rows(results)
+    names, faults = named_rows(results) if named else ({}, [])
     cells = {result.row for result in results}
-    order = sorted(cells, key=lambda cell: (_place(names, cell), *_natural(cell)))
+    order = sorted(cells, key=lambda cell: (_place(names, cell), *natural(cell)))
     if rows is not None:
-        faults += [f"no result of {title or _plain_title(cell)}" for cell, title in rows.items() if cell not in cells]
+        faults += [f"no result of {title or plain_title(cell)}" for cell, title in rows.items() if cell not in cells]
         order = [cell for cell in rows if cell in cells]
         names |= {cell: title for cell, title in rows.items() if title}
-    return _distinct({cell: names.get(cell) or _plain_title(cell) for cell in order}), faults
+    untitled = [result for result in results if result.row in order and not names.get(result.row)]
+    names |= short_titles(untitled)
+    return _distinct({cell: names[cell] for cell in order}), faults
 
 
-def _named_rows(results: Iterable[RunResult]) -> tuple[dict[Cell, str], list[str]]:
+def named_rows(results: Iterable[RunResult]) -> tuple[dict[Cell, str], list[str]]:
     """Titles of rows, in order, from the methods.json of every data set's folder, and a line for each fault."""
     titles: dict[Cell, str] = {}
     faults = []
@@ -212,7 +217,7 @@ def _place(names: Mapping[Cell, str], cell: Cell) -> int:
     return list(names).index(cell) if cell in names else len(names)
 
 
-def _natural(cell: Cell) -> tuple[int, str, list[tuple[int, str]]]:
+def natural(cell: Cell) -> tuple[int, str, list[tuple[int, str]]]:
     """A sort key: trainers in their usual order, then configs with 4 before 16."""
     trainer, config = cell
     rank = TRAINERS.index(trainer) if trainer in TRAINERS else len(TRAINERS)
@@ -220,14 +225,10 @@ def _natural(cell: Cell) -> tuple[int, str, list[tuple[int, str]]]:
     return rank, trainer, [(len(part.lstrip("0")) if i % 2 else 0, part) for i, part in enumerate(parts)]
 
 
-def _plain_title(cell: Cell) -> str:
-    return f"{cell[0]} ({cell[1]})"
-
-
 def _distinct(titles: dict[Cell, str]) -> dict[Cell, str]:
     """Titles that several rows have are told apart by trainer and config."""
     counts = Counter(titles.values())
-    return {cell: title if counts[title] == 1 else f"{title}: {_plain_title(cell)}" for cell, title in titles.items()}
+    return {cell: title if counts[title] == 1 else f"{title}: {plain_title(cell)}" for cell, title in titles.items()}
 
 
 def _same(results: Sequence[RunResult], field: str, kinds: str, option: str) -> str:
@@ -273,7 +274,7 @@ def _unambiguous(results: Sequence[RunResult]) -> tuple[list[RunResult], list[st
     for r in results:
         groups[r.dataset, r.trainer, r.config, r.seed, r.backbone, r.split_family, r.paradigm].append(r)
     faults = [
-        f"{key[0]}: {len(group)} results claim to be seed {key[3]} of {_plain_title(key[1:3])}, all are left out: "
+        f"{key[0]}: {len(group)} results claim to be seed {key[3]} of {plain_title(key[1:3])}, all are left out: "
         f"{', '.join(str(r.path) for r in group)}"
         for key, group in groups.items()
         if len(group) > 1

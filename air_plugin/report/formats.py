@@ -14,8 +14,19 @@ from typing import Any, Literal
 
 from air_plugin.report.collection import Cell, Collection, Method, collect
 from air_plugin.report.comparison import Comparison
-from air_plugin.report.statistics import scores
-from air_plugin.report.tables import label_accuracies, mean_column, notes, primary, shown_scores, stage_names, tables
+from air_plugin.report.statistics import is_unknown, scores
+from air_plugin.report.tables import (
+    label_accuracies,
+    mean_column,
+    notes,
+    primary,
+    short_table,
+    shown_scores,
+    stage_names,
+    tables,
+    unknown_note,
+)
+from air_plugin.report.titles import plain_title
 from air_plugin.utils.errors import UserError, unknown
 from air_plugin.utils.extras import require_extra
 from air_plugin.utils.files import csv_text, write_atomically
@@ -50,7 +61,8 @@ def report(
         output: the scripts' OUTPUT.
         only: a data set's folder in it; None is all.
         rows, datasets, methods, backbone, split_family, paradigm: what to show; see `collect` in collection.py.
-        baseline: title of a row that the others are compared with; it is shown even where `methods` leaves it out.
+        baseline: title of a row, or its trainer and config ("AiR (mini)"); the others are compared with it, and it is
+            shown even where `methods` leaves it out.
         form, out: of the table; a file to write it to, whole or not at all.
         ci95: give half of the 95 % interval over seeds instead of the standard deviation.
         details: every head, the pseudo-labels and every seed, too; the page has them anyway.
@@ -91,15 +103,15 @@ def _show(view: Comparison, output: Path, *, form: Form, out: Path | None, detai
     else:
         lines.append(_TEXTS[form](view, details=details))
     if form == "github" and not out:
-        lines += [f"gallery: {path}\n" for path in _place_galleries(view.collection, output)]
+        lines += [f"gallery: {path}\n" for path in place_galleries(view.collection, output)]
     if page:
         with nullcontext() if form == "html" else optional_picture(page):  # a table is worth more than its page
-            _write_page(view, page)
+            write_page_of(view, page)
             lines.append(f"page: {page}\n")
     return "".join(lines)
 
 
-def _write_page(view: Comparison, target: Path) -> None:
+def write_page_of(view: Comparison, target: Path) -> None:
     from air_plugin.report.page import write_page
 
     _written(target, lambda: write_page(view, target))
@@ -107,7 +119,7 @@ def _write_page(view: Comparison, target: Path) -> None:
 
 def _named(collection: Collection, title: str) -> Method:
     for method in collection.methods:
-        if method.title == title:
+        if title in (method.title, plain_title(method.cell)):
             return method
     raise unknown("baseline", title, [method.title for method in collection.methods])
 
@@ -126,15 +138,29 @@ def as_github(view: Comparison, *, details: bool) -> str:
     """Markdown that reads as text, too."""
     from tabulate import tabulate
 
-    parts = ["\n".join(_markdown(line) for line in notes(view, details=details))]
+    parts = ["\n".join(markdown(line) for line in notes(view, details=details))]
     for heading, (headers, rows) in tables(view, details=details):
-        escaped = [[_markdown(cell) for cell in row] for row in [headers, *rows]]
+        escaped = [[markdown(cell) for cell in row] for row in [headers, *rows]]
         text = tabulate(escaped[1:], headers=escaped[0], tablefmt="github", disable_numparse=True)
-        parts += [_markdown(heading), text] if heading else [text]
+        parts += [markdown(heading), text] if heading else [text]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown(text: str) -> str:
+def as_short_github(view: Comparison) -> str:
+    """The table that a script prints; a note before it where accuracy is unknown."""
+    from tabulate import tabulate
+
+    parts = []
+    for dataset in view.collection.datasets:
+        headers, rows = short_table(view, dataset)
+        if any(is_unknown(method, dataset) for method in view.collection.methods):
+            parts.append(markdown(unknown_note(view, dataset)))
+        escaped = [[markdown(cell) for cell in row] for row in [headers, *rows]]
+        parts.append(tabulate(escaped[1:], headers=escaped[0], tablefmt="github", disable_numparse=True))
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown(text: str) -> str:
     """A text with a backslash before what would end a cell or become code, mathematics, HTML or a link."""
     return re.sub(r"([\\|`$*<]|\](?=[(\[]))", r"\\\1", text)
 
@@ -243,7 +269,7 @@ _TEXTS: dict[str, Callable[..., str]] = {"github": as_github, "latex": as_latex,
 # Galleries
 
 
-def _place_galleries(collection: Collection, output: Path) -> list[Path]:
+def place_galleries(collection: Collection, output: Path) -> list[Path]:
     """Copy the first gallery of each data set to `<output>/<dataset folder>/gallery.png`; returns these."""
     runs = [run for method in collection.methods for dataset in collection.datasets for run in method.on(dataset)]
     placed: dict[Path, Path] = {}

@@ -44,6 +44,12 @@ FUSION_HEADERS = [
 ]
 
 
+def unknown_note(view: Comparison, dataset: str) -> str:
+    """What a reader needs to know where there are no test labels."""
+    missing = "no test labels of both groups of classes" if view.has_groups else "no test labels"
+    return f'{dataset}: {missing}, so its accuracy is unknown ("-"); every predictions.json holds the predicted classes.'
+
+
 def notes(view: Comparison, *, details: bool) -> list[str]:
     """What a reader of the tables needs to know, a line each."""
     collection = view.collection
@@ -55,9 +61,8 @@ def notes(view: Comparison, *, details: bool) -> list[str]:
         + (f", class names {collection.class_names[name]}" if name in collection.class_names else "")
         for name, template in collection.templates.items()
     ]
-    missing = "no test labels of both groups of classes" if view.has_groups else "no test labels"
     lines += [
-        f'{name}: {missing}, so its accuracy is unknown ("-"); every predictions.json holds the predicted classes.'
+        unknown_note(view, name)
         for name in collection.datasets
         if any(is_unknown(method, name) for method in collection.methods)
     ]
@@ -123,6 +128,20 @@ def main_table(view: Comparison) -> Table:
         row += [counts[0] if len(set(counts)) == 1 else "/".join(counts)]
         row += [_change(view.difference(method, dataset)) for dataset in datasets] if view.baseline else []
         rows.append(row)
+    return headers, rows
+
+
+def short_table(view: Comparison, dataset: str) -> Table:
+    """What a script prints: a row a method, its accuracy, and its difference to the baseline with the interval."""
+    labels = [label for label, _ in shown_scores(view, view.collection.methods[0], dataset)]
+    headers = ["method", *(f"{dataset}{label}, %" if label else f"accuracy on {dataset}, %" for label in labels)]
+    headers += [f"difference to {view.baseline.title} [95 % interval]"] if view.baseline else []
+    rows = []
+    for method in view.collection.methods:
+        unknown = is_unknown(method, dataset)
+        row = [method.title]
+        row += [UNKNOWN if unknown else _spread(view, values) for _, values in shown_scores(view, method, dataset)]
+        rows.append([*row, *([_change(view.difference(method, dataset))] if view.baseline else [])])
     return headers, rows
 
 

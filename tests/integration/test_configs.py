@@ -408,11 +408,11 @@ def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cell
     monkeypatch.setenv("DATA", str(tmp_path))
     monkeypatch.setenv("OUTPUT", str(tmp_path))
     monkeypatch.setenv("SEEDS", "1")
-    monkeypatch.setattr("air_plugin.report.formats.report", lambda *args, **options: "")
+    monkeypatch.setattr("air_plugin.report.summary.summarize_results", lambda *args, **options: "")
 
     def of(*command: str) -> Cells:
         runs: list[run.Run] = []
-        monkeypatch.setattr(run, "run_all", lambda given, **_: runs.extend(given) or 0)
+        monkeypatch.setattr("scripts.parallel.run_all", lambda given, **_: runs.extend(given) or 0)
         monkeypatch.setattr("sys.argv", ["run.py", *command])
         assert run.run(run.parse()) == 0
         found: Cells = {}

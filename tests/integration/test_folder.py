@@ -255,7 +255,7 @@ def reported(capsys: pytest.CaptureFixture[str], *line: str) -> tuple[str, str]:
 
 
 def test_a_table_tells_unknown_from_missing(mixed: Path, capsys: pytest.CaptureFixture[str]):
-    out, err = reported(capsys, str(mixed), "--baseline", "CPL (mini)", "--details")
+    out, err = reported(capsys, str(mixed), "--baseline", "CPL", "--details")
     assert not err
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| AiR")]
     assert len(rows) == 9  # a main table, and the details of two data sets
@@ -268,7 +268,7 @@ def test_a_table_tells_unknown_from_missing(mixed: Path, capsys: pytest.CaptureF
 
 def test_the_page_of_a_data_set_without_labels(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     _, err = reported(
-        capsys, str(mixed), "--format", "html", "--out", str(tmp_path / "page.html"), "--baseline", "CPL (mini)"
+        capsys, str(mixed), "--format", "html", "--out", str(tmp_path / "page.html"), "--baseline", "CPL"
     )
     assert not err
     page = (tmp_path / "page.html").read_text()

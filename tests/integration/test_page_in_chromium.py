@@ -105,7 +105,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     damaged = output / "fields" / "CPL" / "mini" / "seed2" / "predictions.json"
     damaged.write_text("{")
     collection = collect(output)
-    (baseline,) = [method for method in collection.methods if method.title == "UPL (mini)"]
+    (baseline,) = [method for method in collection.methods if method.title == "UPL"]
     return write_page(Comparison(collection, baseline), output / "report.html")
 
 

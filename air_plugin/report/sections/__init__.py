@@ -8,6 +8,7 @@ from air_plugin.report.sections.classes import class_accuracies
 from air_plugin.report.sections.confusion import confusion, predictions_of
 from air_plugin.report.sections.pictures import galleries, mistakes
 from air_plugin.report.sections.pseudo_labels import pseudo_labels
+from air_plugin.report.sections.settings import all_settings
 from air_plugin.report.sections.sweeps import by_generated, by_weight
 from air_plugin.report.sections.view import View
 from air_plugin.report.statistics import is_unknown
@@ -27,4 +28,5 @@ def sections(view: View) -> dict[str, Any]:
         "weight": by_weight(view),
         "galleries": galleries(view),
         "mistakes": mistakes(view, predictions),
+        "settings": all_settings(view),
     }

@@ -32,14 +32,14 @@ def test_rows_stand_in_the_usual_order_and_numbers_in_theirs(tmp_path: Path):
     ]:
         write(tmp_path, result(trainer, config=config))
     assert titles(tmp_path) == [
-        "ZeroshotCLIP (mini)",
-        "CoOp (mini)",
-        *(f"CoOp ({config})" for config in reversed(shots)),
-        "UPL (mini)",
-        "CPL (mini)",
-        "ZeroshotAiR (mini)",
-        "AiR (mini)",
-        "Other (mini)",
+        "ZeroshotCLIP",
+        "CoOp",
+        *(f"CoOp, NUM_SHOTS = {number}" for number in (1, 4, 16)),
+        "UPL",
+        "CPL",
+        "ZeroshotAiR",
+        "AiR",
+        "Other",
     ]
 
 
@@ -53,7 +53,7 @@ def test_methods_json_names_and_orders_rows(tmp_path: Path):
     ]
     (tmp_path / "digits" / "methods.json").write_text(json.dumps(entries))
     for folder in (tmp_path, tmp_path / "digits"):
-        assert titles(folder) == ["ours", "CPL (mini)", "ZeroshotCLIP (mini)"]
+        assert titles(folder) == ["ours", "CPL", "ZeroshotCLIP"]
         assert collect(folder).faults == []
 
 
@@ -73,7 +73,7 @@ def test_a_damaged_methods_json_costs_only_the_names(tmp_path: Path):
     for text in ("", "[", "{}", "[1]", '[{"trainer": "AiR"}]', "[" * 100_000, "\x00", two_lines):
         path.write_text(text)
         collection = collect(tmp_path)
-        assert [method.title for method in collection.methods] == ["AiR (mini)"]
+        assert [method.title for method in collection.methods] == ["AiR"]
         (fault,) = collection.faults
         assert str(path) in fault and "\n" not in fault
 
@@ -92,7 +92,7 @@ def test_given_rows_restrict_order_and_name(tmp_path: Path):
     write(tmp_path, result("CPL", config="large", backbone="ViT-L/14"))  # cannot stand beside them, and need not
     rows = {("AiR", "mini"): "ours", ("UPL", "mini"): "not run", ("CPL", "mini"): ""}
     collection = collect(tmp_path, rows=rows)
-    assert [method.title for method in collection.methods] == ["ours", "CPL (mini)"]
+    assert [method.title for method in collection.methods] == ["ours", "CPL"]
     assert collection.faults == ["no result of not run"]
 
 
@@ -103,10 +103,10 @@ def test_filters_choose_and_unknown_names_have_near_matches(tmp_path: Path):
     assert collect(tmp_path).datasets == ["digits", "letters"]
     assert collect(tmp_path, datasets=["letters", "digits"]).datasets == ["letters", "digits"]
     assert collect(tmp_path, datasets=["letters"]).datasets == ["letters"]
-    assert titles(tmp_path, methods=["AiR (mini)"]) == ["AiR (mini)"]
+    assert titles(tmp_path, methods=["AiR"]) == titles(tmp_path, methods=["AiR (mini)"]) == ["AiR"]
     for options, message in [
         ({"datasets": ["digit"]}, "unknown data set 'digit'; did you mean digits?"),
-        ({"methods": ["AiR (min)"]}, "unknown method 'AiR (min)'; did you mean AiR (mini) or CPL (mini)?"),
+        ({"methods": ["AiR (min)"]}, "unknown method 'AiR (min)'; did you mean AiR?"),
         ({"backbone": "ViT-B/32"}, "unknown backbone 'ViT-B/32'; known: mini"),
         ({"split_family": "zho"}, "unknown split family 'zho'; did you mean zhou?"),
         ({"paradigm": "ssl"}, "unknown paradigm 'ssl'; known: ul"),
@@ -121,8 +121,8 @@ def test_filters_choose_and_unknown_names_have_near_matches(tmp_path: Path):
         ({"backbone": "ViT-B/32"}, "--backbone", {"backbone": "mini"}),
         ({"split_family": "elevater"}, "--split-family", {"split_family": "zhou"}),
         ({"paradigm": "ssl"}, "--paradigm", {"paradigm": "ul"}),
-        ({"template": "a {}."}, "--method", {"methods": ["AiR (mini)"]}),
-        ({"class_names": "grip"}, "--method", {"methods": ["AiR (mini)"]}),
+        ({"template": "a {}."}, "--method", {"methods": ["AiR"]}),
+        ({"class_names": "grip"}, "--method", {"methods": ["AiR"]}),
     ],
 )
 def test_results_that_cannot_be_compared_are_an_error_that_names_them(
@@ -137,7 +137,7 @@ def test_results_that_cannot_be_compared_are_an_error_that_names_them(
     assert option in message and f'"{value}"' in message and "\n" not in message
     assert f"2 results, one of them {paths[0]}" in message and f"1 results, one of them {other}" in message
     collection = collect(tmp_path, **filters)
-    assert [method.title for method in collection.methods] == ["AiR (mini)"] and collection.faults == []
+    assert [method.title for method in collection.methods] == ["AiR"] and collection.faults == []
 
 
 def made_from(**inputs: str) -> dict[str, Any]:
@@ -209,6 +209,6 @@ def test_missing_seeds_are_named(tmp_path: Path):
             write(tmp_path, result(trainer, seed))
     write(tmp_path, result("AiR", 7, dataset="letters"))
     assert collect(tmp_path).faults == [
-        "digits: ZeroshotCLIP (mini) lacks seeds 2, 3, which other methods have",
-        "digits: AiR (mini) lacks seed 3, which other methods have",
+        "digits: ZeroshotCLIP lacks seeds 2, 3, which other methods have",
+        "digits: AiR lacks seed 3, which other methods have",
     ]

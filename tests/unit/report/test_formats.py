@@ -60,7 +60,7 @@ def test_mean_and_deviation_over_seeds(tmp_path: Path):
     spread = f"{mean(values):.1f} +- {stdev(values):.1f}"
     assert spread == "81.2 +- 1.9"
     text = github(tmp_path)
-    assert rows_of(text) == [["method", "digits", "seeds"], ["AiR (mini)", spread, "3"]]
+    assert rows_of(text) == [["method", "digits", "seeds"], ["AiR", spread, "3"]]
     assert text.startswith('digits: backbone mini, split family zhou, template "a photo of the digit {}."\n')
     assert "class names" not in text
     assert "standard deviation over seeds" in text
@@ -69,19 +69,19 @@ def test_mean_and_deviation_over_seeds(tmp_path: Path):
 def test_half_of_the_interval_instead_of_the_deviation(tmp_path: Path):
     values = three_seeds(tmp_path)
     text = github(tmp_path, ci95=True)
-    assert cells(text, "AiR (mini)") == [f"{mean(values):.1f} +- {interval(values):.1f}", "3"] == ["81.2 +- 4.7", "3"]
+    assert cells(text, "AiR") == [f"{mean(values):.1f} +- {interval(values):.1f}", "3"] == ["81.2 +- 4.7", "3"]
     assert "95 % interval over seeds" in text and "standard deviation" not in text
 
 
 def test_one_seed_has_no_spread(tmp_path: Path):
     write(tmp_path, result("ZeroshotCLIP", heads={"text": {"accuracy": 68.25}}, pseudo_labels={"accuracy": None}))
     for ci95 in (False, True):
-        assert cells(github(tmp_path, ci95=ci95), "ZeroshotCLIP (mini)") == ["68.2", "1"]
+        assert cells(github(tmp_path, ci95=ci95), "ZeroshotCLIP") == ["68.2", "1"]
 
 
 def test_accuracy_is_the_primary_classifiers(tmp_path: Path):
     write(tmp_path, result(primary="fused"))
-    assert cells(github(tmp_path), "AiR (mini)") == ["81.0", "1"]
+    assert cells(github(tmp_path), "AiR") == ["81.0", "1"]
 
 
 def test_several_data_sets_have_a_mean_and_seeds_of_each(tmp_path: Path):
@@ -93,8 +93,8 @@ def test_several_data_sets_have_a_mean_and_seeds_of_each(tmp_path: Path):
     text = github(tmp_path)
     assert rows_of(text) == [
         ["method", "digits", "letters", "mean", "seeds"],
-        ["CPL (mini)", "80.0 +- 0.0", "", "", "3/0"],
-        ["AiR (mini)", "82.0 +- 1.0", "60.0 +- 0.0", "71.0", "3/2"],
+        ["CPL", "80.0 +- 0.0", "", "", "3/0"],
+        ["AiR", "82.0 +- 1.0", "60.0 +- 0.0", "71.0", "3/2"],
     ]
     assert text.splitlines()[1] == 'letters: backbone mini, split family zhou, template "the letter {}."'
 
@@ -104,27 +104,27 @@ def test_differences_to_a_baseline(tmp_path: Path):
         write_run(tmp_path, [True] * 7 + [False], seed=seed)
         write_run(tmp_path, [True] * 4 + [False] * 4, seed=seed, trainer="CPL")
     write(tmp_path, result("UPL"))
-    view = view_of(tmp_path, "CPL (mini)")
+    view = view_of(tmp_path, "CPL")
     upl, cpl, air = view.collection.methods
     found = paired_difference(air, cpl, "digits")
     assert found is not None and found.points == pytest.approx(37.5)
     text = as_github(view, details=False)
-    assert rows_of(text)[0][-1] == "difference to CPL (mini)"
-    assert cells(text, "AiR (mini)")[-1] == f"+37.5 [{found.low:.1f}, {found.high:.1f}]"
-    assert cells(text, "CPL (mini)")[-1] == "" and cells(text, "UPL (mini)")[-1] == ""
+    assert rows_of(text)[0][-1] == "difference to CPL"
+    assert cells(text, "AiR")[-1] == f"+37.5 [{found.low:.1f}, {found.high:.1f}]"
+    assert cells(text, "CPL")[-1] == "" and cells(text, "UPL")[-1] == ""
     assert view.faults == [
-        f"digits: no difference of UPL (mini) to CPL (mini): {upl.runs['digits'][1].folder} has no predictions.json"
+        f"digits: no difference of UPL to CPL: {upl.runs['digits'][1].folder} has no predictions.json"
     ]
-    assert "Difference to CPL (mini): in points" in text
+    assert "Difference to CPL: in points" in text
 
 
 def test_a_worse_method_has_a_minus_and_data_sets_a_column_each(tmp_path: Path):
     for dataset in ("digits", "letters"):
         write_run(tmp_path, [True, False, False, False], dataset=dataset)
         write_run(tmp_path, [True, True, False, False], trainer="CPL", dataset=dataset)
-    text = github(tmp_path, baseline="CPL (mini)")
-    assert rows_of(text)[0][-2:] == [f"difference to CPL (mini), {dataset}" for dataset in ("digits", "letters")]
-    assert all(re.fullmatch(r"-25\.0 \[-\d+\.\d, 0\.0\]", cell) for cell in cells(text, "AiR (mini)")[-2:])
+    text = github(tmp_path, baseline="CPL")
+    assert rows_of(text)[0][-2:] == [f"difference to CPL, {dataset}" for dataset in ("digits", "letters")]
+    assert all(re.fullmatch(r"-25\.0 \[-\d+\.\d, 0\.0\]", cell) for cell in cells(text, "AiR")[-2:])
 
 
 def test_what_rounds_to_nothing_has_no_minus():
@@ -138,9 +138,9 @@ def test_details_have_every_head_the_pseudo_labels_and_every_seed(tmp_path: Path
     text = github(tmp_path, details=True)
     assert rows_of(text)[3:] == [
         ["method", "primary classifier", "text head", "fused head", "pseudo-labels", "every seed"],
-        ["CPL (mini)", "text", "75.0", "", "", "1: 75.0"],
+        ["CPL", "text", "75.0", "", "", "1: 75.0"],
         [
-            "AiR (mini)",
+            "AiR",
             "fused",
             "81.2 +- 1.9",
             f"{mean(values) + 1:.1f} +- 1.9",
@@ -154,6 +154,7 @@ def test_details_have_every_head_the_pseudo_labels_and_every_seed(tmp_path: Path
 
 def test_a_bar_in_a_title_stays_in_its_cell(tmp_path: Path):
     write(tmp_path, result(config="a|b"), "digits/AiR/a/seed1")
+    write(tmp_path, result(config="c"))
     assert rows_of(github(tmp_path))[1] == ["AiR (a\\|b)", "80.0", "1"]
 
 
@@ -189,7 +190,7 @@ def test_a_page_that_fails_leaves_the_table(
     write_run(tmp_path, [True, False])
     monkeypatch.setattr(page, "write_page", fail)
     text = report(tmp_path, page=tmp_path / "page.html")
-    assert cells(text, "AiR (mini)") == ["50.0", "1"] and "page:" not in text
+    assert cells(text, "AiR") == ["50.0", "1"] and "page:" not in text
     assert "page.html was not made" in caplog.text and "no such glyph" in caplog.text
     with pytest.raises(ValueError, match="glyph"):
         report(tmp_path, form="html")
@@ -263,7 +264,7 @@ def test_seconds_by_stage_are_in_the_details(tmp_path: Path):
     text = github(tmp_path, details=True)
     assert rows_of(text)[-4:] == [
         ["method", "sum", "features of train", "generator", "lora", "prompt training", "a new one"],
-        ["CPL (mini)", "14.0", "5.0", "", "", "9.0", ""],
+        ["CPL", "14.0", "5.0", "", "", "9.0", ""],
         ["AiR (mini)", "> 12.0", "", "3.0", "-", "9.0", ""],
         ["AiR (mini+plus)", "44.2", "", "3.0", "26.5 + 13.5", "", "1.2"],  # seed 1 spent nothing on a second round
     ]
@@ -272,14 +273,14 @@ def test_seconds_by_stage_are_in_the_details(tmp_path: Path):
 
 def test_where_all_came_from_the_store_no_sum_is_known(tmp_path: Path):
     write(tmp_path, result(stages=stages(("lora", None), ("lora, round 2", None))))
-    assert rows_of(github(tmp_path, details=True))[-1] == ["AiR (mini)", "-", "- + -"]
+    assert rows_of(github(tmp_path, details=True))[-1] == ["AiR", "-", "- + -"]
 
 
 def test_without_test_labels_regret_is_unknown(tmp_path: Path):
     heads = {"text": {"accuracy": None}, "fused": {"accuracy": None}}
     write(tmp_path, result(heads=heads, auxiliary=auxiliary_rounds(2.5, 2.25, accuracy=None), by_lambda=None))
     found = rows_of(github(tmp_path, details=True))
-    assert found[found.index(FUSION) + 1] == ["AiR (mini)", "2.25", "-", "-", "-", "", "12.0", "2", "-"]
+    assert found[found.index(FUSION) + 1] == ["AiR", "2.25", "-", "-", "-", "", "12.0", "2", "-"]
 
 
 def test_older_results_have_neither_table(tmp_path: Path):
@@ -390,10 +391,10 @@ def test_latex_numbers_are_mathematics(tmp_path: Path):
     for seed, right in ((1, 7), (2, 6)):
         write_run(tmp_path, [True] * right + [False] * (8 - right), seed=seed)
         write_run(tmp_path, [True] * 4 + [False] * 4, seed=seed, trainer="CPL")
-    text = as_latex(view_of(tmp_path, "CPL (mini)"), details=False)
+    text = as_latex(view_of(tmp_path, "CPL"), details=False)
     (row,) = [line for line in text.splitlines() if line.lstrip().startswith("AiR")]
     assert re.fullmatch(
-        r" *AiR \(mini\) +& \$81\.2 \\pm 8\.8\$ +& \$2\$ +"
+        r" *AiR +& \$81\.2 \\pm 8\.8\$ +& \$2\$ +"
         r"& \$\+31\.2 \[\d+\.\d, \d+\.\d\]\$ +\\\\",
         row,
     ), row
@@ -412,10 +413,10 @@ def test_csv_reads_back_as_numbers(tmp_path: Path):
     for seed, right in ((1, 7), (2, 6)):
         write_run(tmp_path, [True] * right + [False] * (8 - right), seed=seed)
     write_run(tmp_path, [True] * 4 + [False] * 4, trainer="CPL")
-    view = view_of(tmp_path, "CPL (mini)")
+    view = view_of(tmp_path, "CPL")
     cpl, air = read_csv(as_csv(view, details=True))
     values = scores(view.collection.methods[1], "digits")
-    assert (air["method"], air["trainer"], air["config"]) == ("AiR (mini)", "AiR", "mini")
+    assert (air["method"], air["trainer"], air["config"]) == ("AiR", "AiR", "mini")
     assert float(air["digits mean"]) == pytest.approx(mean(values), abs=1e-4)
     assert float(air["digits std"]) == pytest.approx(stdev(values), abs=1e-4)
     assert float(air["digits seeds"]) == 2 and float(air["digits difference points"]) == 37.5
@@ -456,7 +457,7 @@ def test_what_is_left_out_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFix
     write(tmp_path, result(seed=1))
     path = write(tmp_path, "{", "digits/AiR/mini/seed2")
     code, out, err = air(capsys, str(tmp_path))
-    assert code == 0 and cells(out, "AiR (mini)") == ["80.0", "1"]
+    assert code == 0 and cells(out, "AiR") == ["80.0", "1"]
     assert err.startswith(f"warning: {path}") and err.count("\n") == 1
 
 
@@ -484,29 +485,29 @@ def test_options_choose_rows_columns_and_details(tmp_path: Path, capsys: pytest.
         "--dataset",
         "letters",
         "--method",
-        "AiR (mini)",
+        "AiR",
         "--baseline",
-        "CPL (mini)",
+        "CPL",
         "--ci95",
         "--details",
     )
     assert (code, err) == (0, "")
     assert rows_of(out) == [
-        ["method", "letters", "seeds", "difference to CPL (mini)"],
-        ["CPL (mini)", "75.0 +- 317.7", "2", ""],
-        ["AiR (mini)", "75.0 +- 317.7", "2", "+0.0 [0.0, 0.0]"],
+        ["method", "letters", "seeds", "difference to CPL"],
+        ["CPL", "75.0 +- 317.7", "2", ""],
+        ["AiR", "75.0 +- 317.7", "2", "+0.0 [0.0, 0.0]"],
         ["method", "primary classifier", "text head", "fused head", "pseudo-labels", "every seed"],
-        ["CPL (mini)", "text", "75.0 +- 317.7", "", "90.0 +- 0.0", "1: 50.0, 2: 100.0"],
-        ["AiR (mini)", "text", "75.0 +- 317.7", "", "90.0 +- 0.0", "1: 50.0, 2: 100.0"],
+        ["CPL", "text", "75.0 +- 317.7", "", "90.0 +- 0.0", "1: 50.0, 2: 100.0"],
+        ["AiR", "text", "75.0 +- 317.7", "", "90.0 +- 0.0", "1: 50.0, 2: 100.0"],
     ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--baseline", "CPL (mni)"], "unknown baseline 'CPL (mni)'; did you mean CPL (mini)"),
-        (["--method", "AiR (mini)", "--baseline", "what"], "unknown method 'what'; known: AiR (mini), CPL (mini)"),
-        (["--method", "AiR"], "unknown method 'AiR'"),
+        (["--baseline", "CPL (mni)"], "unknown baseline 'CPL (mni)'; did you mean CPL"),
+        (["--method", "AiR", "--baseline", "what"], "unknown method 'what'; known: AiR, CPL"),
+        (["--method", "Air"], "unknown method 'Air'; did you mean AiR?"),
         (["--dataset", "digit"], "unknown data set 'digit'; did you mean digits?"),
         (["--backbone", "maxi"], "unknown backbone 'maxi'"),
         (["--split-family", "xhou"], "unknown split family 'xhou'; did you mean zhou?"),
@@ -547,12 +548,12 @@ def test_the_page_gets_the_collection_and_the_baseline(
     monkeypatch.setattr(page, "write_page", write_page)
     write(tmp_path, result())
     write(tmp_path, result("CPL"))
-    names, default, other = ["CPL (mini)", "AiR (mini)"], tmp_path / "report.html", tmp_path / "other.html"
+    names, default, other = ["CPL", "AiR"], tmp_path / "report.html", tmp_path / "other.html"
     assert air(capsys, str(tmp_path), "--format", "html") == (0, f"page: {default}\n", "")
-    options = ["--baseline", "CPL (mini)", "--ci95", "--out", str(other)]
+    options = ["--baseline", "CPL", "--ci95", "--out", str(other)]
     code, out, err = air(capsys, str(tmp_path), "--format", "html", *options)
-    assert (code, out) == (0, f"page: {other}\n") and "no difference of AiR (mini) to CPL (mini)" in err
-    assert calls == [(names, default, None, False), (names, other, "CPL (mini)", True)]
+    assert (code, out) == (0, f"page: {other}\n") and "no difference of AiR to CPL" in err
+    assert calls == [(names, default, None, False), (names, other, "CPL", True)]
 
 
 def test_a_table_and_a_page_are_read_and_computed_once(
@@ -575,7 +576,7 @@ def test_a_table_and_a_page_are_read_and_computed_once(
     monkeypatch.setattr(collection, "read_results", read_results)
     monkeypatch.setattr(comparison, "paired_difference", paired)
     target = tmp_path / "experiment.html"
-    out = report(tmp_path, baseline="CPL (mini)", page=target)
+    out = report(tmp_path, baseline="CPL", page=target)
     assert read == [tmp_path] and compared == ["UPL", "AiR"]
     assert out.endswith(f"page: {target}\n") and len(caplog.messages) == 1  # the damaged result, once
     (difference,) = re.findall(r"\+66\.7 \[[^]]*\]", out)
@@ -594,7 +595,7 @@ def test_no_harmful_file_ends_in_a_traceback(tmp_path: Path, form: str, capsys: 
     path.with_name("predictions.json").write_text("[NaN")
     (path.parent / "loop").symlink_to(path.parent)
     (tmp_path / "digits" / "methods.json").write_text("[{]")
-    code, out, err = air(capsys, str(tmp_path), "--format", form, "--details", "--baseline", "CPL (mini)")
+    code, out, err = air(capsys, str(tmp_path), "--format", form, "--details", "--baseline", "CPL")
     assert code == 0 and out and "Traceback" not in err
     assert err.count("\n") == err.count("warning: ") == len(HARMFUL) + 2
 

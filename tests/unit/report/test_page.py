@@ -75,7 +75,8 @@ class Page(HTMLParser):
 
     def row(self, method: str) -> list[str]:
         """The first row of this name (below which its config may stand), its spaces plain."""
-        cells = next(row for row in self.rows if row[0] == method or row[0].startswith(f"{method}AiR ("))
+        name = re.compile(re.escape(method) + r"(\w+ \(.*\))?")  # the second is trainer and config
+        cells = next(row for row in self.rows if name.fullmatch(row[0]))
         return [cell.replace("\u00a0", " ").replace(" (highest)", "").strip() for cell in cells]
 
 
@@ -102,7 +103,7 @@ def several(tmp_path: Path) -> Path:
 
 
 def test_nothing_is_fetched_and_nothing_runs(several: Path):
-    page = page_of(several, baseline="CPL (mini)")
+    page = page_of(several, baseline="CPL")
     text = (several / "report.html").read_text()
     assert not re.search(r"https?://|file:|@import|url\((?!#)", text)
     for tag, attributes in page.elements:
@@ -124,7 +125,7 @@ def test_the_same_results_make_the_same_page(several: Path):
 
 
 def test_the_page_can_be_read_by_machines_for_people(several: Path):
-    page = page_of(several, baseline="CPL (mini)")
+    page = page_of(several, baseline="CPL")
     (html,), (title,) = page.named("html"), page.named("title")
     assert html["lang"] == "en" and title == {}
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.named("meta")
@@ -147,20 +148,20 @@ def test_the_page_can_be_read_by_machines_for_people(several: Path):
 
 def test_table_holds_mean_spread_seeds_and_difference(several: Path):
     collection = collect(several)
-    page = page_of(several, baseline="CPL (mini)")
-    row = page.row("AiR (mini)")
-    (method,) = [m for m in collection.methods if m.title == "AiR (mini)"]
+    page = page_of(several, baseline="CPL")
+    row = page.row("AiR")
+    (method,) = [m for m in collection.methods if m.title == "AiR"]
     values = [run.heads["text"].accuracy for run in method.runs["digits"].values()]
     assert row[1] == f"{mean(values):.1f} ± {stdev(values):.1f}" and row[3] == "2"
     assert re.fullmatch(r"[+-]\d+\.\d \[-?\d+\.\d, -?\d+\.\d\]", row[2])
-    (baseline,) = [m for m in collection.methods if m.title == "CPL (mini)"]
+    (baseline,) = [m for m in collection.methods if m.title == "CPL"]
     below = [run.heads["text"].accuracy for run in baseline.runs["digits"].values()]
     assert row[2].startswith(f"{mean(values) - mean(below):+.1f} ")
-    assert page.row("CPL (mini)")[2] == ""
+    assert page.row("CPL")[2] == ""
 
 
 def test_interval_instead_of_deviation(several: Path):
-    deviation, interval = page_of(several).row("UPL (mini)"), page_of(several, ci95=True).row("UPL (mini)")
+    deviation, interval = page_of(several).row("UPL"), page_of(several, ci95=True).row("UPL")
     assert deviation[1].split()[0] == interval[1].split()[0]
     # two seeds: t = 12.7062 for one degree of freedom, over the root of 2
     assert float(interval[1].split()[-1]) == pytest.approx(float(deviation[1].split()[-1]) * 12.7062 / 2**0.5, abs=0.5)
@@ -205,8 +206,8 @@ def test_faults_stand_on_the_page(several: Path):
     (several / "digits" / "AiR" / "mini" / "seed1" / "gallery.png").write_bytes(b"no picture")
     (several / "digits" / "UPL" / "mini" / "seed2" / "result.json").write_text("{")
     (several / "digits" / "UPL" / "mini" / "seed1" / "predictions.json").unlink()
-    page = page_of(several, baseline="ZeroshotCLIP (mini)")
-    assert page.row("UPL (mini)")[2] == "" and "no difference of UPL (mini) to ZeroshotCLIP (mini)" in page.words
+    page = page_of(several, baseline="ZeroshotCLIP")
+    assert page.row("UPL")[2] == "" and "no difference of UPL to ZeroshotCLIP" in page.words
     for name in ("CPL/mini/seed2/predictions.json", "AiR/mini/seed1/gallery.png", "UPL/mini/seed2/result.json"):
         assert any(name in line for line in page.words.splitlines())
     assert "Left out or incomplete" in page.words
@@ -370,10 +371,10 @@ def test_series_differ_in_one_setting_only(several: Path):
     collection = collect(several)
     view = View("digits", collection.methods, None, summary, [])
     parts = sections(view)
-    assert [row[:3] for row in parts["generated"]["rows"]] == [("AiR (mini+AIR.M=20)", 20, 8), ("AiR (mini)", 60, 16)]
+    assert [row[:3] for row in parts["generated"]["rows"]] == [("AiR, M = 20", 20, 8), ("AiR", 60, 16)]
     assert [(chart["trained"], chart["of"]) for chart in parts["weight"]] == [(False, 4), (True, 1)]
-    assert parts["weight"][1]["legend"][0][2] == "AiR (mini)"
-    (plain,) = [method for method in collection.methods if method.title == "AiR (mini)"]
+    assert parts["weight"][1]["legend"][0][2] == "AiR"
+    (plain,) = [method for method in collection.methods if method.title == "AiR"]
     for run in plain.runs["digits"].values():  # now it differs in something else, too
         run.settings["OPTIM.LR"] = 0.1
     assert sections(view)["generated"] is None and len(sections(view)["weight"]) == 1
@@ -456,7 +457,7 @@ def test_lambda_is_on_a_page_without_test_labels(tmp_path: Path):
     content["heads"] = {head: {"accuracy": None} for head in ("text", "fused")}
     (folder / "result.json").write_text(json.dumps(content))
     page = page_of(tmp_path)
-    assert ["AiR (mini)", "2.50", "-", "-", "-", "", "11.0", "1", "-"] in page.rows
+    assert ["AiR", "2.50", "-", "-", "-", "", "11.0", "1", "-"] in page.rows
     assert "Weight of the auxiliary classifier" not in page.words and "Seconds" not in page.words
 
 
@@ -468,10 +469,10 @@ def test_lines_are_means_with_spreads_by_rising_x():
 
 def test_rounds_are_plotted_and_the_last_one_is_in_the_table(several: Path):
     parts = sections(View("digits", collect(several).methods, None, summary, []))["labels"]
-    assert [title for *_, title in parts["legend"]] == ["AiR (mini+TRAINER.PROMPT.ROUNDS=3)"]
+    assert [title for *_, title in parts["legend"]] == ["AiR, ROUNDS = 3"]
     rows = {title: (rounds, metrics) for title, rounds, metrics in parts["rows"]}
-    assert "ZeroshotCLIP (mini)" not in rows and len(rows) == 6
-    rounds, metrics = rows["AiR (mini+TRAINER.PROMPT.ROUNDS=3)"]
+    assert "ZeroshotCLIP" not in rows and len(rows) == 6
+    rounds, metrics = rows["AiR, ROUNDS = 3"]
     assert rounds == 3 and metrics[0] == (40.0, 0.0) and metrics[2] == (89.5, stdev([89.0, 90.0]))
     assert parts["chart"].count("images selected") == 1
     assert parts["chart"].count(">3</text>") == 2  # the last round, below either pair of axes
@@ -530,10 +531,10 @@ def test_large_pictures_are_shrunk_and_tiny_ones_stay_exact(tmp_path: Path):
 def test_methods_with_the_same_gallery_share_it(several: Path):
     page = page_of(several)
     galleries = [image for image in page.named("img") if image["alt"].startswith("Gallery")]
-    assert len(galleries) == 1 and galleries[0]["alt"].count("AiR (") == 4
+    assert len(galleries) == 1 and galleries[0]["alt"].endswith(": AiR; AiR, LAMBDA = 1; AiR, M = 20; AiR, ROUNDS = 3")
     Image.new("RGB", (3000, 30)).save(several / "digits" / "AiR" / "mini" / "seed1" / "gallery.png")
     galleries = [image for image in page_of(several).named("img") if image["alt"].startswith("Gallery")]
-    assert len(galleries) == 2 and galleries[0]["alt"].endswith(": AiR (mini)")
+    assert len(galleries) == 2 and galleries[0]["alt"].endswith(": AiR")
     assert pixels(galleries[0]).width == int(galleries[0]["width"]) == 1400
 
 

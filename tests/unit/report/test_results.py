@@ -74,7 +74,7 @@ def test_loops_and_dead_links_end(tmp_path: Path):
         collect(tmp_path / "self")
     (tmp_path / "link").symlink_to("out")
     (found,) = collect(tmp_path / "link").methods
-    assert found.title == "AiR (mini)"
+    assert found.title == "AiR"
 
 
 def test_an_unfinished_run_is_named(tmp_path: Path):

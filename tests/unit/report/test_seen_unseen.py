@@ -15,7 +15,7 @@ from test_page import page_of
 
 from air_plugin.report.collection import Method, collect
 from air_plugin.report.comparison import Comparison
-from air_plugin.report.formats import as_csv, as_github, as_latex, report
+from air_plugin.report.formats import as_csv, as_github, as_latex, as_short_github, report
 from air_plugin.report.fusion import fusion_of
 from air_plugin.report.predictions import Predictions
 from air_plugin.report.statistics import paired_difference, scores
@@ -99,7 +99,11 @@ def test_tables_have_a_column_a_group_and_the_harmonic_mean(tmp_path: Path):
     expected = [cell(values) for name in parts for values in parts[name]]
     expected += [f"{mean(mean(parts[name][2]) for name in parts):.1f}", "2"]
     row = _line(as_github(view, details=False), "| AiR").split("|")[1:10]
-    assert [word.strip() for word in row] == ["AiR (mini)", *expected]
+    assert [word.strip() for word in row] == ["AiR", *expected]
+    short = _line(as_short_github(view), "| method").split("|")
+    assert [word.strip() for word in short[2:5]] == ["digits s, %", "digits u, %", "digits H, %"]
+    row = _line(as_short_github(view), "| AiR").split("|")
+    assert [word.strip() for word in row[1:5]] == ["AiR", *expected[:3]]
     for text in (as_github(view, details=True), as_latex(view, details=True)):
         assert "paradigm trzsl" in text and "2 s u / (s + u)" in text
         assert all(header in text for header in headers)
@@ -122,14 +126,14 @@ def test_the_page_has_them_too(tmp_path: Path):
     output = tmp_path / "out"
     for dataset in ("digits", "letters"):
         write_methods(output, dataset=dataset)
-    page = page_of(output, baseline="CPL (mini)")
+    page = page_of(output, baseline="CPL")
     assert page.rows[0] == [
         "method",
-        *("digits s", "digits u", "digits H", "difference to CPL (mini), digits"),
-        *("letters s", "letters u", "letters H", "difference to CPL (mini), letters"),
+        *("digits s", "digits u", "digits H", "difference to CPL, digits"),
+        *("letters s", "letters u", "letters H", "difference to CPL, letters"),
         *("mean H", "seeds"),
     ]
-    row = page.row("AiR (mini)")
+    row = page.row("AiR")
     for start, dataset in ((1, "digits"), (5, "letters")):
         assert row[start : start + 3] == [cell(v).replace("+-", "\u00b1") for v in groups(output, "AiR", dataset)]
     assert "2 s u / (s + u)" in page.words and "Paradigm" in page.words and "trzsl" in page.words
@@ -217,9 +221,9 @@ def test_paradigms_do_not_stand_in_one_table(tmp_path: Path):
     with pytest.raises(UserError, match=r"different paradigms cannot stand in one table.*--paradigm NAME"):
         report(output)
     assert "digits H" in report(output, paradigm="trzsl")
-    for paradigm, title in (("ul", "UPL (mini)"), ("ssl", "UPL (mini+DATASET.PARADIGM=ssl)")):
+    for paradigm in ("ul", "ssl"):
         text = report(output, paradigm=paradigm)
-        assert title in text and "digits H" not in text and ("paradigm ssl" in text) == (paradigm == "ssl")
+        assert "| UPL" in text and "digits H" not in text and ("paradigm ssl" in text) == (paradigm == "ssl")
 
 
 def test_a_test_set_without_a_group_is_unknown(tmp_path: Path):

@@ -169,7 +169,7 @@ def test_no_difference_has_a_reason(tmp_path: Path, kind: str):
     assert paired_difference(method, baseline, "digits", reasons=reasons) is None
     assert paired_difference(baseline, method, "digits") is None
     (reason,) = reasons
-    assert reason.startswith("digits: no difference of AiR (mini) to CPL (mini): ") and "\n" not in reason
+    assert reason.startswith("digits: no difference of AiR to CPL: ") and "\n" not in reason
     expected = {
         "no predictions": f"{path.parent} has no predictions.json",
         "damaged": str(path.with_name("predictions.json")),
@@ -195,7 +195,7 @@ def test_a_comparison_holds_every_difference_to_the_baseline_and_the_reasons_for
     assert found.difference(air, "letters") == paired_difference(air, cpl, "letters")
     assert found.difference(cpl, "digits") is found.difference(upl, "digits") is None
     (reason,) = found.faults
-    assert reason.startswith("digits: no difference of UPL (mini) to CPL (mini): ")
+    assert reason.startswith("digits: no difference of UPL to CPL: ")
     assert not Comparison(collection).differences and not Comparison(collection).faults
 
 
