@@ -57,7 +57,7 @@ def summarize_results(
 
 
 def _with_others(folder: Path, rows: Mapping[Cell, str]) -> Collection:
-    """Some rows, and those of earlier commands where they can be compared; experiments have titles, and are left out."""
+    """Some rows, and those of earlier commands where they can be compared; titled rows of experiments are left out."""
     results, _ = read_results(folder)
     titled, _ = named_rows(results)
     every = rows.keys() | {result.row for result in results} - titled.keys()

@@ -47,7 +47,9 @@ FUSION_HEADERS = [
 def unknown_note(view: Comparison, dataset: str) -> str:
     """What a reader needs to know where there are no test labels."""
     missing = "no test labels of both groups of classes" if view.has_groups else "no test labels"
-    return f'{dataset}: {missing}, so its accuracy is unknown ("-"); every predictions.json holds the predicted classes.'
+    return (
+        f'{dataset}: {missing}, so its accuracy is unknown ("-"); every predictions.json holds the predicted classes.'
+    )
 
 
 def notes(view: Comparison, *, details: bool) -> list[str]:

@@ -83,7 +83,9 @@ def _parts(result: RunResult, others: Sequence[RunResult]) -> _Config:
     for other in others if cut else []:
         if other.dataset == result.dataset and other.config.split("+")[: len(files)] == files:
             both = result.settings.keys() & other.settings.keys() - {"SEED"}
-            named |= {key: "" for key in sorted(both) if result.settings[key] != other.settings[key] and key not in named}
+            named |= {
+                key: "" for key in sorted(both) if result.settings[key] != other.settings[key] and key not in named
+            }
     return config
 
 

@@ -267,9 +267,7 @@ def test_a_table_tells_unknown_from_missing(mixed: Path, capsys: pytest.CaptureF
 
 
 def test_the_page_of_a_data_set_without_labels(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    _, err = reported(
-        capsys, str(mixed), "--format", "html", "--out", str(tmp_path / "page.html"), "--baseline", "CPL"
-    )
+    _, err = reported(capsys, str(mixed), "--format", "html", "--out", str(tmp_path / "page.html"), "--baseline", "CPL")
     assert not err
     page = (tmp_path / "page.html").read_text()
     assert "Left out or incomplete" not in page

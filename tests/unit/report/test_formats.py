@@ -139,14 +139,7 @@ def test_details_have_every_head_the_pseudo_labels_and_every_seed(tmp_path: Path
     assert rows_of(text)[3:] == [
         ["method", "primary classifier", "text head", "fused head", "pseudo-labels", "every seed"],
         ["CPL", "text", "75.0", "", "", "1: 75.0"],
-        [
-            "AiR",
-            "fused",
-            "81.2 +- 1.9",
-            f"{mean(values) + 1:.1f} +- 1.9",
-            "90.0 +- 0.0",
-            "1: 80.2, 2: 82.5, 3: 84.0",
-        ],
+        ["AiR", "fused", "81.2 +- 1.9", f"{mean(values) + 1:.1f} +- 1.9", "90.0 +- 0.0", "1: 80.2, 2: 82.5, 3: 84.0"],
     ]
     assert "\ndigits, every head and seed\n" in text and "Pseudo-labels: " in text
     assert "every seed" not in github(tmp_path) and "Pseudo-labels" not in github(tmp_path)
