@@ -10,7 +10,7 @@ OWN = {"SEED"}  # of a run, not of a method
 
 
 def all_settings(view: View) -> dict[str, Any]:
-    """Titles of the methods whose results hold their settings; (key, a value a method) and, where all agree, (key, value).
+    """Titles of the methods whose results hold settings; (key, a value a method) or, where all agree, (key, value).
 
     The settings of a method are those of its first seed. An empty text is shown as two quotes.
     """
