@@ -215,6 +215,12 @@ class AirSettings(Section):
     )
     images_per_class: int = setting(120, "images generated a class", key="M", low=1)
     kept_per_class: int = setting(30, "images kept a class, the most typical ones: the prototypes", key="K", low=1)
+    filter_top: int = setting(
+        0,
+        "above 0: drop synthetic images whose class is not among the text classifier's FILTER_TOP classes, before K of "
+        "them are chosen; 0: no filter, as published",
+        low=0,
+    )
     form: AuxiliaryForm = setting("softmax", "p^ = softmax(AUX_SCALE * s * a), or raw: p^ = a", key="AUX_FORM")
     scale: float = setting(2.0, "factor on CLIP's logit scale s in p^, AUX_FORM softmax", key="AUX_SCALE", above=0)
     generator: str = setting("mini", "mini (embedded), OWNER/MODEL on the hub, or a folder in diffusers' layout")
@@ -256,6 +262,8 @@ class AirSettings(Section):
     def _require_what_goes_together(self) -> None:
         if self.refine == "em":
             require(self.auxiliary == "gaussian", "AIR.AUXILIARY", self.auxiliary, "gaussian where AIR.REFINE is em")
+        if self.filter_top:
+            require(self.prototypes == "synthetic", "AIR.FILTER_TOP", self.filter_top, "0 where prototypes are real")
         if self.prior == "none":
             require(self.refine == "em", "AIR.REFINE", self.refine, "em where AIR.PRIOR is none")
         if self.rounds > 1:

@@ -240,6 +240,7 @@ def _finish(
     classifier, posterior_probs, metrics = finalize(
         classifier,
         prototypes.generated,
+        usable=prototypes.usable,
         features=inputs.unlabelled.features,
         probs=inputs.unlabelled.probs,
         settings=inputs.settings,

@@ -56,6 +56,7 @@ def finalize(
     settings: AirSettings,
     store: Store,
     supervision: Supervision | None = None,
+    usable: Tensor | None = None,
 ) -> tuple[AuxiliaryClassifier, Tensor, dict[str, Any]]:
     """Give the auxiliary classifier the form that the settings ask for.
 
@@ -67,6 +68,7 @@ def finalize(
         settings: AUXILIARY, REFINE, PRIOR and LAMBDA.
         store: keeps the result of EM.
         supervision: labelled images, which EM uses, too; nothing else is chosen by them.
+        usable: (C, M) bool, which of the images count; None: all.
 
     Returns:
         The classifier, the (N, C) class probabilities of the unlabelled images by all evidence, and metrics.
@@ -75,7 +77,7 @@ def finalize(
     metrics: dict[str, Any] = {}
     allowed = probs if supervision is None else supervision.allowed(probs)
     if settings.auxiliary == "gaussian":
-        model = None if settings.prior == "none" else fit(generated)
+        model = None if settings.prior == "none" else fit(generated, usable)
         if settings.refine == "em":
             images = (features, probs) if supervision is None else supervision.joined(features, probs)
             refined = refine_cached(model, *images, store=store)
@@ -114,11 +116,12 @@ def metrics_of(refined: Refined) -> dict[str, Any]:
     }
 
 
-def fit(generated: Tensor) -> Gaussians:
-    """The classes of (C, M, D) features of generated images."""
+def fit(generated: Tensor, usable: Tensor | None = None) -> Gaussians:
+    """The classes of (C, M, D) features of generated images; of a filter's (C, M) usable ones where it is given."""
     classes, images, _ = generated.shape
     labels = torch.arange(classes, device=generated.device).repeat_interleave(images)
-    return fit_gaussians(generated.flatten(0, 1), labels, classes=classes)
+    chosen = slice(None) if usable is None else usable.flatten()
+    return fit_gaussians(generated.flatten(0, 1)[chosen], labels[chosen], classes=classes)
 
 
 def refine_cached(prior: Gaussians | None, features: Tensor, probs: Tensor, *, store: Store) -> Refined:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from air_plugin.auxiliary.classifier import AuxiliaryClassifier, make_card
 from air_plugin.auxiliary.supervision import Supervision
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.features import extract_features
-from air_plugin.clip.zero_shot import UnlabelledImages
+from air_plugin.clip.zero_shot import UnlabelledImages, template_features
 from air_plugin.config import AirSettings
 from air_plugin.diffusion.captions import captions_of_labels, choose_captions
 from air_plugin.diffusion.compile import is_worth_compiling
@@ -22,11 +23,14 @@ from air_plugin.diffusion.lora import adapter_loaded, train_lora
 from air_plugin.diffusion.pipeline import Generator, require_size
 from air_plugin.diffusion.spread import Recipe, generate_with
 from air_plugin.engine import chosen, number_of_workers
-from air_plugin.functional.prototypes import gather_prototypes, real_prototypes, select_prototypes
+from air_plugin.functional.prototypes import gather_prototypes, names_own_class, real_prototypes, select_prototypes
+from air_plugin.utils.class_names import listed
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.files import to_json, write_atomically
 from air_plugin.utils.store import Entry, NotStored, Store, key_of
 from air_plugin.utils.tensors import save_tensors
+
+log = logging.getLogger(__name__)
 
 FILE = "prototypes.safetensors"
 
@@ -48,6 +52,7 @@ class Prototypes:
     images: C lists of M image files.
     kept: (C, K) which of them were kept, nearest to the class mean first.
     generated: (C, M, D) unit features of all images.
+    usable: (C, M) bool, the images that AIR.FILTER_TOP has left; None without a filter.
     key: of the artifact in the store; empty where there is none (real images).
     cached: whether the artifact was in the store.
     """
@@ -58,6 +63,7 @@ class Prototypes:
     generated: Tensor
     key: str = ""
     cached: bool = False
+    usable: Tensor | None = None
 
     @property
     def kept_images(self) -> list[Path]:
@@ -184,7 +190,7 @@ def make_prototypes(
         backbone: gives the features.
         classnames: C names.
         images: M * C files, first image of every class first.
-        settings: K, and what the artifact's key covers.
+        settings: K, FILTER_TOP, and what the artifact's key covers.
         store: of the artifacts.
         generator: that made the images.
         adapter: that it was adapted with.
@@ -205,18 +211,32 @@ def make_prototypes(
         "prompt": settings.prompt,
         "seed": settings.seed,
     }
+    usable = None
+    if settings.filter_top:
+        key["filter"] = settings.filter_top
+        text = template_features(backbone, classnames, settings.prompt)
+        usable = names_own_class(generated, text, top=settings.filter_top)
+        _report_filter(usable, classnames, settings.kept_per_class)
     with store.open("prototypes", key) as entry:
         cached = entry.complete
         if not cached:
-            _select(generated, entry, settings.kept_per_class)
+            _select(generated, entry, settings.kept_per_class, usable)
         saved = entry.tensors(FILE)
     features = saved["prototypes"].to(backbone.device)
-    return Prototypes(features, by_class, saved["kept"], generated, entry.key, cached)
+    return Prototypes(features, by_class, saved["kept"], generated, entry.key, cached, usable)
 
 
-def _select(generated: Tensor, entry: Entry, count: int) -> None:
+def _report_filter(usable: Tensor, classnames: Sequence[str], count: int) -> None:
+    """Log how many images the filter drops; warn of classes of which fewer remain than are kept."""
+    log.info("filter: %d of %d images show another class and are dropped", int((~usable).sum()), usable.numel())
+    few = [name for name, left in zip(classnames, usable.sum(dim=1).tolist(), strict=True) if left < count]
+    if few:
+        log.warning("AIR.FILTER_TOP leaves fewer than AIR.K images of %d classes: %s", len(few), listed(few))
+
+
+def _select(generated: Tensor, entry: Entry, count: int, usable: Tensor | None) -> None:
     """Fill an artifact with the prototypes among (C, M, D) features."""
-    kept = select_prototypes(generated, count)
+    kept = select_prototypes(generated, count, usable=usable)
     save_tensors(entry.path / FILE, {"prototypes": gather_prototypes(generated, kept), "kept": kept})
     write_atomically(entry.path / "provenance.json", to_json(entry.settings, indent=1).encode())
     entry.finish([FILE, "provenance.json"])

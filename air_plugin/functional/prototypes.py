@@ -8,12 +8,33 @@ from torch import Tensor
 from air_plugin.functional.ranking import largest
 
 
-def select_prototypes(features: Tensor, k: int) -> Tensor:
+def names_own_class(features: Tensor, text_features: Tensor, *, top: int) -> Tensor:
+    """Which generated images show their class: it is among the text classifier's `top` classes for the image.
+
+    A filter of synthetic images as the literature on synthetic training sets has it; AiR has none.
+
+    Args:
+        features: (C, M, D), unit rows: M generated images of each class.
+        text_features: (C, D), unit rows.
+        top: at least 1.
+
+    Returns:
+        (C, M) bool. A class of which no image would remain keeps all.
+    """
+    cosine = features @ text_features.T  # (C, M, C)
+    own = cosine.diagonal(dim1=0, dim2=2).T[..., None]  # (C, M, 1)
+    usable = (cosine > own).sum(dim=2) < top
+    return usable | ~usable.any(dim=1, keepdim=True)
+
+
+def select_prototypes(features: Tensor, k: int, *, usable: Tensor | None = None) -> Tensor:
     """The k images of each class of the largest cosine f_m . mean_c / |mean_c|, mean_c = mean_m f_m (AiR, ACG).
 
     Args:
         features: (C, M, D), unit rows: M generated images of each class.
         k: number of images to keep, 1 <= k <= M.
+        usable: (C, M) bool, at least one a class: the other images have no part in the mean, and are kept only where
+            there are fewer than k usable ones.
 
     Returns:
         (C, k) indices into M, by falling cosine to the class mean; ties go to the lower index.
@@ -23,8 +44,11 @@ def select_prototypes(features: Tensor, k: int) -> Tensor:
     """
     if not 1 <= k <= features.shape[1]:
         raise ValueError(f"k must be in 1..{features.shape[1]}, not {k}")
-    mean = torch.nn.functional.normalize(features.mean(dim=1), dim=1)  # (C, D)
+    counted = features if usable is None else features * usable[..., None]
+    mean = torch.nn.functional.normalize(counted.mean(dim=1), dim=1)  # (C, D)
     cosine = torch.einsum("cmd,cd->cm", features, mean)
+    if usable is not None:
+        cosine = torch.where(usable, cosine, cosine - 4)  # behind all usable ones
     return cosine.argsort(dim=1, descending=True, stable=True)[:, :k]
 
 

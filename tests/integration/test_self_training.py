@@ -264,6 +264,16 @@ def test_fewer_images_a_class_are_taken_from_more(data: Path, tmp_path: Path) ->
     assert fewer["heads"] == alone["heads"]
 
 
+@pytest.mark.parametrize("auxiliary", ["cosine", "gaussian"])
+def test_filtered_images_make_another_classifier(auxiliary: str, finished: Finished) -> None:
+    options = ["AIR.AUXILIARY", auxiliary, "AIR.LORA.ENABLED", "False"]
+    plain, same, other = (
+        result(finished("ZeroshotAiR", *options, "AIR.FILTER_TOP", top))["heads"] for top in ("0", "10", "1")
+    )
+    assert plain == same  # of ten classes each is among the first ten
+    assert plain["text"] == other["text"] and plain["fused"] != other["fused"]
+
+
 def test_real_prototypes_need_no_generator(data: Path, tmp_path: Path) -> None:
     output = run("AiR", data, tmp_path / "real", str(tmp_path / "cache"), "AIR.PROTOTYPES", "real")
     assert not (tmp_path / "cache" / "images").exists() and not (tmp_path / "cache" / "lora").exists()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from air_plugin.functional.prototypes import gather_prototypes, real_prototypes, select_prototypes
+from air_plugin.functional.prototypes import gather_prototypes, names_own_class, real_prototypes, select_prototypes
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -34,6 +34,32 @@ def select_reference(features: Tensor, k: int) -> list[list[int]]:
 def test_selection_equals_a_loop(k: int):
     features = unit(4, 9, 16)
     assert select_prototypes(features, k).tolist() == select_reference(features, k)
+
+
+@pytest.mark.parametrize("top", [1, 2, 4])
+def test_the_filter_equals_a_loop(top: int):
+    features, text = unit(4, 9, 16), unit(4, 16, seed=1)
+    features[2, :, :] = normalize(features[2] - 3 * text[2], dim=1)  # a class of which no image would remain
+    found = names_own_class(features, text, top=top).tolist()
+    for label, images in enumerate(features.tolist()):
+        scores = [[cosine(image, other) for other in text.tolist()] for image in images]
+        rank = [sorted(range(4), key=lambda c, row=row: -row[c]).index(label) for row in scores]
+        passed = [place < top for place in rank]
+        assert found[label] == (passed if any(passed) else [True] * 9)
+    assert all(found[2])
+
+
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_images_that_are_not_usable_come_last(k: int):
+    features = unit(4, 9, 16)
+    usable = torch.rand(4, 9, generator=torch.Generator().manual_seed(2)) < 0.5
+    usable[:, 4] = True
+    chosen = select_prototypes(features, k, usable=usable).tolist()
+    for label, row in enumerate(usable.tolist()):
+        good = [m for m in range(9) if row[m]]
+        expected = [good[m] for m in select_reference(features[label, good][None], len(good))[0]][:k]
+        assert chosen[label][: len(expected)] == expected and len(set(chosen[label])) == k
+    assert torch.equal(select_prototypes(features, k, usable=torch.ones(4, 9).bool()), select_prototypes(features, k))
 
 
 def test_the_outlier_is_the_first_to_go():
