@@ -9,6 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "AiRClassifier": "estimator.classifier",
     "AirSettings": "settings",
     "Auxiliary": "auxiliary.build",
     "AuxiliaryClassifier": "auxiliary.classifier",

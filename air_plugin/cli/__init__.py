@@ -12,7 +12,7 @@ import os
 import sys
 
 from air_plugin import __version__
-from air_plugin.cli import classifier, export, report, stages
+from air_plugin.cli import classifier, export, fit, report, stages
 from air_plugin.cli.parsing import HelpFormatter
 from air_plugin.utils.errors import exit_code
 from air_plugin.utils.logs import show_logs
@@ -21,7 +21,8 @@ ABOUT = (
     "From a folder of unlabelled images and a list of names to a classifier; the stages behind it; tables of results."
 )
 EPILOG = """examples:
-  air predict output/digits/AiR/mini/seed1/bundle photos > labels.tsv
+  air fit photos --classes cat dog "traffic light" --out classifier
+  air predict classifier photos > labels.tsv
   air report digits --details
   air settings AIR.K
 
@@ -41,7 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="air", description=ABOUT, epilog=EPILOG, formatter_class=HelpFormatter)
     parser.add_argument("--version", action="version", version=f"air {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for topic in (classifier, stages, export, report):
+    for topic in (fit, classifier, stages, export, report):
         topic.add(commands)
     if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
         import argcomplete

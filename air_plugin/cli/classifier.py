@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from air_plugin.cli.parsing import add_command, add_place, pick_device
+from air_plugin.cli.parsing import add_command, add_place
+from air_plugin.utils.devices import pick_device
 from air_plugin.utils.files import csv_text, require_writable, write_atomically
 from air_plugin.utils.logs import escape_unshowable
 
@@ -83,14 +84,25 @@ def run_predict(args: argparse.Namespace) -> int:
         csv.writer(sys.stdout, delimiter="\t", lineterminator="\n").writerows(map(row_of, found))
         sys.stdout.flush()  # a closed pipe shows here, not at the end of the process
         return 0
+    write_csv(args.csv, found, top=min(args.top, len(bundle.classnames)))
+    return 0
+
+
+def write_csv(path: Path, predictions: Iterable[Prediction], *, top: int) -> None:
+    """Write predictions as a table, whole or not at all, and print where it lies.
+
+    Args:
+        path: of the file.
+        predictions: with `top` classes each.
+        top: number of classes an image.
+    """
     columns = ["path", "label", "probability"]
-    for place in range(2, min(args.top, len(bundle.classnames)) + 1):
+    for place in range(2, top + 1):
         columns += [f"label_{place}", f"probability_{place}"]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *map(csv_row, found)])
-    write_atomically(args.csv, text.getvalue().encode("utf-8", "surrogateescape"))
-    print(f"wrote {args.csv}")
-    return 0
+    csv.writer(text, lineterminator="\n").writerows([columns, *map(csv_row, predictions)])
+    write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    print(f"wrote {path}")
 
 
 def row_of(one: Prediction) -> list[str]:

@@ -1,12 +1,10 @@
-"""What the commands share: how help is shown, arguments that several have, and the choice of the device."""
+"""What the commands share: how help is shown, arguments that several have, and the place where models run."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-from air_plugin.utils.errors import UserError
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -60,16 +58,3 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     """The arguments of every command that loads a model."""
     parser.add_argument("--device", default="", help="cuda or cpu; default: cuda where there is one")
     parser.add_argument("--offline", action="store_true", help="never use the network; the same as AIR_OFFLINE=1")
-
-
-def pick_device(name: str) -> Any:
-    """The device of that name, or the best one where there is no name."""
-    import torch
-
-    if not name:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
-    return name

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from air_plugin.cli.parsing import add_command, add_place, pick_device
+from air_plugin.cli.parsing import add_command, add_place
+from air_plugin.utils.devices import pick_device
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import require_writable
 

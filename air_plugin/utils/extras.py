@@ -16,7 +16,7 @@ _REPORT = {
 }
 EXTRAS = {
     "report": _REPORT,
-    "train": {**_REPORT, "rich": "rich>=13", "sklearn": "scikit-learn", "tensorboard": "tensorboard"},
+    "train": {**_REPORT, "rich": "rich>=13", "tensorboard": "tensorboard"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
     "ray": {"ray": "ray>=2.40"},
 }

@@ -59,7 +59,7 @@ def test_the_wheel_brings_the_command_and_its_needs(wheel: zipfile.ZipFile):
         for name in imports_of(path)
         if name.split(".")[0] not in sys.stdlib_module_names and not name.startswith("air_plugin")
     }
-    distribution = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
+    distribution = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch", "sklearn": "scikit-learn"}
     extras = {name for extra in EXTRAS.values() for name in extra}
     unseen = {"accelerate"}  # of diffusers: models are loaded without a second copy in memory
     assert {distribution.get(name, name) for name in third_party - extras} | unseen == {*needs}

@@ -36,7 +36,7 @@ def test_a_drop_in_needs_no_extra(tmp_path: Path):
     [
         ("jinja2", "jinja2", air, ["report", "output"]),
         ("onnxscript", "onnxscript", air, ["export", "bundle", "x.onnx"]),
-        ("sklearn", "scikit-learn", train.main, ["--trainer", "AiR"]),
+        ("tensorboard", "tensorboard", train.main, ["--trainer", "AiR"]),
         ("scipy", "'scipy>=1.15'", prepare.main, ["digits", "--root", "."]),
     ],
 )

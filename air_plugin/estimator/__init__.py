@@ -1,0 +1,1 @@
+"""`AiRClassifier`: from unlabelled images and class names to a classifier, with scikit-learn's conventions."""
