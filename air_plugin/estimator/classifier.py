@@ -22,6 +22,7 @@ from air_plugin.clip.zero_shot import UnlabelledImages, look_at_unlabelled, temp
 from air_plugin.estimator.choice import AUTO, choose, settings_of, user_cache
 from air_plugin.estimator.examples import Examples, collect
 from air_plugin.estimator.inputs import InputError, Source, as_files, as_sources, clean_names, read_batches, unreadable
+from air_plugin.estimator.prompts import train_prompts
 from air_plugin.inference.bundle import MARK, load_bundle, save_bundle
 from air_plugin.inference.predict import Bundle
 from air_plugin.settings import AirSettings
@@ -55,7 +56,7 @@ class AiRClassifier(ClassifierMixin, BaseEstimator):
             weights or reaches the hub, else `mini`, the embedded one.
         generator: auto, `mini`, a name on the hub or a folder in diffusers' layout. auto is Stable Diffusion 1.5 where
             auto of the backbone is ViT-B/32, else `mini`.
-        prompts: train prompts on the fused pseudo-labels, too.
+        prompts: train prompts on the fused pseudo-labels, too (air_plugin/estimator/prompts.py).
         head: that predicts: fused or text.
         settings: further settings by their key, for instance {"AIR.M": 60}; `air settings` lists them.
         random_state: seed of the adapter and the images.
@@ -154,7 +155,19 @@ class AiRClassifier(ClassifierMixin, BaseEstimator):
             self.auxiliary_ = build_auxiliary(
                 backbone, names, unlabelled, settings=settings, store=store, stages=stages
             )
-        self._finish(backbone, names, texts[None], unlabelled)
+            text = texts[None]
+            if self.prompts:
+                with stages.stage("prompts"):
+                    text = train_prompts(
+                        backbone,
+                        names,
+                        unlabelled,
+                        self.auxiliary_,
+                        template=self.template,
+                        seed=settings.seed,
+                        store=store,
+                    )
+        self._finish(backbone, names, text, unlabelled)
         return self
 
     def _finish(self, backbone: Backbone, names: list[str], text: Tensor, unlabelled: UnlabelledImages) -> None:

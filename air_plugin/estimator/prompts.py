@@ -1,0 +1,148 @@
+"""Prompts trained on the fused pseudo-labels (AiR over CPL), in a short loop of its own: no Dassl is needed.
+
+It differs from the trainer AiR in one thing: the images are not augmented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from air_plugin.auxiliary.build import Auxiliary
+from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.features import FeatureBatches
+from air_plugin.clip.prompts import PromptedCLIP, PromptLearner
+from air_plugin.clip.zero_shot import UnlabelledImages
+from air_plugin.functional.fusion import fuse
+from air_plugin.functional.losses import partial_label_loss, synthetic_loss
+from air_plugin.functional.pseudo_labels import candidate_sets
+from air_plugin.utils.progress import Progress
+from air_plugin.utils.seeding import stable_seed
+from air_plugin.utils.store import Store
+from air_plugin.utils.tensors import save_tensors, tensor_digest
+
+FILE = "text.safetensors"
+
+
+@dataclass(frozen=True)
+class Training:
+    """CPL's settings of training; those of the two configs below are compared with configs/shared by a test.
+
+    clip_grad: largest norm of the gradient; 0 is no limit.
+    alpha, beta, per_class: of the candidate sets; see `candidate_sets`.
+    """
+
+    lr: float
+    epochs: int
+    batch: int
+    alpha: float
+    beta: float
+    per_class: int
+    weight_decay: float
+    momentum: float = 0.9
+    clip_grad: float = 0.0
+
+
+SMALL = Training(lr=0.01, epochs=30, batch=32, alpha=0.6, beta=0.9, per_class=64, weight_decay=5e-4)  # for `mini`
+PUBLISHED = Training(lr=0.02, epochs=50, batch=64, alpha=0.75, beta=0.9, per_class=16, weight_decay=0.05, clip_grad=0.8)
+
+
+def train_prompts(
+    backbone: Backbone,
+    classnames: Sequence[str],
+    unlabelled: UnlabelledImages,
+    auxiliary: Auxiliary,
+    *,
+    template: str,
+    seed: int,
+    store: Store,
+) -> Tensor:
+    """Train one context for all classes with L = L_r + L_s, L_s on kept generated images; the result is kept.
+
+    Args:
+        backbone: frozen.
+        classnames: C names.
+        unlabelled: N images.
+        auxiliary: of the fused pseudo-labels, and of the generated images.
+        template: the words before its {} are the initial context; 16 random tokens where there are none.
+        seed: of that context, the order of the images and the choice of generated ones.
+        store: of the result.
+
+    Returns:
+        (1, C, D) unit text features.
+    """
+    training = SMALL if backbone.name == "mini" else PUBLISHED
+    classifier = auxiliary.classifier
+    probs = fuse(unlabelled.probs, classifier.probs(unlabelled.features), weight=classifier.fusion_weight)
+    generated = auxiliary.prototypes.features  # (C, K, D)
+    context = template.partition("{}")[0].strip()
+    settings = {
+        "recipe": 1,
+        "inputs": tensor_digest({"probs": probs, "features": unlabelled.features, "generated": generated}),
+        "backbone": backbone.fingerprint,
+        "classes": list(classnames),
+        "context": context,
+        "seed": seed,
+        **asdict(training),
+    }
+    with store.open("prompts", settings) as entry:
+        if not entry.complete:
+            rng = torch.Generator().manual_seed(stable_seed("context", seed))
+            learner = PromptLearner(backbone, classnames, ctx_init=context, generator=rng)
+            model = PromptedCLIP(backbone, learner)
+            _train(model, unlabelled, probs, generated, training, seed=seed)
+            with torch.no_grad():
+                save_tensors(entry.path / FILE, {"text": model.text_features().cpu()})
+            entry.finish([FILE])
+        return entry.tensors(FILE)["text"].to(backbone.device)
+
+
+def _train(
+    model: PromptedCLIP,
+    unlabelled: UnlabelledImages,
+    probs: Tensor,
+    generated: Tensor,
+    training: Training,
+    *,
+    seed: int,
+) -> None:
+    """Train the context of a model on (N, C) fused probabilities and (C, K, D) generated features."""
+    chosen = candidate_sets(probs, alpha=training.alpha, beta=training.beta, per_class=training.per_class)
+    parameters = list(model.prompt_learner.parameters())
+    optimiser = torch.optim.SGD(
+        parameters, lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, training.epochs)
+    rng = torch.Generator().manual_seed(stable_seed("synthetic", seed))
+    with Progress(training.epochs, title="prompts", unit="epochs") as progress, torch.enable_grad():
+        batches = FeatureBatches(
+            unlabelled.table,
+            chosen.index,
+            {"target": chosen.mask},
+            batch_size=training.batch,
+            seed=seed,
+            epoch=lambda: progress.done,
+        )
+        while progress.done < training.epochs:
+            loss = torch.zeros(())
+            for batch in batches:
+                loss = _loss(model, batch, generated, rng)
+                optimiser.zero_grad()
+                loss.backward()
+                if training.clip_grad:
+                    nn.utils.clip_grad_norm_(parameters, training.clip_grad)
+                optimiser.step()
+            schedule.step()
+            progress.update(loss=float(loss.detach()))
+
+
+def _loss(model: PromptedCLIP, batch: dict[str, Tensor], generated: Tensor, rng: torch.Generator) -> Tensor:
+    """L_r of a batch of B images plus L_s of B generated ones, which are sampled from (C, K, D) features."""
+    flat, kept = generated.flatten(0, 1), generated.shape[1]
+    pick = torch.randint(len(flat), (len(batch["img"]),), generator=rng).to(flat.device)
+    text = model.text_features()
+    real = partial_label_loss(model.logits(batch["img"], text), batch["target"])
+    return real + synthetic_loss(model.logits(flat[pick], text), pick // kept)
