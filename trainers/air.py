@@ -11,6 +11,7 @@ from torch import Tensor
 from air_plugin.config import validate
 from air_plugin.functional.fusion import relative_weight
 from air_plugin.functional.losses import consistency_loss, synthetic_loss
+from air_plugin.functional.pseudo_labels import possible
 from air_plugin.utils.checks import require
 from air_plugin.utils.seeding import stable_seed
 from trainers.fused_heads import FusedHeads
@@ -57,7 +58,8 @@ class AiR(FusedHeads, SelfTraining):
             index: (S,) selected images.
             candidates: (S, C) bool.
         """
-        real = (self.unlabelled.probs[index] * candidates).sum(dim=1).mean()
+        probs = possible(self.unlabelled.probs[index], self.unlabelled_classes)
+        real = (probs * candidates).sum(dim=1).mean()
         prototypes = self.auxiliary.prototypes.features  # (C, K, D)
         generated = self.backbone.text_probs(prototypes.flatten(0, 1), self.template_features)
         synthetic = generated.unflatten(0, prototypes.shape[:2]).mean(dim=1).diagonal().mean()

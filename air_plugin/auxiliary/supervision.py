@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from air_plugin.functional.pseudo_labels import restrict
+from air_plugin.functional.pseudo_labels import possible
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class Supervision:
 
     def allowed(self, probs: Tensor) -> Tensor:
         """(N, C) probabilities of unlabelled images, renormalised over the classes that they may have; else 0."""
-        if self.classes is None:
-            return probs
-        return torch.zeros_like(probs).index_copy_(1, self.classes, restrict(probs, self.classes))
+        return possible(probs, self.classes)
 
     def joined(self, features: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Features and probabilities of the N unlabelled images, then of the L labelled ones.

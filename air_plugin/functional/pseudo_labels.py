@@ -109,6 +109,13 @@ def restrict(probs: Tensor, classes: Tensor | None) -> Tensor:
     return torch.where(total > 0, kept / total, 1 / len(classes))
 
 
+def possible(probs: Tensor, classes: Tensor | None) -> Tensor:
+    """`restrict` in the form (N, C): 0 for the other classes; unchanged where `classes` is None."""
+    if classes is None:
+        return probs
+    return torch.zeros_like(probs).index_copy_(1, classes, restrict(probs, classes))
+
+
 def widen(chosen: Candidates, classes: Tensor | None, *, total: int) -> Candidates:
     """Candidates among (U,) classes as candidates among all C = `total`; unchanged where `classes` is None."""
     if classes is None:

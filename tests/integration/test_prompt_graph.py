@@ -44,6 +44,8 @@ def require_equal(output: Path, expected: Path) -> None:
         ("UPL", ["TRAINER.PROMPT.CSC", "True", "OPTIM.NAME", "adam"], 1),
         ("CPL", ["TRAINER.CPL.LOSS", "lw", "TRAINER.PROMPT.ROUNDS", "2"], 2),
         ("AiR", ["AIR.LS", "synthetic", "AIR.BETA", "auto", "TRAINER.PROMPT.CLASS_TOKEN_POSITION", "middle"], 1),
+        ("AiR", ["AIR.LS", "synthetic", "AIR.BETA", "auto", "DATASET.PARADIGM", "trzsl"], 1),
+        ("GRIP", ["DATASET.PARADIGM", "ssl", "TRAINER.PROMPT.ROUNDS", "2"], 2),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
