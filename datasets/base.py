@@ -24,7 +24,7 @@ class SplitDataset(DatasetBase):
 
     train_x: labelled training images, DATASET.NUM_SHOTS a class where that is at least 1 (val: at most 4), else all.
     train_u: the unlabelled ones, with the label -1 and in the order of the paths.
-    hidden_labels: path -> label of train_u, for metrics after training only.
+    hidden_labels: path -> label of train_u, for metrics after training only; empty where one of them is unknown.
     Where DATASET.PARADIGM is ul (unsupervised), train_u is every training image, and a method that needs no labels
     leaves train_x alone. In ssl and trzsl every training image is labelled, unlabelled or left out, and a labelled one
     is never in train_u; see datasets/paradigms.py.
@@ -79,7 +79,8 @@ class SplitDataset(DatasetBase):
         self.paradigm = settings.paradigm
         self.seen, self.unseen = (list(range(len(kept))), []) if subset != "all" else (parts.seen, parts.unseen)
         self.unlabelled_classes = self.unseen or list(range(len(kept)))
-        self.hidden_labels = {item.impath: item.label for item in unlabelled if item.label >= 0}
+        known = all(item.label >= 0 for item in unlabelled)
+        self.hidden_labels = {item.impath: item.label for item in unlabelled} if known else {}
         train_u = [Datum(impath=path, label=-1) for path in sorted({item.impath for item in unlabelled})]
         super().__init__(train_x=labelled, train_u=train_u, val=val or None, test=test)
 

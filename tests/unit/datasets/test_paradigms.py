@@ -267,7 +267,8 @@ class Unlabelled(SplitDataset):
 @pytest.mark.parametrize("paradigm", ["ssl", "trzsl"])
 def test_a_data_set_without_training_labels_is_refused(paradigm: str, tmp_path: Path):
     put(tmp_path, *(f"{number}.jpg" for number in range(6)))
-    assert len(make(Unlabelled, tmp_path).train_u) == 6
+    data = make(Unlabelled, tmp_path)
+    assert len(data.train_u) == 6 and data.hidden_labels == {}
     with pytest.raises(UserError, match=rf"{paradigm} needs training labels, and 2 of 6 .* of mine .* first .*/2.jpg$"):
         make(Unlabelled, tmp_path, PARADIGM=paradigm)
 
