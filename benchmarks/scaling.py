@@ -5,10 +5,11 @@
     python -m benchmarks.scaling --part runs                     # runs/hour; needs --data, by default ./data
     python -m benchmarks.scaling --part em                       # 1,000,000 images, 512 dimensions, 1,000 classes
     python -m benchmarks.scaling --part em --images 100000 --iterations 3
+    python -m benchmarks.scaling --part cost                     # of whole data sets, computed from rates
 
 generation, runs: one worker beside `--workers` workers of ENGINE (local or ray), and the efficiency: the ratio of
-their rates, divided by the number of workers. A rate is that of the time in which all workers work; the start of the
-workers (and of the script), their first units, and the whole time stand beside it. Rates mean something on a machine
+their rates, divided by the number of workers. A rate is counted from the first unit of each worker; the start of the
+workers (and of the script), and the whole time stand beside it. Rates mean something on a machine
 that does nothing else: a line says so where it has other work. Processor time does not depend on that so much.
 
 em: EM over shards of a feature table on disk, by `--workers` workers of ENGINE (local or ray) with one thread each,
@@ -39,6 +40,7 @@ from air_plugin.functional.gaussian import Gaussians, Refined, fit_gaussians, re
 from air_plugin.functional.shards import SHARD, cut, in_this_process
 from air_plugin.utils.tables import write_table
 from benchmarks.em import unit
+from benchmarks.scaling_cost import add_options, print_costs
 from benchmarks.scaling_work import generation, runs, warn_if_busy
 from benchmarks.selection import peak_memory, positive
 
@@ -49,7 +51,8 @@ TOLERANCE = 1e-6
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(1)
-    warn_if_busy()
+    if options.part != "cost":
+        warn_if_busy()
     parts = PARTS.values() if options.part == "all" else [PARTS[options.part]]
     return max(part(options) for part in parts)
 
@@ -163,7 +166,12 @@ def made_up(path: Path, images: int, dimensions: int, classes: int) -> tuple[Ima
     return ImagesOnDisk.open(path, texts, logit_scale=50.0), prior
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], int]] = {"generation": generation, "runs": runs, "em": em}
+PARTS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "generation": generation,
+    "runs": runs,
+    "em": em,
+    "cost": print_costs,
+}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -172,15 +180,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=positive, default=2, help="default 2")
     group = parser.add_argument_group("generation")
     group.add_argument("--generator", default="mini", help="default mini")
-    for name, value in {"generated": 60, "batch": 4, "steps": 4}.items():
+    for name, value in {"generated": 40, "batch": 4, "steps": 4}.items():
         group.add_argument(f"--{name}", type=positive, default=value, help=f"default {value}")
     group = parser.add_argument_group("runs")
     group.add_argument("--data", type=Path, default=Path("data"), help="of the digits; default ./data")
     group.add_argument("--runs", type=positive, default=8, help="default 8")
     group = parser.add_argument_group("em")
-    defaults = {"images": 1_000_000, "dimensions": 512, "classes": 1000, "iterations": 3, "computed": 10_000_000}
+    defaults = {"images": 1_000_000, "dimensions": 512, "classes": 1000, "iterations": 1, "computed": 10_000_000}
     for name, value in defaults.items():
         group.add_argument(f"--{name}", type=positive, default=value, help=f"default {value}")
+    add_options(parser)
     group.add_argument("--folder", type=Path, help="of temporary files; default: the system's")
     return parser.parse_args(arguments)
 

@@ -33,15 +33,13 @@ class Finish:
     """A unit that was finished.
 
     time: when, in seconds.
-    worker: who did it.
     amount: images or runs.
-    cpu: seconds of processor time that it took; 0 where they are not known.
+    cpu: seconds of processor time that it took.
     """
 
     time: float
-    worker: Any
     amount: int
-    cpu: float = 0.0
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -61,27 +59,30 @@ class Timing:
 
 
 def steady(finishes: Sequence[Finish], *, begin: float, end: float, workers: int) -> Timing:
-    """The rate from when every worker has finished its first unit until the first worker has nothing to do.
+    """The rate from the first finished units, one for each worker, until the last unit.
+
+    Where workers have equally many units and begin at the same time, it is the rate of all of them at work. A worker
+    that has nothing to do at the end, since its units were shorter, counts as one that works.
 
     Args:
         finishes: of all units, in the order of time.
         begin, end: of the whole work.
-        workers: how many there are, where each has finished a unit; `finishes` may name them all None.
+        workers: how many there are.
 
     Raises:
         UserError: there are too few units.
     """
-    first: dict[Any, int] = {}
-    for index, finish in enumerate(finishes):
-        first.setdefault(finish.worker, index)
-    opening = max(first.values()) if len(first) == workers else workers - 1
-    closing = len(finishes) - workers  # then one worker is idle, and the others do their last units
-    if closing <= opening:
+    if len(finishes) <= workers:
         raise UserError(f"{len(finishes)} runs or batches are too few to measure {workers} workers; give more")
-    since, window = finishes[opening].time, finishes[opening + 1 : closing + 1]
-    amount = sum(finish.amount for finish in window)
-    cpu = sum(finish.cpu for finish in window) / amount
-    return Timing(amount / (window[-1].time - since), since - begin, end - begin, cpu)
+    since, later = finishes[workers - 1].time, finishes[workers:]
+    amount = sum(finish.amount for finish in later)
+    cpu = sum(finish.cpu for finish in later) / amount
+    return Timing(amount / (later[-1].time - since), since - begin, end - begin, cpu)
+
+
+def share(units: Sequence[Any], workers: int) -> Sequence[Any]:
+    """As many of the units as can be shared evenly."""
+    return units[: len(units) // workers * workers]
 
 
 def generation(options: argparse.Namespace) -> int:
@@ -119,9 +120,10 @@ def time_generation(options: argparse.Namespace, settings: AirSettings, fingerpr
         )
         batches = [jobs[start : start + options.batch] for start in range(0, len(jobs), options.batch)]
         portions = [Portion(batch, frozenset(job.key for job in batch)) for batch in batches]
+        portions = share(portions, options.workers)
         engine, finishes, begin = chosen(), [], time.perf_counter()
         gpus = min(1.0, engine.gpus())
-        for _, (worker, amount, cpu) in engine.map(
+        for _, (amount, cpu) in engine.map(
             partial(set_up_together, recipe, workers),
             generate_timed,
             portions,
@@ -129,7 +131,7 @@ def time_generation(options: argparse.Namespace, settings: AirSettings, fingerpr
             gpus=gpus,
             folders=[folder],
         ):
-            finishes.append(Finish(time.perf_counter(), worker, amount, cpu))
+            finishes.append(Finish(time.perf_counter(), amount, cpu))
         return steady(finishes, begin=begin, end=time.perf_counter(), workers=workers)
 
 
@@ -143,34 +145,34 @@ def set_up_together(recipe: Recipe, workers: int) -> Place:
     return place
 
 
-def generate_timed(place: Place, portion: Portion) -> tuple[tuple[str, int], int, float]:
-    """A batch of images; returns the worker, the number of images, and seconds of processor time."""
+def generate_timed(place: Place, portion: Portion) -> tuple[int, float]:
+    """A batch of images; returns how many, and seconds of processor time."""
     before = time.process_time()
     written = generate_portion(place, portion)
-    return (os.uname().nodename, os.getpid()), len(written), time.process_time() - before
+    return len(written), time.process_time() - before
 
 
 def runs(options: argparse.Namespace) -> int:
     """Runs an hour, one at a time and several: CPL on the digits, with features from the store."""
-    print(f"runs: {options.runs} of CPL on digits; ENGINE={chosen().name}")
+    seeds = share(range(1, options.runs + 1), options.workers)
+    print(f"runs: {len(seeds)} of CPL on digits; ENGINE={chosen().name}")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        script(options, Path(folder), jobs=1, seeds=[0])  # computes the features
-        timings = []
-        for turn, jobs in enumerate(dict.fromkeys((1, options.workers))):
-            timings.append(time_runs(options, Path(folder), jobs=jobs, first=1 + turn * options.runs))
+        for jobs in dict.fromkeys((1, options.workers)):
+            script(options, Path(folder) / str(jobs), jobs=1, seeds=[0])  # computes the features
+        numbers = dict.fromkeys((1, options.workers))
+        timings = [time_runs(options, Path(folder) / str(jobs), jobs=jobs, seeds=seeds) for jobs in numbers]
     return show("runs/hour", timings, options.workers, factor=3600)
 
 
-def time_runs(options: argparse.Namespace, output: Path, *, jobs: int, first: int) -> Timing:
+def time_runs(options: argparse.Namespace, output: Path, *, jobs: int, seeds: Sequence[int]) -> Timing:
     """A run is finished when its result.json is there, which is written last."""
     begin, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    seeds = range(first, first + options.runs)
     script(options, output, jobs=jobs, seeds=seeds)
     end, after = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / options.runs
+    cpu = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / len(seeds)
     results = [path for seed in seeds for path in output.glob(f"digits/CPL/*/seed{seed}/result.json")]
     times = sorted(path.stat().st_mtime for path in results)
-    return steady([Finish(at, None, 1, cpu) for at in times], begin=begin, end=end, workers=jobs)
+    return steady([Finish(at, 1, cpu) for at in times], begin=begin, end=end, workers=jobs)
 
 
 def script(options: argparse.Namespace, output: Path, *, jobs: int, seeds: Sequence[int]) -> None:
@@ -198,7 +200,7 @@ def show(unit: str, timings: Sequence[Timing], workers: int, *, factor: float = 
     print(f"1 worker: {rates[0]} {unit}; {workers} workers: {rates[1]} {unit}")
     for name, timing in (("1 worker", one), (f"{workers} workers", several)):
         print(
-            f"{name}: {timing.start:.1f} s until every worker has finished its first unit, {timing.whole:.1f} s in "
+            f"{name}: {timing.start:.1f} s until as many units were finished, {timing.whole:.1f} s in "
             f"all; {timing.cpu:.2f} s of processor time each"
         )
     print(f"efficiency of {workers} workers {several.rate / one.rate / workers:.2f}")

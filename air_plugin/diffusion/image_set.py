@@ -93,6 +93,7 @@ class ImageSet:
     def __init__(self, folder: Path, jobs: Sequence[ImageJob], size: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.jobs = folder, jobs
+        self.by_key = {job.key: job for job in jobs}
         self.records: Records = {}
         self.position = read_lines(folder, self.records, 0)[0]
         self.missing = {job.key for job in jobs if not is_whole(folder, job, self.records)}
@@ -140,12 +141,10 @@ class ImageSet:
     def refresh(self) -> None:
         """Read what other processes have added to the manifest."""
         self.position, added = read_lines(self.folder, self.records, self.position)
-        there = added & self.missing - self.claimed
-        if there:
-            jobs = {job.key: job for job in self.jobs if job.key in there}
-            found = {key for key, job in jobs.items() if is_whole(self.folder, job, self.records)}
-            self.missing -= found
-            self.found += len(found)
+        there = (added & self.missing) - self.claimed
+        found = {key for key in there if is_whole(self.folder, self.by_key[key], self.records)}
+        self.missing -= found
+        self.found += len(found)
 
     def take_found(self) -> int:
         """How many images of other processes have been found since the last call."""

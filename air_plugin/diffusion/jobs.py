@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -30,7 +31,7 @@ class ImageJob:
     size: int
     weights: str
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Name of the image's file, without the suffix."""
         return key_of(asdict(self))

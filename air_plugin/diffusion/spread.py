@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ from air_plugin.diffusion.jobs import ImageJob
 from air_plugin.diffusion.lora import adapter_loaded
 from air_plugin.diffusion.pipeline import Generator, load_generator
 from air_plugin.diffusion.sampling import EncodedPrompts, encode_once, text_keys_reused
-from air_plugin.diffusion.writers import THREADS, add_line, write_image
+from air_plugin.diffusion.writers import THREADS, add_lines, write_image
 from air_plugin.engine import Engine
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.progress import Progress
@@ -90,11 +90,11 @@ def generate_with(
     ):
         progress.skip(len(jobs) - len(images.missing))
         while images.missing:
-            for portion, written in _spread(engine, recipe, images, workers=workers, gpus=gpus):
-                by_key = {job.key: job for job in portion.jobs}
-                for key, attempt, sha256 in written:
-                    images.records[key] = add_line(images.folder, by_key[key], attempt, sha256)
-                    images.recorded(key)
+            for written in _spread(engine, recipe, images, workers=workers, gpus=gpus):
+                finished = [(images.by_key[key], attempt, sha256) for key, attempt, sha256 in written]
+                for line in add_lines(images.folder, finished):
+                    images.records[line["key"]] = line
+                    images.recorded(line["key"])
                     progress.update()
             if images.missing:
                 images.wait()
@@ -103,8 +103,10 @@ def generate_with(
     return report_on(images)
 
 
-def _spread(engine: Engine, recipe: Recipe, images: ImageSet, *, workers: int, gpus: float) -> Any:
-    """Let workers generate what this process can claim; yields portions and what was written of them."""
+def _spread(
+    engine: Engine, recipe: Recipe, images: ImageSet, *, workers: int, gpus: float
+) -> Iterator[list[tuple[str, int, str]]]:
+    """Let workers generate what this process can claim; yields what was written of each batch."""
     portions = [Portion(batch) for batch in images.waiting]
     index_of = {batch[0].key: index for index, batch in enumerate(images.waiting)}
 
@@ -121,7 +123,7 @@ def _spread(engine: Engine, recipe: Recipe, images: ImageSet, *, workers: int, g
         return index
 
     folders = [recipe.folder, *([recipe.adapter] if recipe.adapter else [])]
-    for index, written in engine.map(
+    for _, written in engine.map(
         partial(set_up, recipe),
         generate_portion,
         portions,
@@ -131,7 +133,7 @@ def _spread(engine: Engine, recipe: Recipe, images: ImageSet, *, workers: int, g
         folders=folders,
         choose=choose,
     ):
-        yield portions[index], written
+        yield written
 
 
 def set_up(recipe: Recipe) -> Place:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -109,15 +109,23 @@ def write_image(path: Path, pixels: np.ndarray) -> str:
 
 
 def add_line(folder: Path, job: ImageJob, attempt: int, sha256: str) -> dict[str, Any]:
-    """Add the line of an image to the manifest and return it; several processes may do so at the same time."""
+    """Add the line of an image to the manifest and return it; see `add_lines`."""
+    return add_lines(folder, [(job, attempt, sha256)])[0]
+
+
+def add_lines(folder: Path, written: Sequence[tuple[ImageJob, int, str]]) -> list[dict[str, Any]]:
+    """Add lines of images to the manifest under one lock and return them; several processes may do so at a time.
+
+    written: jobs of finished images, the number of the attempt, and the SHA-256 of the file.
+    """
     from filelock import FileLock
 
-    line = {**asdict(job), "key": job.key, "attempt": attempt, "sha256": sha256}
+    lines = [{**asdict(job), "key": job.key, "attempt": attempt, "sha256": sha256} for job, attempt, sha256 in written]
     with FileLock(folder / LOCK), open(folder / MANIFEST, "ab+") as manifest:
         if manifest.tell() and _last_byte(manifest) != b"\n":  # of a process that was killed
             manifest.write(b"\n")
-        manifest.write(to_json(line).encode() + b"\n")
-    return line
+        manifest.write(b"".join(to_json(line).encode() + b"\n" for line in lines))
+    return lines
 
 
 def _last_byte(file: IO[bytes]) -> bytes:

@@ -8,7 +8,8 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from air_plugin.utils.errors import UserError
@@ -16,6 +17,7 @@ from air_plugin.utils.errors import UserError
 RACY = 2.0  # seconds: a younger file may change again within one tick of its time stamp, so its digest is not kept
 FILE = "digests.sqlite"  # in a store
 PENDING = 1000  # digests between two writes
+TOGETHER = 500  # files that are looked up at once
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +52,15 @@ def file_digests(paths: _Paths, *, cache: str | os.PathLike[str] | None = None) 
 
 
 def _digests(paths: _Paths, cache: str | os.PathLike[str] | None) -> Iterator[bytes]:
+    left = iter(paths)
     with contextlib.closing(_Cache(cache)) as known:
-        for path in paths:
-            try:
-                yield _digest(os.path.abspath(path), known)
-            except OSError as error:
-                raise UserError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
+        while batch := list(islice(left, TOGETHER)):
+            known.look_up([os.path.abspath(path) for path in batch])
+            for path in batch:
+                try:
+                    yield _digest(os.path.abspath(path), known)
+                except OSError as error:
+                    raise UserError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
 
 
 def _digest(path: str, known: _Cache) -> bytes:
@@ -82,12 +87,17 @@ def _stamp(status: os.stat_result) -> _Stamp:
 
 
 class _Cache:
-    """Digests by path and stamp in an SQLite file. Where it cannot be used, work goes on without it."""
+    """Digests by path and stamp in an SQLite file. Where it cannot be used, work goes on without it.
+
+    Its journal is SQLite's plain one, which needs file locks and nothing else, so that machines may share it on a file
+    system that has them; a write-ahead log (WAL) needs memory that all of them share.
+    """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self.path = None if path is None else Path(path)
         self.connection: sqlite3.Connection | None = None
         self.pending: list[tuple[bytes, bytes, bytes]] = []
+        self.found: dict[bytes, tuple[bytes, bytes]] = {}  # path -> stamp and digest
         with self._guarded():
             self._connect()
 
@@ -115,15 +125,19 @@ class _Cache:
             with contextlib.suppress(sqlite3.Error):
                 self._connect()
 
-    def find(self, path: str, stamp: _Stamp) -> bytes | None:
-        """The digest of a file with this stamp."""
+    def look_up(self, paths: Sequence[str]) -> None:
+        """Read what is kept of some files, for `find`: at once, since a query locks the file, perhaps on a server."""
+        self.found = {}
         with self._guarded():
-            if self.connection is None:
-                return None
-            query = "SELECT sha256 FROM digests WHERE path = ? AND stamp = ?"
-            row = self.connection.execute(query, (os.fsencode(path), _pack(stamp))).fetchone()
-            return row[0] if row and isinstance(row[0], bytes) and len(row[0]) == 32 else None
-        return None
+            if self.connection is not None:
+                query = f"SELECT path, stamp, sha256 FROM digests WHERE path IN ({','.join('?' * len(paths))})"
+                rows = self.connection.execute(query, [os.fsencode(path) for path in paths])
+                self.found = {path: (stamp, sha256) for path, stamp, sha256 in rows}
+
+    def find(self, path: str, stamp: _Stamp) -> bytes | None:
+        """The digest of a file with this stamp, one of those that were looked up."""
+        kept, sha256 = self.found.get(os.fsencode(path), (None, None))
+        return sha256 if kept == _pack(stamp) and isinstance(sha256, bytes) and len(sha256) == 32 else None
 
     def add(self, path: str, stamp: _Stamp, sha256: bytes) -> None:
         """Keep a digest; it is written with others, or at the end."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from argparse import Namespace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from air_plugin.utils.errors import UserError
-from benchmarks import lora_step
+from benchmarks import lora_step, same_results
 from benchmarks.generator_flops import lora_cost
-from benchmarks.scaling_work import Finish, Timing, steady
+from benchmarks.scaling_work import Finish, Timing, share, steady
 
 
 @pytest.mark.parametrize(
@@ -54,17 +57,54 @@ def test_the_rate_of_generation_by_one_and_two_workers(capsys: pytest.CaptureFix
     assert len(re.findall(r"s in all; \d+\.\d\d s of processor time each", out)) == 2
 
 
-def test_a_rate_is_that_of_the_time_in_which_all_workers_work():
-    """Two workers that start at 10 and at 13, and take 2 and 4 seconds for 6 images; the last one works alone."""
-    times = sorted([*((10 + 2 * unit, "a") for unit in range(1, 8)), *((13 + 4 * unit, "b") for unit in range(1, 4))])
-    finishes = [Finish(time, worker, 6, cpu=3.0) for time, worker in times]
-    timing = steady(finishes, begin=0.0, end=25.0, workers=2)
-    assert [at for at, _ in times] == [12, 14, 16, 17, 18, 20, 21, 22, 24, 25]
-    assert timing == Timing(rate=6 * 5 / (24 - 17), start=17.0, whole=25.0, cpu=0.5)
-    alone = steady([Finish(at, None, 1) for at in (5, 7, 9, 11)], begin=0.0, end=12.0, workers=1)
-    assert (alone.rate, alone.start, alone.whole) == (0.5, 5.0, 12.0)
+def test_a_rate_is_counted_from_the_first_unit_of_each_worker_to_the_last_one():
+    # Each of two workers generates 6 images in 4 seconds.
+    together = [Finish(at, 6, cpu=3.0) for at in (12, 12.5, 16, 16.5, 20, 20.5)]
+    assert steady(together, begin=2.0, end=21.0, workers=2) == Timing(6 * 4 / 8.0, 10.5, 19.0, 0.5)
+    waits = [Finish(at, 6, cpu=3.0) for at in (12, 12.5, 16, 16.5, 20)]  # nobody shares the last unit
+    assert steady(waits, begin=2.0, end=21.0, workers=2).rate == pytest.approx(18 / 7.5)
+    assert steady(together, begin=2.0, end=21.0, workers=1).rate == pytest.approx(30 / 8.5)
     with pytest.raises(UserError, match=r"^2 runs or batches are too few to measure 2 workers"):
-        steady(finishes[:2], begin=0.0, end=25.0, workers=2)
+        steady(together[:2], begin=0.0, end=25.0, workers=2)
+    assert share(range(11), 2) == range(10) and share(range(11), 4) == range(8)
+
+
+def test_the_cost_of_a_data_set_follows_from_the_rates(capsys: pytest.CaptureFixture[str]):
+    rates = ["--lora-seconds", "360", "--image-rate", "10", "--view-rate", "100", "--image-bytes", "1000"]
+    assert importlib.import_module("benchmarks.scaling").main(["--part", "cost", "--per-class", "72", *rates]) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| EuroSAT"))
+    encoded = 13_500 * 8 + 720
+    parts = [360 / 3600, 720 / 10 / 3600, encoded / 100 / 3600]
+    assert [float(part) for part in re.findall(r"\d+\.\d+(?= [+=|]|$)", row)[:3]] == [round(part, 2) for part in parts]
+    assert f"= {sum(parts):.2f} |" in row and "| 720 |" in row
+    assert f"0.01 GB + 0.00 GB + {4 * 512 * encoded / 1e9:.2f} GB = " in row
+
+
+def write_results(root: Path, **changes: Any) -> Path:
+    """A folder of results of two runs; the second one with changes."""
+    for seed in (1, 2):
+        folder = root / "digits" / f"seed{seed}"
+        (folder / "bundle").mkdir(parents=True)
+        result = {"accuracy": 90.5, "stages": str(root), "provenance": {"host": str(root)}}
+        (folder / "result.json").write_text(json.dumps(result | (changes if seed == 2 else {})))
+        (folder / "bundle" / "prompts.safetensors").write_bytes(b"weights")
+    return root
+
+
+def test_results_that_differ_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    one, same, other = (write_results(tmp_path / name, **({"accuracy": 91} if name == "c" else {})) for name in "abc")
+    assert same_results.main([str(one), str(same)]) == 0
+    assert capsys.readouterr().out == "2 results are the same\n"
+    (other / "digits" / "seed1" / "bundle" / "prompts.safetensors").write_bytes(b"weighty")
+    (same / "digits" / "seed1" / "result.json").unlink()
+    assert same_results.main([str(one), str(other)]) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("prompts.safetensors: the weights differ")
+    assert second == "digits/seed2/result.json: accuracy differs"
+    assert same_results.main([str(one), str(same)]) == 1
+    assert capsys.readouterr().out == "digits/seed1/result.json is in one of the folders only\n"
+    with pytest.raises(UserError, match="has no results"):
+        same_results.main([str(one), str(tmp_path / "nowhere")])
 
 
 @pytest.mark.full

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,6 +134,47 @@ def test_a_cache_where_nothing_can_be_written_is_left_out(tmp_path: Path):
     paths = write(tmp_path / "files")
     assert content_digest(paths, cache="/proc/digests.sqlite") == expected(paths)
     assert content_digest(paths, cache=paths[0] / "digests.sqlite") == expected(paths)
+
+
+def test_files_are_looked_up_together(tmp_path: Path, reads: Reads, later: None, monkeypatch: pytest.MonkeyPatch):
+    paths, cache = write(tmp_path / "files", 25), tmp_path / "digests.sqlite"
+    content_digest(paths, cache=cache)
+    reads.names.clear()
+    statements: list[str] = []
+    connect = digests.sqlite3.connect
+
+    def traced(*arguments: Any, **options: Any) -> Any:
+        connection = connect(*arguments, **options)
+        connection.set_trace_callback(statements.append)
+        return connection
+
+    monkeypatch.setattr(digests.sqlite3, "connect", traced)
+    monkeypatch.setattr(digests, "TOGETHER", 10)
+    assert content_digest(paths, cache=cache) == expected(paths) and not reads.names
+    assert sum(statement.startswith("SELECT") for statement in statements) == 3
+
+
+DIES = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")  # pages are written before the end of the transaction
+connection.execute("BEGIN IMMEDIATE")
+for number in range(9999):
+    connection.execute("INSERT OR REPLACE INTO digests VALUES (?, 'x', 'y')", (b"%d" % number,))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_no_lock(tmp_path: Path, reads: Reads, later: None):
+    paths, cache = write(tmp_path / "files"), tmp_path / "digests.sqlite"
+    content_digest(paths, cache=cache)
+    reads.names.clear()
+    subprocess.run([sys.executable, "-c", DIES, str(cache)], check=False)
+    assert (tmp_path / "digests.sqlite-journal").exists()  # of the transaction that was not ended
+    assert content_digest(paths, cache=cache) == expected(paths) and not reads.names
+    with contextlib.closing(digests.sqlite3.connect(cache)) as connection:
+        assert connection.execute("SELECT count(*) FROM digests").fetchone() == (len(paths),)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
 def _digest_often(folder: Path) -> set[str]:
