@@ -119,8 +119,8 @@ def time_generation(options: argparse.Namespace, settings: AirSettings, fingerpr
             size=options.batch,
         )
         batches = [jobs[start : start + options.batch] for start in range(0, len(jobs), options.batch)]
-        portions = [Portion(batch, frozenset(job.key for job in batch)) for batch in batches]
-        portions = share(portions, options.workers)
+        even = share(batches, options.workers)
+        portions = [Portion(batch, frozenset(job.key for job in batch)) for batch in even]
         engine, finishes, begin = chosen(), [], time.perf_counter()
         gpus = min(1.0, engine.gpus())
         for _, (amount, cpu) in engine.map(
