@@ -11,7 +11,8 @@ import pytest
 import torch
 from runs import arguments, figures, weights
 from safetensors.torch import load_file
-from shared import copy_to_change
+from shared import copy_to_change, make_once
+from small_backbones import write_backbone
 
 import train
 from datasets.base import SplitDataset
@@ -124,6 +125,54 @@ def test_given_labels_change_the_weights(
 
 class Killed(Exception):
     pass
+
+
+@pytest.fixture(scope="session")
+def vit(shared: Path) -> Path:
+    """A small random backbone whose image tower takes prompts."""
+    return make_once(shared / "backbones", lambda folder: write_backbone(folder / "vit", "vit")) / "vit"
+
+
+VISUAL = {
+    "CPL, visual, ssl": ("CPL", ["TRAINER.PROMPT.MODALITY", "visual", "DATASET.PARADIGM", "ssl"]),
+    "GRIP, multimodal, trzsl": (
+        "GRIP",
+        ["TRAINER.PROMPT.MODALITY", "multimodal", "DATASET.PARADIGM", "trzsl", *ROUNDS],
+    ),
+    "AiR, visual, trzsl": ("AiR", ["TRAINER.PROMPT.MODALITY", "visual", "DATASET.PARADIGM", "trzsl"]),
+}
+
+
+@pytest.mark.parametrize("name", VISUAL)
+def test_prompts_in_the_image_tower_learn_from_labelled_images_and_survive_a_kill(
+    name: str, data: Path, cache: str, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, options = VISUAL[name]
+    options = [*options, "MODEL.BACKBONE.NAME", str(vit), "TRAINER.UPL.PER_CLASS", "20", "TRAINER.CPL.PER_CLASS", "20"]
+    seen: set[tuple[str, int]] = set()
+    losses, run_epoch = SelfTraining.losses, SelfTraining.run_epoch
+
+    def watched(self: SelfTraining, batch: dict[str, torch.Tensor], text: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen.update((key, batch[key].ndim) for key in ("img", "labelled"))
+        return losses(self, batch, text)
+
+    def until(self: SelfTraining) -> None:
+        if self.epoch == 2:
+            raise Killed
+        run_epoch(self)
+
+    monkeypatch.setattr(SelfTraining, "losses", watched)
+    assert train.main(arguments(trainer, data, tmp_path / "whole", "AIR.CACHE", cache, *options)) == 0
+    assert seen == {("img", 2), ("labelled", 2)}  # features by the prompted tower
+    line = arguments(trainer, data, tmp_path / "cut", "AIR.CACHE", cache, *options)
+    with monkeypatch.context() as patch:
+        patch.setattr(SelfTraining, "run_epoch", until)
+        with pytest.raises(Killed):
+            train.main(line)
+    assert train.main(line) == 0
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert figures(tmp_path / "whole") == figures(tmp_path / "cut")
 
 
 @pytest.mark.parametrize(("name", "epoch"), [("CPL, trzsl", 1), ("CPL, trzsl", 2), ("GRIP, ssl", 3), ("AiR, ssl", 2)])
