@@ -37,9 +37,12 @@ class DatasetSettings(Section):
         1.0, "in trzsl: labelled share of each seen class's images; GRIP has 0.8. The rest is val", above=0, high=1
     )
     num_missing_classes: int = setting(
-        0, "digits sets only: classes that the unlabelled images lack; for experiments", low=0, old=("MISSING",)
+        0, "classes that the unlabelled images lack; for experiments", low=0, old=("MISSING",)
     )
     imbalance_ratio: float = setting(
-        1.0, "digits sets only: every other class is this many times rarer; for experiments", low=1, old=("RARER",)
+        1.0,
+        "every other class is this many times rarer among the unlabelled images; for experiments",
+        low=1,
+        old=("RARER",),
     )
     default_config: str = setting("", "CONFIG of the scripts where the command names none")

@@ -123,6 +123,13 @@ class TransductionSettings(Section):
         "test",
         "images that are classified together: test (transductive), or unlabelled, and then the test images one by one",
     )
+    classes_per_batch: int = setting(
+        0,
+        "ON test, for experiments: test images come in batches of so many classes, and each batch is classified by "
+        "itself; 0: all together",
+        low=0,
+    )
+    batch_size: int = setting(64, "images of such a batch", low=1)
     anchors: Anchors = setting(
         "text",
         "of stata and zlap: the text features; images: the class means of generated images, with zlap beside the text",

@@ -12,6 +12,7 @@ from dassl.data.datasets import DatasetBase, Datum
 from air_plugin.dataset_settings import DatasetSettings
 from air_plugin.utils.class_names import warn_of_same_prompts
 from air_plugin.utils.errors import UserError, unknown
+from datasets.incomplete import incomplete
 from datasets.paradigms import Parts, require_disjoint, semi_supervised, transductive
 from datasets.sources import Source
 
@@ -65,7 +66,9 @@ class SplitDataset(DatasetBase):
         parts = self.partition(train, val, classnames, settings=settings)
         if settings.paradigm != "ul":
             require_disjoint(parts.labelled, parts.unlabelled)
-        labelled, unlabelled, val = parts.labelled, parts.unlabelled, parts.val
+        classes = parts.unseen or list(range(len(classnames)))
+        unlabelled = incomplete(parts.unlabelled, classes, settings=settings, seed=max(cfg.SEED, 0))
+        labelled, val = unlabelled if settings.paradigm == "ul" else parts.labelled, parts.val
         shots = cfg.DATASET.NUM_SHOTS
         if shots >= 1:
             labelled = self.generate_fewshot_dataset(labelled, num_shots=shots)

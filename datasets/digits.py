@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
-from air_plugin.utils.checks import require_range
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import to_json, write_atomically
 from datasets.base import SplitDataset
@@ -54,9 +51,6 @@ class Digits(SplitDataset):
             train, val, test = (self._read(folder, split[name]) for name in ("train", "val", "test"))
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
             raise UserError(f"{folder} is damaged ({error}); remove it and it is written again") from error
-        train = incomplete(
-            train, missing=cfg.DATASET.NUM_MISSING_CLASSES, ratio=cfg.DATASET.IMBALANCE_RATIO, seed=max(cfg.SEED, 0)
-        )
         super().__init__(cfg, CLASSES, train=train, val=val, test=test)
 
     @staticmethod
@@ -108,31 +102,6 @@ class DigitsNoisy(Digits):
 
         noise = np.random.RandomState(number).normal(0, NOISE, (image.height, image.width))  # numpy never changes it
         return fromarray(np.round(np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
-
-
-def incomplete(items: list[Datum], *, missing: int, ratio: float, seed: int) -> list[Datum]:
-    """Training images that lack classes or are unbalanced: an experiment, which uses labels that no method sees.
-
-    Args:
-        items: of all classes.
-        missing: number of classes that are left out; the seed decides which ones.
-        ratio: one image in so many is kept of every other class (the even or the odd ones, by the seed), at least one.
-        seed: of the choice.
-
-    Raises:
-        UserError: fewer than two classes are left, or `ratio` is below 1.
-    """
-    require_range("DATASET.NUM_MISSING_CLASSES", missing, 0, len(CLASSES) - 2)
-    require_range("DATASET.IMBALANCE_RATIO", ratio, 1, math.inf)
-    rng = random.Random(f"incomplete {seed}")
-    absent = set(rng.sample(range(len(CLASSES)), missing))
-    kept = []
-    for label in sorted(set(range(len(CLASSES))) - absent):
-        images = sorted((item for item in items if item.label == label), key=lambda item: item.impath)
-        if ratio > 1 and label % 2 == seed % 2 and images:
-            images = rng.sample(images, max(1, round(len(images) / ratio)))
-        kept += images
-    return sorted(kept, key=lambda item: item.impath)
 
 
 def write_digits(folder: Path, change: Callable[[Image, int], Image] = Digits.change) -> None:

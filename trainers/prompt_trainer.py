@@ -308,7 +308,7 @@ class PromptTrainer(TrainerX):
         labels = torch.tensor([item.label for item in data], device=self.device) if labelled else None
         seen = seen_classes(self.dm.dataset)
         plain = self.head_probs(features, frozen)
-        heads = refined_heads(self, features, plain)
+        heads = refined_heads(self, features, plain, labels)
         for name in sorted(heads, key=lambda head: head == self.primary):
             self.results[name] = head_metrics(heads[name], labels, self.classnames, seen=seen)
             if labels is None:

@@ -17,6 +17,7 @@ from shared import copy_to_change
 import train
 from air_plugin.former_settings import ROUND_TENSORS
 from trainers.self_training import SelfTraining
+from trainers.transduction import stream
 
 Finished = Callable[..., Path]
 
@@ -245,6 +246,22 @@ def test_rivals_refine_every_head(options: list[str], finished: Finished) -> Non
     for name in ("text", "fused"):
         assert plain[name] != together[name] != alone[name] != plain[name]
         assert min(together[name]["accuracy"], alone[name]["accuracy"]) > 50  # of ten classes
+
+
+def test_batches_of_few_classes_are_refined_by_themselves(finished: Finished) -> None:
+    plain = result(finished("ZeroshotCLIP", METHOD, "stata"))["heads"]
+    few = result(finished("ZeroshotCLIP", METHOD, "stata", "TRAINER.TRANSDUCTION.CLASSES_PER_BATCH", "2"))["heads"]
+    assert few != plain and few["text"]["accuracy"] > 50
+
+
+def test_a_stream_has_every_image_once_and_few_classes_a_batch() -> None:
+    labels = torch.arange(100) % 7
+    batches = stream(labels, classes=3, size=8, seed=1)
+    assert torch.cat(batches).sort().values.tolist() == list(range(100))
+    assert all(len(batch) <= 8 and len(set(labels[batch].tolist())) <= 3 for batch in batches)
+    assert max(len(set(labels[batch].tolist())) for batch in batches) > 1
+    again, other = (torch.cat(stream(labels, classes=3, size=8, seed=seed)).tolist() for seed in (1, 2))
+    assert again == torch.cat(batches).tolist() != other
 
 
 def test_anchors_of_images_need_an_auxiliary_classifier(

@@ -90,6 +90,19 @@ def test_without_a_paradigm_every_image_is_unlabelled(eurosat: Layout):
     assert [item.impath for item in data.train_u] == sorted(item.impath for item in data.train_x)
 
 
+@pytest.mark.parametrize("name", ["eurosat", "dtd", "resisc45", "oxford_flowers"])
+def test_the_unlabelled_images_of_any_data_set_may_lack_classes(name: str, tmp_path: Path):
+    layout = layouts.BUILDERS[name](tmp_path, per_class=10)
+    whole, count = load(layout).hidden_labels, len(layout.names)
+    lacking = load(layout, NUM_MISSING_CLASSES=1)
+    assert len(set(lacking.hidden_labels.values())) == count - 1
+    assert lacking.hidden_labels == {path: whole[path] for path in lacking.hidden_labels}
+    assert lacking.num_classes == count and pairs(lacking.test) == pairs(load(layout).test)
+    rare = Counter(load(layout, IMBALANCE_RATIO=5.0).hidden_labels.values())
+    for label, number in Counter(whole.values()).items():
+        assert rare[label] == (max(1, round(number / 5)) if label % 2 == 0 else number)
+
+
 # Semi-supervised
 
 
@@ -297,14 +310,26 @@ def test_other_kinds_of_digits_have_the_same_parts(kind: str, paradigm: str, dig
     assert list(one.hidden_labels.values()) == list(other.hidden_labels.values())
 
 
-def test_digits_that_lack_a_class_cannot_have_its_labels(digits_of: Callable[..., Any]):
-    with pytest.raises(UserError, match=r"DATASET.PARADIGM ssl needs 3 .*has 0$"):
-        digits_of(PARADIGM="ssl", NUM_MISSING_CLASSES=4)
-    with pytest.raises(UserError, match=r"DATASET.PARADIGM trzsl: the seen class '\w+' has no training image$"):
-        digits_of(PARADIGM="trzsl", NUM_MISSING_CLASSES=4)
+def test_only_the_unlabelled_images_lack_classes(digits_of: Callable[..., Any]):
+    whole, lacking = digits_of(PARADIGM="ssl"), digits_of(PARADIGM="ssl", NUM_MISSING_CLASSES=4)
+    assert pairs(lacking.train_x) == pairs(whole.train_x)
+    assert (
+        len(set(lacking.hidden_labels.values())) == 6 and lacking.hidden_labels.items() <= whole.hidden_labels.items()
+    )
+    zero_shot = digits_of(PARADIGM="trzsl", NUM_MISSING_CLASSES=2)
+    assert len(set(zero_shot.hidden_labels.values())) == 2 and zero_shot.unseen == [1, 6, 7, 8]
+    with pytest.raises(UserError, match=r"DATASET.NUM_MISSING_CLASSES is 3"):
+        digits_of(PARADIGM="trzsl", NUM_MISSING_CLASSES=3)
 
 
 # A person's folder
+
+
+def test_a_folder_without_labels_cannot_lack_classes(tmp_path: Path):
+    put(tmp_path, "train/one.png")
+    (tmp_path / "classes.txt").write_text("cat\ndog\nowl\n")
+    with pytest.raises(UserError, match=r"DATASET.NUM_MISSING_CLASSES needs the labels"):
+        make(Folder, tmp_path, NUM_MISSING_CLASSES=1)
 
 
 NAMES = ["cat", "dog", "old horse", "owl"]
