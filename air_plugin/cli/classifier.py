@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
     """The arguments of every command that loads a bundle."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder: bundle/ of a finished run")
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of air fit, or bundle/ of a finished run")
     parser.add_argument("--backbone", metavar="NAME", help="where its backbone's weights lie now, if they were moved")
     add_place(parser)
 

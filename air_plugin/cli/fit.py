@@ -1,4 +1,4 @@
-"""`air fit`: from a folder of images and names to a classifier."""
+"""`air fit | demo`: from a folder of images and names to a classifier, and a page that shows what it does."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from air_plugin.cli.classifier import write_csv
+from air_plugin.cli.classifier import add_bundle, write_csv
 from air_plugin.cli.parsing import add_command, add_place
 from air_plugin.utils.class_names import read_class_file
 from air_plugin.utils.errors import UserError
+from air_plugin.utils.extras import require_extra
 from air_plugin.utils.files import require_writable
 from air_plugin.utils.image_files import find_images
 
@@ -36,6 +37,25 @@ def add(commands: Commands) -> None:
         ),
         takes_settings=True,
     )
+    add_fit(parser)
+    parser = add_command(
+        commands,
+        "demo",
+        "open a page on this machine on which a classifier explains itself",
+        run=run_demo,
+        examples=("air demo classifier", "air demo classifier --port 8000"),
+        about=(
+            "Serves a page on 127.0.0.1 alone: drop an image to see the probabilities of each classifier, the nearest "
+            "generated images, and the unlabelled images with the least sure label. Nothing leaves this machine. "
+            "Needs the extra demo (Gradio)."
+        ),
+    )
+    add_bundle(parser)
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+
+
+def add_fit(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `air fit`."""
     parser.add_argument("images", metavar="IMAGES", type=Path, help="folder of images, any nesting")
     parser.add_argument(
         "--classes",
@@ -92,6 +112,17 @@ def run_fit(args: argparse.Namespace) -> int:
     if args.predict:
         files = [path for path in find_images(args.images) if path not in classifier.skipped_]
         write_csv(args.predict, classifier.bundle_.predict(files, progress=True), top=1)
+    return 0
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Serve the page until Ctrl-C."""
+    require_extra("demo", purpose="air demo")  # before torch is loaded
+    from air_plugin.demo import serve
+
+    served = serve(args.bundle, port=args.port, device=args.device, backbone=args.backbone)
+    print(f"demo: {served.address} (Ctrl-C ends it)", flush=True)
+    served.wait()
     return 0
 
 

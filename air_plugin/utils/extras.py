@@ -18,6 +18,7 @@ EXTRAS = {
     "report": _REPORT,
     "train": {**_REPORT, "rich": "rich>=13", "tensorboard": "tensorboard"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
+    "demo": {"gradio": "gradio>=6"},
     "ray": {"ray": "ray>=2.40"},
 }
 

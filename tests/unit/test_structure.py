@@ -17,6 +17,7 @@ from sources import ENTRIES, LIBRARY, ROOT, early_imports_of, imported, imports_
 FLOORS = (
     ("train", "prepare", "scripts", "compose"),  # compose: what the other three use of scripts/
     ("trainers", "cli", "benchmarks"),
+    ("demo",),
     ("estimator",),
     ("mixin", "inference"),
     ("auxiliary",),
@@ -52,6 +53,8 @@ LATE = {
     "onnx",
     "onnxruntime",
     "ray",
+    "gradio",
+    "starlette",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import warnings
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,11 @@ def test_examples_are_kept_with_a_saved_classifier(parameters: dict[str, Any], p
     assert [one.path for one in made.unsure] == [Path(pictures[i]) for i in order]
     assert [one.label for one in found.unsure] == fitted.predict([pictures[i] for i in order]).tolist()
     assert [one.probability for one in found.unsure] == pytest.approx(sorted(probs.max(axis=1)), abs=1e-6)
+    large = replace(made, unsure=[replace(made.unsure[0], path=tmp_path / "large.png")])
+    Image.new("RGB", (400, 300)).save(tmp_path / "large.png")
+    large.save(tmp_path / "large")
+    with Image.open(tmp_path / "large" / "examples" / "unsure" / "00.png") as small:
+        assert small.size == (128, 96)
     prototypes = fitted.auxiliary_.prototypes.features
     assert found.nearest(prototypes[1, 1], 1, 2) == found.generated[1][::-1]
 
