@@ -42,11 +42,9 @@ def refined_heads(
         return heads
     refiner = _refiner(trainer, settings)
     if settings.on == "unlabelled":
-        unlabelled: tuple[Tensor, Tensor | None] = trainer.unlabelled.features, None
-        if trainer.is_visual:  # the tower with its prompts gives other features
-            unlabelled = trainer.features_of(trainer.unlabelled.paths, split="train")
-        given = trainer.head_probs(*unlabelled)
-        return {name: refiner(unlabelled[0], given[name])[1](features, probs) for name, probs in heads.items()}
+        unlabelled = trainer.unlabelled.features  # of the frozen tower, as those of test images: MODALITY is text
+        given = trainer.head_probs(unlabelled)
+        return {name: refiner(unlabelled, given[name])[1](features, probs) for name, probs in heads.items()}
     if not settings.classes_per_batch:
         return {name: refiner(features, probs)[0] for name, probs in heads.items()}
     if labels is None:
