@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 from air_plugin.utils.errors import UserError
+from air_plugin.utils.progress import Progress
 
 BLOCK = 1 << 20
 MOST_MEMBERS = 2_000_000  # of an archive
@@ -57,10 +58,9 @@ def unpack(archive: Path, folder: Path, *, limit: int | None = None) -> Path:
 
 
 def _unpack_members(archive: Path, folder: Path, limit: int) -> None:
-    from tqdm import tqdm
-
     left, number = limit, 0
-    with _damage_of(archive), _members(archive) as members, tqdm(desc=archive.name, unit=" files", disable=None) as bar:
+    progress = Progress(0, title=f"unpacking {archive.name}", unit="files")
+    with _damage_of(archive), _members(archive) as members, progress:
         for number, member in enumerate(members, start=1):
             if number > MOST_MEMBERS:
                 raise UserError(f"{archive} holds more than {MOST_MEMBERS} files; it was not unpacked")
@@ -79,7 +79,7 @@ def _unpack_members(archive: Path, folder: Path, limit: int) -> None:
                 left -= _copy(source, file, most=left)
             if left < 0:
                 raise UserError(f"{archive} unpacks to more than {limit} bytes; nothing of it was unpacked")
-            bar.update()
+            progress.update()
         if not number:
             raise UserError(f"{archive} is empty")
 

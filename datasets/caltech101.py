@@ -35,6 +35,7 @@ class Caltech101(PublishedDataset):
     split_file = "split_zhou_Caltech101.json"
     sizes = {"zhou": (4_128, 1_649, 2_465)}
     source = Source(
+        licence="CC BY 4.0",
         files=[
             File(
                 "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",

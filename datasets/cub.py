@@ -23,13 +23,14 @@ class CUB(PublishedDataset):
     covered = True
     grip = {}
     source = Source(
+        licence="non-commercial research and education",
         files=[
             File(
                 "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
                 {"CUB_200_2011": "CUB_200_2011"},
                 "md5:97eceeb196236b17998738112f37df78",
             )
-        ]
+        ],
     )
 
     def zhou_split(self) -> Split:

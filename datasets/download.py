@@ -18,7 +18,10 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from air_plugin.utils.errors import UserError, is_disk_full
+from air_plugin.utils.offline import is_offline
+from air_plugin.utils.progress import Progress, waiting
 from datasets.archives import inside, unpack
+from datasets.drive import fetch_from_drive, to_fetch_from_drive
 from datasets.sources import ByHand, File, Source
 
 BLOCK = 1 << 20
@@ -55,8 +58,6 @@ def download(
         OSError: the disk is full or read-only; what has arrived is kept.
     """
     from filelock import FileLock
-
-    from air_plugin.utils.offline import is_offline
 
     if urlsplit(address).scheme not in ("http", "https"):
         raise UserError(f"{address} is no address of a file; it must begin with http:// or https://")
@@ -156,8 +157,6 @@ class _Part:
 
     def _take(self, answer: Any, start: int) -> None:
         """Write an answer's body behind the first `start` bytes, or from the beginning where it is the whole file."""
-        from tqdm import tqdm
-
         if start and answer.status == 206:
             first = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
             if not first or int(first[1]) != start:
@@ -178,12 +177,13 @@ class _Part:
             )
         with (
             open(self.path, "r+b" if start else "wb") as file,
-            tqdm(desc=self.target.name, total=total, initial=start, unit="B", unit_scale=True, disable=None) as bar,
+            Progress(_megabytes(total or 0), title=self.target.name, unit="MB") as progress,
         ):
             file.seek(start)
+            progress.skip(_megabytes(start))
             while block := answer.read1(BLOCK):
                 file.write(block)
-                bar.update(len(block))
+                progress.update(_megabytes(file.tell()) - progress.done)
             file.flush()
             os.fsync(file.fileno())
         if total is not None and self.size < total:  # http.client does not tell
@@ -210,8 +210,54 @@ def _verify(path: Path, checksum: str, size: int | None, *, origin: str) -> None
     raise UserError(f"what came{origin} {fault}, and was removed; run again, and if it stays so, fetch it by hand")
 
 
+def size_of(address: str, *, timeout: float = 10.0) -> int | None:
+    """The size of a file in bytes, as its server states it; None where it does not."""
+    request = Request(address, method="HEAD", headers={"User-Agent": "air-plugin", "Accept-Encoding": "identity"})
+    try:
+        with urlopen(request, timeout=timeout) as answer:
+            length = answer.headers.get("Content-Length", "")
+    except (OSError, HTTPException):  # OSError: URLError, HTTPError, a cut connection
+        return None
+    return int(length) if length.isdigit() else None
+
+
+def in_words(size: int | None) -> str:
+    """A size for people.
+
+    Example:
+        >>> in_words(94_300_000), in_words(2_750_000_000), in_words(None)
+        ('94.3 MB', '2.8 GB', 'size unknown')
+    """
+    if size is None:
+        return "size unknown"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _megabytes(size: int) -> int:
+    return round(size / 1e6)
+
+
+def is_there(file: File, folder: Path) -> bool:
+    """Whether all that a file holds has its place in a data set's folder."""
+    return all((folder / target).exists() for target in file.takes.values())
+
+
+def is_missing(source: Source, folder: Path) -> bool:
+    """Whether anything is not in a data set's folder that belongs there."""
+    return not all(is_there(file, folder) for file in source.files) or bool(missing_by_hand(source, folder))
+
+
+def missing_by_hand(source: Source, folder: Path) -> list[ByHand]:
+    """What a data set needs that is neither there nor fetched from a public address."""
+    return [item for item in source.needed if not (folder / item.puts).exists()]
+
+
 def fetch(name: str, source: Source, folder: Path) -> list[ByHand]:
     """Fetch and lay out what is not there yet; returns what must still be fetched by hand.
+
+    A line is printed before each file: what, how large, where from, licence. Files on Google Drive are fetched where
+    gdown is installed and nothing else is missing; those that are optional only before the data set's first use, since
+    CoOp's split must not take the place of one that was made here, and used.
 
     Args:
         name: of the data set, for messages.
@@ -225,26 +271,31 @@ def fetch(name: str, source: Source, folder: Path) -> list[ByHand]:
     from filelock import FileLock
 
     downloads = folder.parent / DOWNLOADS / name
-
-    def is_there(file: File) -> bool:
-        return all((folder / target).exists() for target in file.takes.values())
-
+    licence = f"licence: {source.licence or 'see there'}"
     try:
         for file in source.files:
-            if is_there(file):
+            if is_there(file, folder):
                 continue
             downloads.mkdir(parents=True, exist_ok=True)
             with FileLock(downloads / "lock"):  # the same command may run twice
-                if is_there(file):
+                if is_there(file, folder):
                     continue
-                print(f"{name}: {file.address}")
-                lay_out(download(file.address, downloads / file.name, checksum=file.checksum), file, folder)
+                if not (downloads / file.name).exists() and not is_offline():
+                    print(f"{name}: {file.name}, {in_words(size_of(file.address))}, from {file.address}, {licence}")
+                with waiting(f"fetching {file.name}"):
+                    lay_out(download(file.address, downloads / file.name, checksum=file.checksum), file, folder)
                 print(f"{name}: {downloads / file.name} may be removed")
+        for item in to_fetch_from_drive(source, folder):
+            downloads.mkdir(parents=True, exist_ok=True)
+            with FileLock(downloads / "lock"):
+                print(f"{name}: {item.puts}, size unknown, from Google Drive ({item.where}), {licence}")
+                if fault := fetch_from_drive(item, downloads, folder, place=lay_out):
+                    print(f"{name}: {item.puts} was not fetched: {fault}")
     except OSError as error:
         if is_disk_full(error):
             raise
         raise UserError(f"cannot write to {error.filename or folder.parent}: {error.strerror}") from error
-    return [item for item in source.needed if not (folder / item.puts).exists()]
+    return missing_by_hand(source, folder)
 
 
 def lay_out(archive: Path, file: File, folder: Path) -> None:

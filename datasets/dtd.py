@@ -23,6 +23,7 @@ class DescribableTextures(PublishedDataset):
     covered = True
     grip = {}
     source = Source(
+        licence="for research",
         files=[
             File(
                 f"{OXFORD}/dtd/download/dtd-r1.0.1.tar.gz",

@@ -41,6 +41,7 @@ class EuroSAT(PublishedDataset):
     sizes = {"zhou": (13_500, 5_400, 8_100), "elevater": (10_000, 0, 5_000)}
     grip = {}
     source = Source(
+        licence="MIT",
         files=[
             File(
                 "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/"

@@ -21,6 +21,7 @@ class FGVCAircraft(PublishedDataset):
     own_is_zhou = True
     grip = {}
     source = Source(
+        licence="non-commercial research",
         files=[
             File(
                 f"{OXFORD}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
@@ -38,7 +39,7 @@ class FGVCAircraft(PublishedDataset):
                     )
                 },
             )
-        ]
+        ],
     )
 
     def own_lists(self) -> Split:

@@ -22,6 +22,7 @@ class Food101(PublishedDataset):
     sizes = {"zhou": (50_500, 20_200, 30_300), "elevater": (75_750, 0, 25_250)}
     covered = True
     source = Source(
+        licence="scientific fair use",
         files=[
             File(
                 "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",

@@ -23,6 +23,7 @@ class ImageNet(PublishedDataset):
     sizes = {"zhou": (1_281_167, 0, 50_000), "elevater": (1_281_167, 0, 50_000)}
     own_is_zhou = True
     source = Source(
+        licence="non-commercial research",
         needed=[
             *(
                 ByHand(
@@ -38,7 +39,7 @@ class ImageNet(PublishedDataset):
             ByHand(
                 "the class names: classnames.txt", DRIVE.format("1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"), "classnames.txt"
             ),
-        ]
+        ],
     )
 
     def own_lists(self) -> Split:

@@ -24,6 +24,7 @@ class OxfordFlowers(PublishedDataset):
     covered = True
     grip = {15: "globe flower", 59: "pink and yellow dahlia", 92: "air plant"}
     source = Source(
+        licence="none stated",
         files=[
             File(f"{OXFORD}/flowers/102/102flowers.tgz", {"jpg": "jpg"}, "md5:52808999861908f626f3c1f4e79d11fa"),
             File(

@@ -19,6 +19,7 @@ class OxfordPets(PublishedDataset):
     split_file = "split_zhou_OxfordPets.json"
     sizes = {"zhou": (2_944, 736, 3_669), "elevater": (3_680, 0, 3_669)}
     source = Source(
+        licence="CC BY-SA 4.0",
         files=[
             File(f"{OXFORD}/pets/data/images.tar.gz", {"images": "images"}, "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c"),
             File(

@@ -161,7 +161,12 @@ class PublishedDataset(SplitDataset):
     @property
     def command(self) -> str:
         """What fetches the data set."""
-        return f"python prepare.py {self.name} --root {shlex.quote(str(self.root))}"
+        return self.command_at(self.root)
+
+    @classmethod
+    def command_at(cls, root: Path) -> str:
+        """What fetches the data set to a root."""
+        return f"python prepare.py {cls.__module__.rpartition('.')[2]} --root {shlex.quote(str(root))}"
 
     def need(self, path: str, *, why: str = "") -> Path:
         """A file or folder of the data set; it becomes `reading`, which error messages name.

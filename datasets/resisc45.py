@@ -32,6 +32,7 @@ class RESISC45(PublishedDataset):
     sizes = {"elevater": (6_300, 0, 25_200)}
     grip = {}
     source = Source(
+        licence="CC BY-NC 4.0 as torchgeo states",
         files=[
             File(
                 "https://hf.co/datasets/torchgeo/resisc45/resolve/a826b44d938a883185f11ebe3d512d38b464312f/"

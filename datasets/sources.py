@@ -1,4 +1,4 @@
-"""Where a data set is fetched from: what prepare.py fetches, and what a person must fetch by hand."""
+"""Where a data set is fetched from: what is fetched by itself, and what a person must fetch by hand."""
 
 from __future__ import annotations
 
@@ -30,28 +30,37 @@ class File:
 
 @dataclass(frozen=True)
 class ByHand:
-    """What has no public address that a program may use.
+    """What has no public address that a program may use, or lies on Google Drive, from where gdown fetches it.
 
-    what: in words. where: the address for people. puts: path in the data set's folder.
+    what: in words. where: the address for people. puts: path in the data set's folder. checksum: as of `File`.
     """
 
     what: str
     where: str
     puts: str
+    checksum: str = ""
+
+    @property
+    def drive(self) -> str:
+        """The file's name on Google Drive; empty where it lies elsewhere."""
+        before, after = DRIVE.split("{}")
+        return self.where[len(before) : -len(after)] if self.where.startswith(before) and self.puts else ""
 
 
 @dataclass(frozen=True)
 class Source:
     """All that belongs to a data set; paths are below its folder.
 
-    files: fetched by prepare.py. needed: by hand, the data set cannot be used without it. optional: by hand, `what`
-    says what for. generated: the data set's class writes the images itself, on first use.
+    files: fetched from public addresses. needed: by hand, the data set cannot be used without it. optional: by hand,
+    `what` says what for. generated: the data set's class writes the images itself, on first use. licence: in words, as
+    far as the authors state one.
     """
 
     files: Sequence[File] = ()
     needed: Sequence[ByHand] = ()
     optional: Sequence[ByHand] = ()
     generated: bool = False
+    licence: str = ""
 
 
 def split_by_zhou(name: str, drive: str) -> ByHand:

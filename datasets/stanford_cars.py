@@ -23,6 +23,7 @@ class StanfordCars(PublishedDataset):
     sizes = {"zhou": (6_509, 1_635, 8_041), "elevater": (8_144, 0, 8_041)}
     covered = True
     source = Source(
+        licence="non-commercial research",
         needed=[
             ByHand(
                 f"the images: {name}.tgz (the authors' address is gone; this is a mirror)",

@@ -21,6 +21,7 @@ class SUN397(PublishedDataset):
     sizes = {"zhou": (15_880, 3_970, 19_850), "elevater": (19_850, 0, 19_850)}
     balanced = True
     source = Source(
+        licence="none stated; for research",
         files=[
             File(
                 "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",

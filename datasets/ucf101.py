@@ -23,6 +23,7 @@ class UCF101(PublishedDataset):
     sizes = {"zhou": (7_639, 1_898, 3_783), "elevater": (9_537, 0, 3_783)}
     covered = True
     source = Source(
+        licence="none stated",
         files=[
             File(
                 "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip",

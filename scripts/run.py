@@ -9,9 +9,9 @@ may name a preset, too, which then follows CONFIG in this row.
 
 Environment: DATA (default ./data), OUTPUT (default ./output), SEEDS (default "1 2 3"), JOBS (number of parallel runs;
 default: 1; where the config sets AIR.THREADS, cores / AIR.THREADS, or more where the runs end sooner by that),
-AIR_OFFLINE (1: no network), ENGINE (local, the default, or ray: the runs are spread over the cluster that RAY_ADDRESS
-names, or over this machine; JOBS is then what fits by default), GPUS_PER_RUN (with ENGINE=ray; 0.25: four runs share a
-GPU; default: 1, or 0 where the cluster has none).
+AIR_OFFLINE (1: no network), PREPARE (0: missing data is not fetched), ENGINE (local, the default, or ray: the runs are
+spread over the cluster that RAY_ADDRESS names, or over this machine; JOBS is then what fits by default), GPUS_PER_RUN
+(with ENGINE=ray; 0.25: four runs share a GPU; default: 1, or 0 where the cluster has none).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from air_plugin.utils.files import require_writable, write_atomically  # noqa: E
 from air_plugin.utils.logs import show_logs  # noqa: E402
 from air_plugin.utils.sections import LARGEST_SEED  # noqa: E402
 from scripts.compose import compose, config_file, facts_of, resolve, settings_of  # noqa: E402
+from scripts.data import require_data  # noqa: E402
 from scripts.display import Display  # noqa: E402
 from scripts.experiments import Row, experiment_of, rows_of  # noqa: E402
 from scripts.identity import claim, forget_data, inputs_of  # noqa: E402
@@ -74,6 +75,7 @@ def default_config(dataset_file: Path) -> str:
 def data_root() -> Path:
     if "DATA" not in os.environ:
         require_writable(ROOT / "data", "DATA", folder=True)
+        (ROOT / "data").mkdir(exist_ok=True)
     root = Path(os.environ.get("DATA", ROOT / "data"))
     if not root.is_dir():
         raise UserError(f"data root {root} is missing; make it, or name another with DATA=...")
@@ -224,7 +226,7 @@ def run(args: argparse.Namespace) -> int:
     require_extra("train", purpose="scripts/run.py")
     with Display() as display:
         with display.working("preparing"):  # the libraries are imported, and data is read, which takes seconds
-            runs, tables, baseline = runs_of(args)
+            runs, tables, baseline = runs_of(args, display)
             waiting = [one for one in runs if not is_complete(one)]
         complete = len(runs) - len(waiting)
         if complete:
@@ -241,8 +243,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def runs_of(args: argparse.Namespace) -> tuple[list[Run], dict[str, Titles], str | None]:
-    """The runs of a command, the titles of its tables' rows, and the baseline's."""
+def runs_of(args: argparse.Namespace, display: Display) -> tuple[list[Run], dict[str, Titles], str | None]:
+    """The runs of a command, the titles of its tables' rows, and the baseline's; missing data is fetched."""
     check_options(args.options)
     forget_data()
     config = args.config or default_config(config_file("datasets", args.dataset, "data set"))
@@ -252,6 +254,7 @@ def runs_of(args: argparse.Namespace) -> tuple[list[Run], dict[str, Titles], str
         else (rows_of(args.trainers, args.options), None)
     )
     compose(rows[-1].trainer, rows[-1].config(config))  # an unknown CONFIG is an error, not a row that is left out
+    require_data(args.dataset, args.options, root=data_root(), display=display)
     runs, tables = list_runs(rows, args.dataset, config)
     require_writable(output_root(), "OUTPUT", folder=True)
     return runs, tables, baseline

@@ -163,7 +163,7 @@ class Progress:
     """A bar with its rate on a terminal, else lines in the log, one in `EVERY` seconds; and events in any case.
 
     Args:
-        total: number of units of the whole work.
+        total: number of units of the whole work; 0 where it is unknown.
         title: of the work.
         unit: in the plural.
 
@@ -180,7 +180,7 @@ class Progress:
         self.total, self.title, self.unit = total, title, unit
         self.done, self.skipped = 0, 0
         self.start = self.last = time.monotonic()
-        self.bar: Any = tqdm(total=total, desc=title, unit=f" {unit}", bar_format=FORMAT, disable=None)
+        self.bar: Any = tqdm(total=total or None, desc=title, unit=f" {unit}", bar_format=FORMAT, disable=None)
         if not self.bar.disable:
             _bars.append(self.bar)
 
@@ -203,10 +203,8 @@ class Progress:
         if self.bar.disable and now - self.last >= EVERY:
             self.last = now
             rate = (self.done - self.skipped) / (now - self.start)
-            log.info("%s: %s of %s %s, %.1f %s/s", *self._counts(), self.unit, rate, self.unit)
-
-    def _counts(self) -> tuple[str, str, str]:
-        return self.title, f"{self.done:,}", f"{self.total:,}"
+            amount = f"{self.done:,} of {self.total:,}" if self.total else f"{self.done:,}"
+            log.info("%s: %s %s, %.1f %s/s", self.title, amount, self.unit, rate, self.unit)
 
     def __enter__(self) -> Progress:
         return self

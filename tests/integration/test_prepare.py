@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +18,16 @@ import pytest
 import yaml
 from layouts import EUROSAT
 from PIL import Image
+from rich.console import Console
+from runs import script
 
 import prepare
 from air_plugin.utils.errors import UserError
 from datasets.download import lay_out
 from datasets.sources import ByHand, File, Source
 from scripts.compose import ROOT, dataset_class
+from scripts.data import require_data
+from scripts.display import Display
 
 # Name on the command line -> class.
 SETS = {
@@ -73,8 +79,9 @@ def serve(tmp_path: Path) -> Iterator[Served]:
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data").mkdir()
-    for name in ("AIR_OFFLINE", "HF_HUB_OFFLINE"):
+    for name in ("AIR_OFFLINE", "HF_HUB_OFFLINE", "PREPARE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setitem(sys.modules, "gdown", None)  # Google Drive is not asked
     return tmp_path / "data"
 
 
@@ -124,6 +131,8 @@ def test_eurosat_from_address_to_counts(
     assert "split_zhou_EuroSAT.json" in out and "https://drive.google.com/file/d/" in out
     pictures = {path.relative_to(root / "eurosat").as_posix(): path.read_bytes() for path in root.rglob("*.jpg")}
     assert pictures == dict(small_eurosat())
+    size = len(zipped(small_eurosat())) / 1e6
+    assert out.splitlines()[0] == f"eurosat: EuroSAT.zip, {size:.1f} MB, from {served.address}, licence: see there"
     assert not list(root.glob(".eurosat*"))
     assert asked == ["/EuroSAT.zip"]
 
@@ -249,6 +258,79 @@ def test_what_a_paradigm_labels(root: Path, capsys: pytest.CaptureFixture[str]):
     code, out, _ = prepared(capsys, "digits", "--root", str(root), "--check", "--paradigm", "trzsl")
     assert code == 0 and re.search(r"one +0 +0 +81\n", out) and re.search(r"all +601 +0 +797\n", out)
     assert "399 unlabelled training images of unseen classes: one, six, seven, eight\n" in out
+
+
+# Data that a script fetches by itself
+
+
+def zeroshot(name: str, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    places = {"DATA": str(root), "OUTPUT": str(root.parent / "out"), "SEEDS": "1", **environment}
+    return script("scripts/zeroshot/main.sh", name, "mini", **places)
+
+
+def test_a_script_fetches_what_is_missing_and_runs(
+    serve: Served, root: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    served = serve("EuroSAT.zip", zipped(small_eurosat()))
+    use(monkeypatch, "eurosat", Source([File(served.address, {"2750": "2750"}, served.checksum)], licence="MIT"))
+    for name, environment in (("PREPARE", {"PREPARE": "0"}), ("AIR_OFFLINE", {"AIR_OFFLINE": "1"})):
+        done = zeroshot("eurosat", root, **environment)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, name
+        assert f"fetch it: python prepare.py eurosat --root {root}" in done.stderr
+    assert asked == [] and not list(root.iterdir())
+
+    done = zeroshot("eurosat", root)
+    assert done.returncode == 0, done.stderr
+    first, *_, last = done.stdout.splitlines()
+    assert re.fullmatch(rf"eurosat: EuroSAT\.zip, \d\.\d MB, from {served.address}, licence: MIT", first)
+    assert last == f"results: {root.parent / 'out' / 'eurosat'}" and "| ZeroshotCLIP" in done.stdout
+    assert asked == ["/EuroSAT.zip"]
+
+    again = zeroshot("eurosat", root, AIR_OFFLINE="1")
+    assert again.returncode == 0 and again.stdout.startswith("1 of 1 runs was complete\n")
+    assert asked == ["/EuroSAT.zip"]
+
+
+def test_what_is_published_and_not_needed_is_not_fetched(
+    serve: Served, root: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    files = [File("http://127.0.0.1:1/E.zip", {"2750": "2750", "more": "more"})]
+    use(monkeypatch, "eurosat", Source(files, needed=[ByHand("a list", "https://x/list", "list.txt")]))
+    for path, data in small_eurosat():
+        (root / "eurosat" / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / "eurosat" / path).write_bytes(data)
+    require_data("eurosat", [], root=root, display=Display())
+    assert asked == []
+
+
+def test_what_must_be_fetched_by_hand_is_said_before_anything_is_fetched(
+    serve: Served, root: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    served = serve("EuroSAT.zip", zipped(small_eurosat()))
+    items = [ByHand(f"the {part}", f"https://x/{part}", part) for part in ("lists", "frames")]
+    use(monkeypatch, "eurosat", Source([File(served.address, {"2750": "2750"})], needed=items))
+    done = zeroshot("eurosat", root)
+    assert done.returncode == 2 and asked == []
+    assert done.stderr == (
+        "error: eurosat: the lists and 1 more must be fetched by hand; where from and where to: "
+        f"python prepare.py eurosat --root {root}\n"
+    )
+
+
+def test_a_download_is_a_line_of_the_display(serve: Served, root: Path, monkeypatch: pytest.MonkeyPatch):
+    served = serve("EuroSAT.zip", zipped(small_eurosat()))
+    use(monkeypatch, "eurosat", Source([File(served.address, {"2750": "2750"}, served.checksum)]))
+    console = Console(file=io.StringIO(), force_terminal=True, width=160)
+    events: list[tuple[str, str]] = []
+    monkeypatch.setattr(Display, "update", lambda self, name, event: events.append((name, event.stage)))
+    with Display(console=console) as display:
+        require_data("eurosat", [], root=root, display=display)
+    assert [stage for name, stage in dict.fromkeys(events) if name == "eurosat"] == [
+        "fetching EuroSAT.zip",
+        "EuroSAT.zip",
+        "unpacking EuroSAT.zip",
+    ]
+    assert f"eurosat: EuroSAT.zip, 0.1 MB, from {served.address}" in console.file.getvalue()
 
 
 # What the data sets say of their sources

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from air_plugin.utils.errors import UserError, explain
+from air_plugin.utils.progress import handled_by
 from datasets import archives
 from datasets import download as fetching
 from datasets.archives import unpack
@@ -91,6 +92,28 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
         server.shutdown()
         thread.join()
+
+
+def test_the_size_is_what_the_server_states(server: Server, monkeypatch: pytest.MonkeyPatch):
+    assert fetching.size_of(server.address) is None  # this one answers no HEAD
+    monkeypatch.setattr(Handler, "do_HEAD", Handler.do_GET, raising=False)
+    assert fetching.size_of(server.address) == len(DATA)
+    assert fetching.size_of("http://127.0.0.1:1/x", timeout=0.5) is None
+    assert [fetching.in_words(size) for size in (94_300_000, 2_750_000_000, None)] == [
+        "94.3 MB",
+        "2.8 GB",
+        "size unknown",
+    ]
+
+
+def test_a_download_reports_how_far_it_is(server: Server, tmp_path: Path):
+    server.data = bytes(3_400_000)
+    server.cuts = [1_500_000]
+    events = []
+    with handled_by(events.append):
+        fetched(server, tmp_path / "some.bin")
+    counts = [(event.done, event.total) for event in events if event.stage == "some.bin"]
+    assert counts[-1] == (3, 3) and (2, 3) in counts and {total for _, total in counts} == {3}
 
 
 def fetched(server: Server, target: Path, **options: Any) -> bytes:
