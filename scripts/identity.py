@@ -138,9 +138,10 @@ def weight_files(name: str) -> list[Path]:
     from air_plugin import mini
 
     path = Path(name.removeprefix("hf:"))
-    if name == "mini" or (name and path.is_dir()):
-        folder = mini.WEIGHTS if name == "mini" else path
-        found = (Path(place, file) for place, _, files in os.walk(folder, followlinks=True) for file in files)
+    if name in mini.BACKBONES:
+        return mini.weight_files(name)
+    if name and path.is_dir():
+        found = (Path(place, file) for place, _, files in os.walk(path, followlinks=True) for file in files)
         return sorted(file for file in found if not file.name.startswith(".") and file.is_file())
     return [file for file in (path, Path(name.partition(":")[2])) if file.is_file()]
 

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from air_plugin import mini
 from air_plugin.clip import openai_archive
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.huggingface import PREFIX, load_huggingface
@@ -34,11 +35,10 @@ def load_backbone(
     """Load a backbone. Where `is_offline()`, nothing is downloaded, and files that are missing are an error.
 
     Args:
-        name: `mini` (the embedded default); an OpenAI name ("ViT-B/32"); an open_clip architecture with its pretrained
-            tag ("ViT-B-16:laion2b_s34b_b88k", "ViT-B-16-SigLIP:webli") or with a local weight file
-            ("ViT-B-32-quickgelu:weights.safetensors"); a dual encoder of transformers ("hf:OWNER/MODEL" or
-            "hf:FOLDER", see `clip.huggingface`); or a folder that open_clip or the hub saved
-            (open_clip_config.json, open_clip_model.safetensors, and the tokenizer's files where it has its own).
+        name: `mini` (embedded, the default); `mini_vit` (the same with a ViT); OpenAI names ("ViT-B/32"); an open_clip
+            architecture with its pretrained tag ("ViT-B-16:laion2b_s34b_b88k", "ViT-B-16-SigLIP:webli") or a local
+            weight file ("ViT-B-32-quickgelu:weights.safetensors"); "hf:OWNER/MODEL" or "hf:FOLDER", see
+            `clip.huggingface`; or a folder that open_clip or the hub saved (open_clip_config.json, weights, tokenizer).
             The architecture of a file must be the one that its authors used: with a slash ("ViT-B/32:FILE") it is
             OpenAI's, with QuickGELU (GeoRSCLIP's base), with a hyphen ("ViT-B-32:FILE") it is open_clip's, with GELU
             (as RemoteCLIP's authors load it). The wrong one loads without an error. OpenAI's own files
@@ -62,9 +62,9 @@ def load_backbone(
     if name.startswith(PREFIX):
         backbone = load_huggingface(name)
     else:
-        backbone = _load_mini() if name == "mini" else _load_open_clip(name, precision)
+        backbone = _load_mini(name) if name in mini.BACKBONES else _load_open_clip(name, precision)
     backbone.model.to(device).eval().requires_grad_(False)
-    if precision != "fp32" and name.startswith(("mini", PREFIX)):
+    if precision != "fp32" and (name in mini.BACKBONES or name.startswith(PREFIX)):
         backbone.model.to(DTYPES[precision])
     half = fast_half(torch.device(device)) if autocast and precision == "fp32" else None
     return replace(backbone, autocast=half, precision=precision)
@@ -79,14 +79,12 @@ def fast_half(device: torch.device) -> torch.dtype | None:
     return torch.float16 if fast else None
 
 
-def _load_mini() -> Backbone:
+def _load_mini(name: str) -> Backbone:
     import open_clip
 
-    from air_plugin import mini
-
     preprocess = open_clip.image_transform(mini.IMAGE_SIZE, is_train=False, mean=mini.MEAN, std=mini.STD)
-    model, tokenizer = mini.load_clip(), mini.tokenizer()
-    return Backbone("mini", model, preprocess, tokenizer, mini.IMAGE_SIZE, model.context_length)
+    model, tokenizer = mini.load_clip(name), mini.tokenizer()
+    return Backbone(name, model, preprocess, tokenizer, mini.IMAGE_SIZE, model.context_length)
 
 
 def _load_open_clip(name: str, precision: str) -> Backbone:
@@ -199,7 +197,7 @@ def _resolve(name: str) -> tuple[str, str, dict[str, Any]]:
         source = "openai"
     architecture = given.replace("/", "-")
     if architecture not in open_clip.list_models():
-        error = unknown("backbone", name, ["mini", *OPENAI_NAMES, *open_clip.list_models()])
+        error = unknown("backbone", name, [*mini.BACKBONES, *OPENAI_NAMES, *open_clip.list_models()])
         if "did you mean" not in str(error) and ("/" in name or Path(name).suffix):
             raise UserError(f"backbone '{name}' is no folder and no ARCHITECTURE:FILE; see load_backbone for the forms")
         raise error

@@ -20,6 +20,7 @@ from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.loading import load_backbone
 from air_plugin.inference.predict import Bundle
+from air_plugin.mini import BACKBONES
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import digest, to_json, write_atomically
 from air_plugin.utils.tensors import DTYPES, save_tensors, unit_rows
@@ -220,6 +221,6 @@ def _require_same(
 def _absolute(name: str) -> str:
     """A backbone's name, its file or folder by the whole path: a bundle may be used from anywhere."""
     architecture, colon, source = name.partition(":")
-    if name != "mini" and Path(name).is_dir():
+    if name not in BACKBONES and Path(name).is_dir():
         return str(Path(name).resolve())
     return f"{architecture}:{Path(source).resolve()}" if colon and Path(source).is_file() else name

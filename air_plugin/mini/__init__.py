@@ -4,6 +4,7 @@ Both were trained on rendered type alone (see MODEL_CARD.md) by `air_plugin.mini
 without a network.
 
     clip = load_clip()  # an open_clip.CLIP: pictures (N, 3, 32, 32), texts (N, 32)
+    vit = load_clip("mini_vit")  # the same with a VisionTransformer, for visual prompts; the text tower is the same
     pipe = load_pipeline()  # a diffusers StableDiffusionPipeline
     pipe(prompt=["a photo of the digit seven."], height=32, width=32,
          num_inference_steps=12, guidance_scale=3)
@@ -25,15 +26,37 @@ IMAGE_SIZE = 32
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, as for other CLIP models
 STD = (0.26862954, 0.26130258, 0.27577711)
 WEIGHTS = Path(__file__).parent / "weights"
+# mini: backbone and generator. mini_vit: a backbone; its text tower is in mini's file.
+FILES = {
+    "mini": ("clip.safetensors", "unet.safetensors", "vae.safetensors", "vae_config.json"),
+    "mini_vit": ("clip.safetensors", "vit.safetensors"),
+}
+BACKBONES = tuple(FILES)
 
-__all__ = ["IMAGE_SIZE", "MEAN", "STD", "load_clip", "load_pipeline", "tokenizer", "weights_fingerprint"]
+__all__ = [
+    "BACKBONES",
+    "IMAGE_SIZE",
+    "MEAN",
+    "STD",
+    "load_clip",
+    "load_pipeline",
+    "tokenizer",
+    "weight_files",
+    "weights_fingerprint",
+]
 
 
-def load_clip() -> CLIP:
-    """The CLIP: fp32, in evaluation mode, no gradients. It takes pictures in [0, 1] less MEAN, over STD."""
-    from air_plugin.mini.models import read_clip
+def load_clip(name: str = "mini") -> CLIP:
+    """A CLIP: fp32, in evaluation mode, no gradients. It takes pictures in [0, 1] less MEAN, over STD.
 
-    return read_clip(WEIGHTS / "clip.safetensors")
+    Args:
+        name: "mini" (image tower: ModifiedResNet) or "mini_vit" (VisionTransformer, class token, 4 x 4 patches of 8 x 8
+            pixels). Text tower and logit scale are the same.
+    """
+    from air_plugin.mini.models import read_clip, read_vit
+
+    clip = read_clip(WEIGHTS / "clip.safetensors")
+    return read_vit(WEIGHTS / "vit.safetensors", clip) if name == "mini_vit" else clip
 
 
 def tokenizer() -> SimpleTokenizer:
@@ -53,9 +76,14 @@ def load_pipeline(dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
     return pipe
 
 
-def weights_fingerprint() -> str:
-    """SHA-256 over the names and bytes of all shipped weights and their settings."""
+def weight_files(name: str = "mini") -> list[Path]:
+    """The files that decide what "mini" or "mini_vit" computes, sorted."""
+    return [WEIGHTS / file for file in sorted(FILES[name])]
+
+
+def weights_fingerprint(name: str = "mini") -> str:
+    """SHA-256 over the names and bytes of a model's weights and their settings."""
     digest = hashlib.sha256()
-    for path in sorted([*WEIGHTS.glob("*.safetensors"), *WEIGHTS.glob("*.json")]):
+    for path in weight_files(name):
         digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -26,15 +26,28 @@ EMBED_DIM = 128
 TEXT_WIDTH = 128
 TEXT_HEADS = 4
 TEXT_LAYERS = 3
+VIT_WIDTH = 128
+VIT_LAYERS = 6
+VIT_PATCH = 8  # pixels
 TABLE_SEED = 2504  # of the token table's initial value
 START, END = 49406, 49407
 
 
-def build_clip(*, vocabulary: int = VOCABULARY) -> CLIP:
-    """A ModifiedResNet and a three-layer text tower, untrained. Training uses a smaller `vocabulary`."""
+def build_clip(*, vocabulary: int = VOCABULARY, vit: bool = False) -> CLIP:
+    """An image tower and a three-layer text tower, untrained. Training uses a smaller `vocabulary`.
+
+    Args:
+        vocabulary: rows of the token table.
+        vit: a VisionTransformer (16 patches of 8 x 8 pixels and a class token) as the image tower, otherwise a
+            ModifiedResNet.
+    """
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
     vision = CLIPVisionCfg(layers=(1, 1, 1, 1), width=16, head_width=32, image_size=IMAGE_SIZE)
+    if vit:
+        vision = CLIPVisionCfg(
+            layers=VIT_LAYERS, width=VIT_WIDTH, head_width=32, patch_size=VIT_PATCH, image_size=IMAGE_SIZE
+        )
     text = CLIPTextCfg(
         context_length=CONTEXT_LENGTH, vocab_size=vocabulary, width=TEXT_WIDTH, heads=TEXT_HEADS, layers=TEXT_LAYERS
     )
@@ -189,6 +202,23 @@ def read_clip(path: Path) -> CLIP:
         clip = build_clip()
     clip.load_state_dict({**weights, "token_embedding.weight": table})
     return clip.float().eval().requires_grad_(False)
+
+
+def read_vit(path: Path, clip: CLIP) -> CLIP:
+    """A trained VisionTransformer beside the text tower of `clip`, fp32, in evaluation mode.
+
+    Args:
+        path: the weights of the image tower alone.
+        clip: whose text tower and logit scale are used (copied).
+    """
+    from safetensors.torch import load_file
+
+    tower = {f"visual.{name}": value for name, value in load_file(str(path)).items()}
+    shared = {name: value for name, value in clip.state_dict().items() if not name.startswith("visual.")}
+    with torch.random.fork_rng(devices=[]):
+        vit = build_clip(vit=True)
+    vit.load_state_dict({**tower, **shared})
+    return vit.float().eval().requires_grad_(False)
 
 
 def read_vae(folder: Path) -> AutoencoderKL:

@@ -35,6 +35,7 @@ BACKBONES = sorted((CONFIGS / "backbones").glob("*.yaml"))
 GENERATORS = sorted((CONFIGS / "generators").glob("*.yaml"))
 EMBEDDED = CONFIGS / "generators" / "mini.yaml"  # goes with the backbone of its name, in every config called mini
 PARTS = [path for path in [*BACKBONES, *GENERATORS] if path != EMBEDDED]
+EMBEDDED_BACKBONES = ("mini", "mini_vit")
 EXPERIMENTS = sorted((CONFIGS / "experiments").glob("*.yaml"))
 PRESETS = sorted((CONFIGS / "presets").glob("*.yaml"))
 
@@ -208,12 +209,17 @@ def test_a_trainer_goes_with_every_backbone_and_generator(trainer: str):
     register_all("trainers")
     assert trainer in TRAINER_REGISTRY.registered_names()
     dataset, some = DATASETS[0], "vit_b32"
-    for config in ["mini", *(path.stem for path in BACKBONES), *(f"{some}+{path.stem}" for path in GENERATORS)]:
+    for config in [
+        *EMBEDDED_BACKBONES,
+        *(path.stem for path in BACKBONES),
+        *(f"{some}+{path.stem}" for path in GENERATORS),
+    ]:
         files = run.compose(trainer, config)
         cfg = merged(dataset, *files)
         validate(cfg, *{section.SECTION for section in SECTIONS} - {"AIR"})
         settings, (backbone, *generator) = AirSettings.from_cfg(cfg), config.split("+")
-        own = merged(CONFIGS / "backbones" / f"{backbone}.yaml").MODEL.BACKBONE.NAME if backbone != "mini" else "mini"
+        embedded = backbone in EMBEDDED_BACKBONES
+        own = backbone if embedded else merged(CONFIGS / "backbones" / f"{backbone}.yaml").MODEL.BACKBONE.NAME
         assert own == cfg.MODEL.BACKBONE.NAME and cfg.TRAINER.NAME == ""
         assert len(files) + len([base for one in files for base in bases(one)]) < 8
         if generator and not trainer.endswith("AiR"):
@@ -221,7 +227,7 @@ def test_a_trainer_goes_with_every_backbone_and_generator(trainer: str):
         elif generator:
             assert settings.generator == merged(CONFIGS / "generators" / f"{generator[0]}.yaml").AIR.GENERATOR
         else:
-            assert (settings.generator == "mini") == (config == "mini")
+            assert (settings.generator == "mini") == embedded
 
 
 def test_every_mini_config_has_the_settings_of_the_embedded_generator():
@@ -230,7 +236,7 @@ def test_every_mini_config_has_the_settings_of_the_embedded_generator():
     assert named and CONFIGS / named[2] in TRAINERS and named[2].split("/")[1] == named[1]
     changed = written_in(EMBEDDED)
     assert {"AIR.M", "AIR.SIZE", "AIR.LORA.STEPS"} <= changed.keys()
-    for path in [path for path in TRAINERS if path.stem == "mini"]:
+    for path in [path for path in TRAINERS if path.stem in EMBEDDED_BACKBONES]:
         everything = flatten(merged(path))
         assert {key: everything[key] for key in changed} == changed, label(path)  # so that any trainer may have +AiR
 
@@ -240,6 +246,14 @@ def test_ours_is_trained_as_cpl_is():
         cpl, air, zero = (flatten(merged(*run.compose(path, name))) for path in ("CPL", "AiR", "ZeroshotAiR"))
         assert {key.split(".")[0] for key in cpl if air[key] != cpl[key]} == {"AIR"}
         assert {key for key in cpl if air[key] != zero[key]} == {"AIR.PRIMARY"}
+
+
+def test_the_embedded_vit_is_used_by_every_trainer_of_mini_with_the_same_settings():
+    trainers = {path.parent.name for path in TRAINERS if path.stem == "mini"}
+    assert trainers == {path.parent.name for path in TRAINERS if path.stem == "mini_vit"}
+    for trainer in trainers:
+        resnet, vit = (flatten(merged(*run.compose(trainer, name))) for name in EMBEDDED_BACKBONES)
+        assert {key for key in resnet if resnet[key] != vit[key]} == {"MODEL.BACKBONE.NAME"}, trainer
 
 
 @pytest.mark.parametrize("path", BACKBONES, ids=label)
@@ -346,7 +360,7 @@ def test_the_rows_of_an_experiment_are_valid(path: Path):
     assert len(set(titles)) == len(titles)
     assert experiment(path.stem).get("baseline", titles[0]) in titles
     for row in rows:
-        assert set(row) <= {"title", "trainer", "preset", "options"}
+        assert set(row) <= {"title", "trainer", "preset", "options", "tables"}
     for row in run.experiment_of(path.stem, [])[0]:
         cfg = merged(DATASETS[0], *run.compose(row.trainer, row.config("mini")))
         merge_options(cfg, row.options)

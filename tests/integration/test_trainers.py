@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import arguments, figures, weights
+from runs import ROOT, arguments, figures, weights
 from shared import copy_to_change
 
 import train
@@ -54,6 +54,14 @@ def test_the_log_has_the_lines_that_scripts_parse(air: Path) -> None:
     after = log[log.index("Finish training") :]
     last = [line for line in after.splitlines() if line.startswith("* accuracy:")][-1]
     assert last == f"* accuracy: {result['heads'][result['primary']]['accuracy']:.1f}%"
+
+
+@pytest.mark.parametrize("trainer", sorted(path.parent.name for path in ROOT.glob("configs/trainers/*/mini_vit.yaml")))
+def test_every_trainer_runs_with_the_embedded_vit(trainer: str, data: Path, cache: str, tmp_path: Path) -> None:
+    assert (ROOT / "configs" / "trainers" / trainer / "mini.yaml").is_file()
+    assert train.main(arguments(trainer, data, tmp_path, "AIR.CACHE", cache, config="mini_vit")) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["backbone"] == "mini_vit" and 0 < result["heads"]["text"]["accuracy"] <= 100
 
 
 def test_a_complete_run_is_not_run_again(air: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`python -m air_plugin.mini.training clip|vae|unet|all --out DIR [--steps N] [--fonts matplotlib]`."""
+"""`python -m air_plugin.mini.training clip|vae|unet|vit|all --out DIR [--steps N] [--fonts matplotlib]`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from air_plugin.utils.logs import show_logs
 
 log = logging.getLogger("air_plugin.mini.training")
 
-STAGES = ("clip", "vae", "unet")  # the U-Net needs the other two
+STAGES = ("clip", "vae", "unet", "vit")  # the U-Net needs the two before it; the ViT, the shipped CLIP
 
 
 def main(arguments: list[str] | None = None) -> int:

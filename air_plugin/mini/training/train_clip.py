@@ -176,12 +176,15 @@ def zero_shot_accuracy(clip: CLIP, corpus: Corpus, *, digits: bool, seed: int = 
     return right / seen
 
 
-def main(out: Path, *, steps: int = STEPS, fonts: str = "debian") -> dict[str, float]:
-    """Train, evaluate on held-out families and on the development handwriting, write clip.json."""
-    start = time.monotonic()
-    path = train_clip(load_corpus(fonts, out), out, steps=steps)
-    metrics: dict[str, float] = {"steps": steps, "seconds": round(time.monotonic() - start)}
-    clip = read_clip(path)
+def zero_shot_metrics(clip: CLIP, out: Path, *, fonts: str) -> dict[str, float]:
+    """Accuracies on held-out families and on the development handwriting; empty for matplotlib's few families.
+
+    Args:
+        clip: trained.
+        out: folder for the cache of masks.
+        fonts: what it was trained on.
+    """
+    metrics: dict[str, float] = {}
     for name, source, part in (("held_out", fonts, "held_out"), ("development", "development", "train")):
         if fonts != "debian":
             continue  # matplotlib's few families are all trained on
@@ -190,5 +193,14 @@ def main(out: Path, *, steps: int = STEPS, fonts: str = "debian") -> dict[str, f
             continue  # the handwriting packages are not needed for training
         metrics[f"{name}_digits"] = round(zero_shot_accuracy(clip, corpus, digits=True), 4)
         metrics[f"{name}_letters"] = round(zero_shot_accuracy(clip, corpus, digits=False), 4)
+    return metrics
+
+
+def main(out: Path, *, steps: int = STEPS, fonts: str = "debian") -> dict[str, float]:
+    """Train, evaluate on held-out families and on the development handwriting, write clip.json."""
+    start = time.monotonic()
+    path = train_clip(load_corpus(fonts, out), out, steps=steps)
+    metrics: dict[str, float] = {"steps": steps, "seconds": round(time.monotonic() - start)}
+    metrics |= zero_shot_metrics(read_clip(path), out, fonts=fonts)
     save_json(metrics, out / "clip.json")
     return metrics

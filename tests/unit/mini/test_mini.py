@@ -5,16 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from air_plugin import mini
+from air_plugin import load_backbone, mini
 from air_plugin.mini import models
-from air_plugin.mini.training import captions, common, corpus, fonts, train_clip, train_unet, train_vae
+from air_plugin.mini.training import captions, common, corpus, fonts, train_clip, train_unet, train_vae, train_vit
 from air_plugin.mini.training.captions import Look
+from scripts import identity
 
 TEXTS = ["a photo of the digit seven.", "a residential area", "the letter k in red on a blue background", ""]
 
@@ -57,6 +59,8 @@ def test_weights_are_small_and_safe():
     files = [path for path in mini.WEIGHTS.iterdir() if path.suffix != ".json"]
     assert {path.suffix for path in files} == {".safetensors"}
     assert sum(path.stat().st_size for path in mini.WEIGHTS.iterdir()) <= 15_000_000
+    assert (mini.WEIGHTS / "vit.safetensors").stat().st_size <= 4_000_000
+    assert {path.name for path in mini.WEIGHTS.iterdir()} == {name for names in mini.FILES.values() for name in names}
 
 
 def test_fingerprint_follows_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -70,6 +74,14 @@ def test_fingerprint_follows_the_weights(tmp_path: Path, monkeypatch: pytest.Mon
     changed[-1] ^= 1
     (tmp_path / "vae.safetensors").write_bytes(bytes(changed))
     assert mini.weights_fingerprint() != before
+
+
+def test_the_vit_changes_nothing_of_mini():
+    """Runs of mini from before there was a ViT count as complete only if mini's files are the same ones."""
+    assert mini.weights_fingerprint() == "79fc607765a89ae07f44fc252b587c29c6a58c055244c0d2ee3b34a8a6fe76f8"
+    assert mini.weights_fingerprint("mini_vit") != mini.weights_fingerprint()
+    assert [path.name for path in identity.weight_files("mini")] == list(mini.FILES["mini"])
+    assert [path.name for path in identity.weight_files("mini_vit")] == ["clip.safetensors", "vit.safetensors"]
 
 
 def test_import_is_quick():
@@ -117,6 +129,68 @@ def test_short_captions_encode_as_long_ones(clip):
     short = tokens[:, : int(tokens.argmax(1).max()) + 1]
     whole = clip.encode_text(tokens, normalize=True)
     assert torch.allclose(train_clip.encode_short(clip, short), whole, atol=1e-5)
+
+
+# The ViT
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return mini.load_clip("mini_vit")
+
+
+def test_vit_is_openais_tower_beside_the_text_tower_of_mini(clip, vit):
+    from open_clip.transformer import VisionTransformer
+
+    assert isinstance(vit.visual, VisionTransformer) and not vit.training
+    assert all(value.dtype == torch.float32 and not value.requires_grad for value in vit.parameters())
+    assert vit.visual.class_embedding.shape == (models.VIT_WIDTH,)
+    assert vit.visual.positional_embedding.shape == (1 + (32 // models.VIT_PATCH) ** 2, models.VIT_WIDTH)
+    assert isinstance(vit.visual.ln_pre, torch.nn.LayerNorm)
+    theirs = vit.state_dict()
+    shared = {name: value for name, value in clip.state_dict().items() if not name.startswith("visual.")}
+    assert len(shared) > 20 and all(torch.equal(theirs[name], value) for name, value in shared.items())
+
+
+def test_vit_features_follow_the_source_formula(vit):
+    """Class token, learned position, ln_pre, blocks, the class token's ln_post, projection: by hand."""
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    tower = vit.visual
+    patches = tower.conv1(pixels).flatten(2).transpose(1, 2)
+    tokens = torch.cat([tower.class_embedding.expand(2, 1, -1), patches], 1) + tower.positional_embedding
+    hidden = tower.transformer(tower.ln_pre(tokens))
+    features = torch.nn.functional.normalize(tower.ln_post(hidden[:, 0]) @ tower.proj, dim=1)
+    backbone = load_backbone("mini_vit")
+    assert backbone.name == "mini_vit" and torch.allclose(backbone.encode_images(pixels), features, atol=1e-5)
+    assert torch.allclose(features.norm(dim=1), torch.ones(2), atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_vit_runs_in_half_precision(vit, precision: str):
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    whole = load_backbone("mini_vit").encode_images(pixels)
+    half = load_backbone("mini_vit", precision=precision).encode_images(pixels)
+    assert half.dtype == torch.float32 and (whole * half).sum(1).min() > 0.99
+
+
+@pytest.mark.parametrize(("digits", "least"), [(True, 0.7), (False, 0.6)])
+def test_vit_reads_rendered_type(vit, small_corpus, digits: bool, least: float):
+    accuracy = train_clip.zero_shot_accuracy(vit, small_corpus, digits=digits, count=400, seed=3)
+    assert accuracy > least
+
+
+def test_distillation_loss_is_its_three_parts(clip):
+    generator = torch.Generator().manual_seed(0)
+    pictures, teacher = torch.randn(2, 8, generator=generator), torch.randn(2, 8, generator=generator)
+    captions = torch.nn.functional.normalize(torch.randn(39, 8, generator=generator), dim=1)
+    truth = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    looks = [Look("7", kind="digit"), Look("K", kind="letter")]
+    loss = train_vit.distillation_loss(clip, pictures, teacher, captions, looks, truth)
+    cosines = [float(a @ b / a.norm() / b.norm()) for a, b in zip(pictures, teacher, strict=True)]
+    logits = torch.stack([clip.logit_scale.exp() * row / row.norm() @ captions.T for row in pictures])
+    named = -(logits[0, :36].log_softmax(0)[7] + logits[1, :36].log_softmax(0)[10 + 10]) / 2
+    expected = train_vit.TEACHER * (1 - sum(cosines) / 2) + named + train_clip.contrast(logits[:, 36:], truth)
+    assert torch.isclose(loss, expected)
 
 
 # Diffusion
@@ -277,6 +351,43 @@ def test_trainings_run_end_to_end(small_corpus, tmp_path: Path, monkeypatch: pyt
     pipe = models.build_pipeline(models.read_vae(tmp_path), unet, clip)
     assert torch.equal(state, torch.random.get_rng_state())  # global randomness is left alone
     assert bool(torch.isfinite(make_images(pipe, ["a photo of the digit seven."])).all())
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_vit_training_resumes_as_undisturbed(clip, small_corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for module in (train_vit, train_clip):
+        monkeypatch.setattr(module, "PICTURES", 8)
+        monkeypatch.setattr(module, "CAPTIONS", 4)
+    monkeypatch.setattr(train_vit, "EVERY", 2)
+    (tmp_path / "whole").mkdir()
+    state = torch.random.get_rng_state()
+    whole = train_vit.train_vit(small_corpus, clip, tmp_path / "whole", steps=4)
+    assert torch.equal(state, torch.random.get_rng_state())  # global randomness is left alone
+    save = train_vit.save_checkpoint
+
+    def save_and_stop(*arguments: Any, **options: Any) -> None:
+        save(*arguments, **options)
+        raise Stopped
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(train_vit, "save_checkpoint", save_and_stop)
+        train_vit.train_vit(small_corpus, clip, tmp_path, steps=4)
+    assert (tmp_path / "vit.checkpoint").is_file() and not (tmp_path / "vit.safetensors").exists()
+    other = {"steps": 8, "seed": common.SEED, "faces": len(small_corpus.faces)}
+    tower = models.build_clip(vocabulary=1, vit=True).visual
+    assert not train_vit.load_checkpoint(
+        tmp_path / "vit.checkpoint", tower, torch.optim.AdamW([{"params": [torch.ones(1)]}]), run=other
+    )
+    losses: list[float] = []
+    monkeypatch.setattr(train_vit.Log, "add", lambda self, step, **metrics: losses.append(metrics["loss"]))
+    resumed = train_vit.train_vit(small_corpus, clip, tmp_path, steps=4)
+    assert len(losses) == 2 and resumed.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / "vit.checkpoint").exists()
+    trained = models.read_vit(resumed, clip)
+    assert bool(torch.isfinite(trained.encode_image(torch.rand(2, 3, 32, 32))).all())
 
 
 @pytest.mark.full
