@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from air_plugin.config import read_yaml, upgrade_options  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code  # noqa: E402
 from air_plugin.utils.extras import require_extra  # noqa: E402
-from air_plugin.utils.files import require_writable, write_atomically  # noqa: E402
+from air_plugin.utils.files import require_writable  # noqa: E402
 from air_plugin.utils.logs import show_logs  # noqa: E402
 from air_plugin.utils.sections import LARGEST_SEED  # noqa: E402
 from scripts.compose import compose, config_file, facts_of, resolve, settings_of  # noqa: E402
@@ -236,10 +236,6 @@ def run(args: argparse.Namespace) -> int:
         with display.working("reading results"):
             text = "\n".join(table(args, name, titles, baseline) for name, titles in tables.items())
     print(text, end="")
-    if any(tables):
-        path = output_root() / args.dataset / f"{args.experiment}.md"
-        write_atomically(path, text.encode())
-        print(f"tables: {path}")
     return 0
 
 
