@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -203,13 +204,13 @@ class Team:
         if self.crew is None:
             yield from self.engine.map(setup, work, units, workers=1, title=title)
             return
-        lent = Lent(self.crew, Task(setup, work), self.close)
+        lent = Lent(self.crew, Task(setup, work), partial(self.close, now=True))
         yield from Spread(lent, units, workers=self.workers, title=title, staff=self.staff).results()
 
-    def close(self) -> None:
-        """End the workers."""
+    def close(self, *, now: bool = False) -> None:
+        """End the workers; now: also those at work."""
         if self.crew is not None:
-            self.crew.close(now=True)
+            self.crew.close(now=now)
         self.crew, self.staff = None, Staff()
 
     def __enter__(self) -> Team:

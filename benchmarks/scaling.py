@@ -41,7 +41,7 @@ from air_plugin.functional.shards import SHARD, cut, in_this_process
 from air_plugin.utils.tables import write_table
 from benchmarks.em import unit
 from benchmarks.scaling_cost import add_options, print_costs
-from benchmarks.scaling_work import generation, runs, warn_if_busy
+from benchmarks.scaling_work import gather, generation, runs, warn_if_busy
 from benchmarks.selection import peak_memory, positive
 
 PART = 10_000  # images that are made up at a time
@@ -69,6 +69,9 @@ def em(options: argparse.Namespace) -> int:
         )
         results, seconds, peak = {}, [], 0.0
         team = stack.enter_context(Team(chosen(), workers=options.workers, folders=[path.parent]))
+        start = time.perf_counter()
+        list(team.map(partial(gather, path.parent, options.workers), no_work, range(options.workers)))
+        print(f"start of {options.workers} workers: {time.perf_counter() - start:.1f} s, which is in no time below")
         for name, map_shards, shard in (
             ("one process, one shard", in_this_process, options.images),
             (f"{options.workers} workers", team.map, SHARD),
@@ -134,6 +137,10 @@ def measured(map_shards: Callable[..., Iterable[tuple[int, Any]]], peaks: dict[i
             yield index, result
 
     return mapping
+
+
+def no_work(state: None, unit: int) -> None:
+    """A unit of workers that are only started."""
 
 
 def _with_peak(work: Callable[[Any, range], Any], state: Any, unit: range) -> tuple[Any, int, float]:

@@ -138,11 +138,16 @@ def time_generation(options: argparse.Namespace, settings: AirSettings, fingerpr
 def set_up_together(recipe: Recipe, workers: int) -> Place:
     """A worker that waits for the others before its first unit: else a quick one does the units of those that start."""
     place = set_up(recipe)
-    (recipe.folder / f"ready-{os.uname().nodename}-{os.getpid()}").touch()
-    end = time.monotonic() + PATIENCE
-    while len(list(recipe.folder.glob("ready-*"))) < workers and time.monotonic() < end:
-        time.sleep(0.05)
+    gather(recipe.folder, workers)
     return place
+
+
+def gather(folder: Path, workers: int) -> None:
+    """Wait until so many processes have called this with the same folder."""
+    (folder / f"ready-{os.uname().nodename}-{os.getpid()}").touch()
+    end = time.monotonic() + PATIENCE
+    while len(list(folder.glob("ready-*"))) < workers and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def generate_timed(place: Place, portion: Portion) -> tuple[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import time
@@ -131,3 +132,15 @@ def encode_and_die_once(place: Any, chunk: Any) -> list[str]:
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return errors
+
+
+def clean_up_slowly(state: dict[str, Any], unit: int) -> None:
+    """Its process takes a second for its end; then it leaves a file."""
+    atexit.register(_leave_file, state["folder"] / "cleaned")
+    (state["folder"] / "began").touch()
+    time.sleep(600)
+
+
+def _leave_file(path: Path) -> None:
+    time.sleep(1)
+    path.touch()

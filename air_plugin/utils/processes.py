@@ -128,9 +128,15 @@ def visible_cards() -> list[str]:
     return [str(card) for card in range(torch.cuda.device_count())]
 
 
+def leave(number: int, frame: Any) -> None:
+    """The driver ends this process: it cleans up, and is not interrupted in that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(1)
+
+
 def serve(pipe: Connection, task: Task, environment: dict[str, str]) -> None:
     """A worker's life: units come through the pipe, their progress and results go back."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the driver ends it: it cleans up
+    signal.signal(signal.SIGTERM, leave)
     os.environ.update(environment)
     end_with_parent()
     bench = Bench(task, lambda event: pipe.send_bytes(pack(event)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -126,6 +127,20 @@ class TestCopies:
             assert [crew._cards_of(slot) for slot in range(3)] == expected
         found = LocalEngine(copies=may_copy).map(partial(int, 0), of_work.describe_process, [0], workers=2, gpus=0.5)
         assert next(iter(found))[1]["cards"] == "0"
+
+
+def test_a_worker_that_is_ended_cleans_up(tmp_path: Path):
+    """It gets SIGTERM more than once."""
+    task = processes.Task(partial(of_work.set_up, tmp_path), of_work.clean_up_slowly)
+    crew = processes.Processes(task)
+    crew.hire(1)
+    crew.begin(1, 0)
+    of_work.wait_for(tmp_path / "began")
+    process = crew.workers[1].process
+    process.terminate()
+    time.sleep(0.3)
+    crew.close(now=True)
+    assert process.exitcode == 1 and (tmp_path / "cleaned").exists()
 
 
 class TestTeam:
