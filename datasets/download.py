@@ -17,6 +17,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from air_plugin.utils.downloads import in_words, size_of
 from air_plugin.utils.errors import UserError, is_disk_full
 from air_plugin.utils.offline import is_offline
 from air_plugin.utils.progress import Progress, waiting
@@ -208,29 +209,6 @@ def _verify(path: Path, checksum: str, size: int | None, *, origin: str) -> None
         raise UserError(f"{path} {fault}; remove it, and it is fetched again")
     path.unlink()
     raise UserError(f"what came{origin} {fault}, and was removed; run again, and if it stays so, fetch it by hand")
-
-
-def size_of(address: str, *, timeout: float = 10.0) -> int | None:
-    """The size of a file in bytes, as its server states it; None where it does not."""
-    request = Request(address, method="HEAD", headers={"User-Agent": "air-plugin", "Accept-Encoding": "identity"})
-    try:
-        with urlopen(request, timeout=timeout) as answer:
-            length = answer.headers.get("Content-Length", "")
-    except (OSError, HTTPException):  # OSError: URLError, HTTPError, a cut connection
-        return None
-    return int(length) if length.isdigit() else None
-
-
-def in_words(size: int | None) -> str:
-    """A size for people.
-
-    Example:
-        >>> in_words(94_300_000), in_words(2_750_000_000), in_words(None)
-        ('94.3 MB', '2.8 GB', 'size unknown')
-    """
-    if size is None:
-        return "size unknown"
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _megabytes(size: int) -> int:

@@ -1,20 +1,21 @@
-"""The data of a script's runs: fetched where it is missing and may be fetched."""
+"""The data of a script's runs, fetched where it is missing and may be fetched; and which weights they will download."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from air_plugin.utils.downloads import announce_backbone, announce_generator
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.offline import is_offline
 from air_plugin.utils.progress import handled_by
-from scripts.compose import config_file, facts_of, resolve
+from scripts.compose import config_file, facts_of, resolve, uses_generator
 from scripts.display import Display
 
 
@@ -49,6 +50,23 @@ def require_data(name: str, options: Sequence[str], *, root: Path, display: Disp
         raise UserError(
             f"{name}: {rest[0].what}{more} must be fetched by hand; where from and where to: {kind.command_at(root)}"
         )
+
+
+def announce_weights(configs: Iterable[Any]) -> None:
+    """Log which weights the runs of these configs will download, once for all of them."""
+    backbones: dict[str, None] = {}
+    generators: dict[tuple[Any, ...], None] = {}
+    for cfg in configs:
+        backbones |= {cfg.MODEL.BACKBONE.NAME: None}
+        if uses_generator(cfg.TRAINER.NAME):
+            backbones |= {cfg.AIR.BACKBONE: None} if cfg.AIR.BACKBONE else {}
+            if cfg.AIR.PROTOTYPES == "synthetic":
+                air = cfg.AIR
+                generators |= {(air.GENERATOR, air.REVISION, air.VARIANT, air.SAFETY_CHECKER, air.LCM_LORA): None}
+    for name in backbones:
+        announce_backbone(name)
+    for name, revision, variant, checker, adapter in generators:
+        announce_generator(name, revision=revision, variant=variant, safety_checker=checker, lcm_lora=adapter)
 
 
 def _is_usable(kind: Any, cfg: Any) -> bool:

@@ -33,7 +33,7 @@ from air_plugin.utils.files import require_writable  # noqa: E402
 from air_plugin.utils.logs import show_logs  # noqa: E402
 from air_plugin.utils.sections import LARGEST_SEED  # noqa: E402
 from scripts.compose import compose, config_file, facts_of, resolve, settings_of  # noqa: E402
-from scripts.data import require_data  # noqa: E402
+from scripts.data import announce_weights, require_data  # noqa: E402
 from scripts.display import Display  # noqa: E402
 from scripts.experiments import Row, experiment_of, rows_of  # noqa: E402
 from scripts.identity import claim, forget_data, inputs_of  # noqa: E402
@@ -228,6 +228,7 @@ def run(args: argparse.Namespace) -> int:
         with display.working("preparing"):  # the libraries are imported, and data is read, which takes seconds
             runs, tables, baseline = runs_of(args, display)
             waiting = [one for one in runs if not is_complete(one)]
+            announce_weights(one.cfg for one in waiting)
         complete = len(runs) - len(waiting)
         if complete:
             display.print(f"{complete} of {len(runs)} runs {'was' if complete == 1 else 'were'} complete")

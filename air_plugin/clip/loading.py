@@ -18,6 +18,7 @@ from air_plugin import mini
 from air_plugin.clip import openai_archive
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.huggingface import PREFIX, load_huggingface
+from air_plugin.utils.downloads import announce_backbone, place_of, repository_of, weights_of
 from air_plugin.utils.errors import UserError, unknown
 from air_plugin.utils.hub import is_unreachable, refusal
 from air_plugin.utils.offline import go_offline, is_offline
@@ -59,6 +60,7 @@ def load_backbone(
         raise unknown("precision", precision, DTYPES)
     if is_offline():
         go_offline()
+    announce_backbone(name)
     if name.startswith(PREFIX):
         backbone = load_huggingface(name)
     else:
@@ -104,7 +106,7 @@ def _load_open_clip(name: str, precision: str) -> Backbone:
                 architecture, pretrained=source, precision=precision, **options
             )
     except Exception as error:
-        unreachable = is_unreachable(error) and not refusal(error, _repository_of(name))
+        unreachable = is_unreachable(error) and not refusal(error, repository_of(name))
         explained = _unfetched(name, architecture, source) if unreachable else _explained(name, source, error)
         if explained is None:
             raise
@@ -143,7 +145,7 @@ def _unfetched(name: str, architecture: str, source: str | None) -> UserError:
 
     settings = open_clip.get_pretrained_cfg(architecture, source or "")  # empty for a file
     text = open_clip.get_model_config(architecture)["text_cfg"]
-    needed = [_weights_of(settings)] if settings.get("hf_hub") else []
+    needed = [weights_of(settings)] if settings.get("hf_hub") else []
     needed += [_tokenizer_of(text["hf_tokenizer_name"])] if text.get("hf_tokenizer_name") else []
     if needed:
         return _missing(name, *needed, why="the network does not answer")
@@ -162,7 +164,7 @@ def _explained(name: str, source: str | None, error: Exception) -> UserError | N
             f"{source} is a TorchScript archive, which holds a program, and none of OpenAI's files by its SHA-256; "
             "it is not loaded; OpenAI's weights as safetensors come with a tag, for instance ViT-B/32 alone"
         )
-    refused = refusal(error, _repository_of(name))
+    refused = refusal(error, repository_of(name))
     if refused:
         return UserError(f"backbone '{name}' cannot be fetched: {refused}")
     expected = (RuntimeError, ValueError, OSError, AssertionError, KeyError, EOFError, SafetensorError)
@@ -241,8 +243,8 @@ def _on_disk(name: str, settings: Mapping[str, Any]) -> str:
         try:
             return download_pretrained(dict(settings))
         except FileNotFoundError as error:
-            raise _missing(name, _weights_of(settings)) from error
-    path = _place(settings)
+            raise _missing(name, weights_of(settings)) from error
+    path = place_of(settings)
     if not path.is_file():
         raise UserError(
             f"backbone '{name}' is not on this machine, and offline nothing is fetched; {_by_hand(settings)}"
@@ -250,33 +252,13 @@ def _on_disk(name: str, settings: Mapping[str, Any]) -> str:
     return str(path)
 
 
-def _repository_of(name: str) -> str:
-    """The hub's repository of a backbone's pretrained tag; the name itself where there is none."""
-    import open_clip
-
-    given, _, tag = name.partition(":")
-    settings = open_clip.get_pretrained_cfg(given.replace("/", "-"), tag or "openai")
-    return os.path.dirname(settings.get("hf_hub") or "") or name
-
-
-def _weights_of(settings: Mapping[str, Any]) -> str:
-    """The arguments of `hf download` for a pretrained tag, from "owner/repository/" or "owner/repository/file"."""
-    repository, file = os.path.split(settings["hf_hub"])
-    return f"{repository} {file or 'open_clip_model.safetensors'}"
-
-
 def _tokenizer_of(repository: str) -> str:
     """The arguments of `hf download` for a tokenizer alone."""
     return f"{repository} --include '*token*' '*.model'"
 
 
-def _place(settings: Mapping[str, Any]) -> Path:
-    """Where open_clip looks for a file that has an address of its own."""
-    return Path("~/.cache/clip").expanduser() / os.path.basename(settings["url"])
-
-
 def _by_hand(settings: Mapping[str, Any]) -> str:
-    return f"get {settings['url']} elsewhere and put it at {_place(settings)}"
+    return f"get {settings['url']} elsewhere and put it at {place_of(settings)}"
 
 
 def _tokenizer(name: str, architecture: str) -> Callable[..., Tensor]:

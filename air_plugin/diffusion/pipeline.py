@@ -24,6 +24,7 @@ from torch import Tensor
 from air_plugin.config import Sampler
 from air_plugin.diffusion.text_limits import require_fit
 from air_plugin.utils.digests import content_digest
+from air_plugin.utils.downloads import HUB_NAME, announce_generator
 from air_plugin.utils.errors import UserError, first_line, unknown
 from air_plugin.utils.hub import is_unreachable, refusal
 from air_plugin.utils.offline import is_offline
@@ -48,7 +49,6 @@ NOISE = (
 )
 WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' own name: pipe.load_lora_weights(folder) reads it
 ACCELERATOR = "accelerator"
-HUB_NAME = r"\w[\w.-]*/[\w.-]+"  # "./folder" is none
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,7 @@ def load_generator(
         raise unknown("precision", precision, DTYPES)
     if scheduler not in get_args(Sampler):
         raise unknown("scheduler", scheduler, get_args(Sampler))
+    announce_generator(name, revision=revision, variant=variant, safety_checker=safety_checker, lcm_lora=lcm_lora)
     if name == "mini":
         from air_plugin import mini
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from air_plugin.utils.downloads import in_words, size_of
 from air_plugin.utils.errors import UserError, explain
 from air_plugin.utils.progress import handled_by
 from datasets import archives
@@ -95,15 +96,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def test_the_size_is_what_the_server_states(server: Server, monkeypatch: pytest.MonkeyPatch):
-    assert fetching.size_of(server.address) is None  # this one answers no HEAD
+    assert size_of(server.address) is None  # this one answers no HEAD
     monkeypatch.setattr(Handler, "do_HEAD", Handler.do_GET, raising=False)
-    assert fetching.size_of(server.address) == len(DATA)
-    assert fetching.size_of("http://127.0.0.1:1/x", timeout=0.5) is None
-    assert [fetching.in_words(size) for size in (94_300_000, 2_750_000_000, None)] == [
-        "94.3 MB",
-        "2.8 GB",
-        "size unknown",
-    ]
+    assert size_of(server.address) == len(DATA)
+    assert size_of("http://127.0.0.1:1/x", timeout=0.5) is None
+    assert [in_words(size) for size in (94_300_000, 2_750_000_000, None)] == ["94.3 MB", "2.8 GB", "size unknown"]
 
 
 def test_a_download_reports_how_far_it_is(server: Server, tmp_path: Path):
