@@ -18,7 +18,7 @@ EXTRAS = {
     "report": _REPORT,
     "train": {**_REPORT, "rich": "rich>=13", "tensorboard": "tensorboard"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
-    "demo": {"gradio": "gradio>=6"},
+    "demo": {"gradio": "gradio>=6", "starlette": "starlette"},
     "ray": {"ray": "ray>=2.40"},
 }
 
