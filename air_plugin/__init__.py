@@ -24,6 +24,7 @@ _HOME = {
     "RunResult": "report.record",
     "Stages": "utils.provenance",
     "Store": "utils.store",
+    "Team": "engine",
     "TextEncoder": "clip.text_encoder",
     "UnlabelledImages": "clip.zero_shot",
     "UserError": "utils.errors",

@@ -181,16 +181,18 @@ class Team:
     process. After an error the workers are ended, and the next `map` starts others.
 
     Args:
-        engine: whose workers.
+        engine: whose workers; default: the one that ENGINE names.
         workers, gpus, folders: see `Engine.map`.
 
     Example:
-        >>> with Team(chosen(), workers=8, folders=[table.path.parent]) as team:
+        >>> with Team(workers=8, folders=[table.path.parent]) as team:
         ...     refine_shards(images, prior=prior, map_shards=team.map)
     """
 
-    def __init__(self, engine: Engine, *, workers: int, gpus: float = 0.0, folders: Sequence[Path] = ()) -> None:
-        self.engine, self.workers, self.gpus, self.folders = engine, workers, gpus, folders
+    def __init__(
+        self, engine: Engine | None = None, *, workers: int, gpus: float = 0.0, folders: Sequence[Path] = ()
+    ) -> None:
+        self.engine, self.workers, self.gpus, self.folders = engine or chosen(), workers, gpus, folders
         self.crew: Crew | None = None
         self.staff = Staff()
 

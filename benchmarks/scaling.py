@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from air_plugin.clip.images_on_disk import ImagesOnDisk
-from air_plugin.engine import Team, chosen
+from air_plugin.engine import Team
 from air_plugin.functional.gaussian import Gaussians, Refined, fit_gaussians, refine_shards
 from air_plugin.functional.shards import SHARD, cut, in_this_process
 from air_plugin.utils.tables import write_table
@@ -68,7 +68,7 @@ def em(options: argparse.Namespace) -> int:
             flush=True,
         )
         results, seconds, peak = {}, [], 0.0
-        team = stack.enter_context(Team(chosen(), workers=options.workers, folders=[path.parent]))
+        team = stack.enter_context(Team(workers=options.workers, folders=[path.parent]))
         start = time.perf_counter()
         list(team.map(partial(gather, path.parent, options.workers), no_work, range(options.workers)))
         print(f"start of {options.workers} workers: {time.perf_counter() - start:.1f} s, which is in no time below")
