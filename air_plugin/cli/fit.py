@@ -86,12 +86,17 @@ def run_fit(args: argparse.Namespace) -> int:
     """Fit, save, and perhaps predict."""
     if len(args.options) % 2:
         raise UserError(f"settings are pairs of KEY VALUE; '{args.options[-1]}' has no partner")
+    if args.out.resolve().is_relative_to(args.images.resolve()):
+        raise UserError(f"--out {args.out} lies in {args.images}, and its pictures would be taken for images")
     require_writable(args.out, "--out", folder=True)
     if args.predict:
         require_writable(args.predict, "--predict")
     names, template = names_of(args.classes)
-    from air_plugin.estimator.classifier import AiRClassifier  # after the quick checks: it loads torch
+    # After the quick checks: they load torch.
+    from air_plugin.estimator.classifier import AiRClassifier
+    from air_plugin.estimator.examples import require_free
 
+    require_free(args.out)
     options: dict[str, Any] = dict(zip(args.options[::2], args.options[1::2], strict=True))
     given = args.template or template
     classifier = AiRClassifier(

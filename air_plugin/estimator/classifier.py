@@ -20,9 +20,9 @@ from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.loading import load_backbone
 from air_plugin.clip.zero_shot import UnlabelledImages, look_at_unlabelled, template_features
 from air_plugin.estimator.choice import AUTO, choose, settings_of, user_cache
-from air_plugin.estimator.examples import Examples, collect
+from air_plugin.estimator.examples import Examples, collect, require_free
 from air_plugin.estimator.inputs import InputError, Source, as_files, as_sources, clean_names, read_batches, unreadable
-from air_plugin.estimator.prompts import train_prompts
+from air_plugin.estimator.prompts import train_prompts, views_of
 from air_plugin.inference.bundle import MARK, load_bundle, save_bundle
 from air_plugin.inference.predict import Bundle
 from air_plugin.settings import AirSettings
@@ -151,7 +151,8 @@ class AiRClassifier(ClassifierMixin, BaseEstimator):
         with randomness_kept(), _threads(cfg.AIR.THREADS):
             with stages.stage("features"):
                 files = as_files(sources, cache / "inputs")
-                unlabelled, self.skipped_ = _look(backbone, files, texts, store=store)
+                views = views_of(backbone, seed=settings.seed) if self.prompts else {}
+                unlabelled, self.skipped_ = _look(backbone, files, texts, store=store, **views)
             self.auxiliary_ = build_auxiliary(
                 backbone, names, unlabelled, settings=settings, store=store, stages=stages
             )
@@ -235,11 +236,13 @@ class AiRClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         require_writable(Path(folder), "folder of the classifier", folder=True)
+        require_free(Path(folder))
         (Path(folder) / MARK).unlink(missing_ok=True)  # it does not describe what is written now
         if self.examples_ is not None:
             self.examples_.save(Path(folder))
         bundle = self.bundle_
         parameters = {key: value for key, value in self.get_params().items() if key not in ("class_names", "cache")}
+        parameters["random_state"] = int(self.random_state)  # JSON has no numbers of NumPy
         save_bundle(
             folder,
             backbone=bundle.backbone,
@@ -296,13 +299,13 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _look(
-    backbone: Backbone, files: list[str], texts: Tensor, *, store: Store
+    backbone: Backbone, files: list[str], texts: Tensor, *, store: Store, **views: Any
 ) -> tuple[UnlabelledImages, dict[Path, str]]:
     """The unlabelled images, without files that cannot be read, and these with the reason."""
     if len(files) < 2:
         raise InputError(f"there is {len(files)} image; a classifier is fitted on at least 2")
     try:
-        return look_at_unlabelled(backbone, files, texts, store=store)[0], {}
+        return look_at_unlabelled(backbone, files, texts, store=store, **views)[0], {}
     except UserError:
         broken = unreadable(files)
         if not broken:
@@ -312,4 +315,4 @@ def _look(
     left = [file for file in files if Path(file) not in broken]
     if len(left) < 2:
         raise InputError(f"{len(left)} of the {len(files)} images can be read; a classifier is fitted on at least 2")
-    return look_at_unlabelled(backbone, left, texts, store=store)[0], broken
+    return look_at_unlabelled(backbone, left, texts, store=store, **views)[0], broken

@@ -8,9 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from air_plugin.auxiliary.stages import Prototypes
@@ -60,7 +58,8 @@ class Examples:
 
     def save(self, folder: Path) -> None:
         """Write small copies of the pictures below a folder, in place of those in it."""
-        target = folder / FOLDER
+        require_free(folder)
+        target = folder / f".{FOLDER}.new"  # the pictures may be those that lie in the folder now
         shutil.rmtree(target, ignore_errors=True)
         for number, paths in enumerate(self.generated):
             for place, path in enumerate(paths):
@@ -70,6 +69,8 @@ class Examples:
         save_tensors(target / FEATURES, {"features": self.features.cpu().contiguous()})
         rows = [{"origin": one.path.name, "label": one.label, "probability": one.probability} for one in self.unsure]
         write_atomically(target / LIST, to_json(rows, indent=1).encode("utf-8", "backslashreplace"))
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        target.rename(folder / FOLDER)
 
     @classmethod
     def load(cls, folder: Path) -> Examples | None:
@@ -95,6 +96,13 @@ class Examples:
         return cls(generated, features, unsure)
 
 
+def require_free(folder: Path) -> None:
+    """Raise a UserError where a folder has `examples` that are not a classifier's: they would be removed."""
+    target = folder / FOLDER
+    if target.exists() and not (target / LIST).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is there and not of a classifier; choose another folder, or move it away")
+
+
 def collect(prototypes: Prototypes, paths: Sequence[str], probs: Tensor, classnames: Sequence[str]) -> Examples:
     """The pictures of a fit.
 
@@ -118,9 +126,3 @@ def _copy(path: Path, target: Path) -> None:
     image.thumbnail((SIDE, SIDE))
     image.save(buffer, format="png")
     write_atomically(target, buffer.getvalue())
-
-
-def unit_of(bundle: Any, image: Any) -> Tensor:
-    """(D,) unit features of one PIL image, by a bundle's backbone."""
-    with torch.no_grad():
-        return bundle.backbone.encode_images(bundle.backbone.preprocess(image.convert("RGB"))[None])[0]

@@ -1,12 +1,10 @@
-"""Prompts trained on the fused pseudo-labels (AiR over CPL), in a short loop of its own: no Dassl is needed.
-
-It differs from the trainer AiR in one thing: the images are not augmented.
-"""
+"""Prompts trained on the fused pseudo-labels (AiR over CPL), in a short loop of its own: no Dassl is needed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +17,23 @@ from air_plugin.clip.zero_shot import UnlabelledImages
 from air_plugin.functional.fusion import fuse
 from air_plugin.functional.losses import partial_label_loss, synthetic_loss
 from air_plugin.functional.pseudo_labels import candidate_sets
+from air_plugin.inference.bundle import preprocessing_of
 from air_plugin.utils.progress import Progress
 from air_plugin.utils.seeding import stable_seed
 from air_plugin.utils.store import Store
 from air_plugin.utils.tensors import save_tensors, tensor_digest
 
 FILE = "text.safetensors"
+VIEWS = 8  # of an image, the first of them not augmented
 
 
 @dataclass(frozen=True)
 class Training:
-    """CPL's settings of training; those of the two configs below are compared with configs/shared by a test.
+    """CPL's settings of training. Those below are the ones of configs/shared, with which a test compares them.
 
     clip_grad: largest norm of the gradient; 0 is no limit.
+    crop: smallest share of an image that an augmented view shows.
+    flip: whether views may be mirrored.
     alpha, beta, per_class: of the candidate sets; see `candidate_sets`.
     """
 
@@ -44,10 +46,36 @@ class Training:
     weight_decay: float
     momentum: float = 0.9
     clip_grad: float = 0.0
+    crop: float = 0.08
+    flip: bool = True
 
 
-SMALL = Training(lr=0.01, epochs=30, batch=32, alpha=0.6, beta=0.9, per_class=64, weight_decay=5e-4)  # for `mini`
+SMALL = Training(  # for the embedded backbones
+    lr=0.01, epochs=30, batch=32, alpha=0.6, beta=0.9, per_class=64, weight_decay=5e-4, crop=0.6, flip=False
+)
 PUBLISHED = Training(lr=0.02, epochs=50, batch=64, alpha=0.75, beta=0.9, per_class=16, weight_decay=0.05, clip_grad=0.8)
+
+
+def training_of(backbone: Backbone) -> Training:
+    """The settings for a backbone."""
+    return SMALL if backbone.name.startswith("mini") else PUBLISHED
+
+
+def views_of(backbone: Backbone, *, seed: int) -> dict[str, Any]:
+    """The arguments of `extract_features` for a table that prompts are trained on: augmented views of every image.
+
+    Args:
+        backbone: whose size, mean and standard deviation the views have.
+        seed: of the augmentation.
+    """
+    from torchvision import transforms
+
+    training, preparation, size = training_of(backbone), preprocessing_of(backbone), backbone.image_size
+    bicubic = transforms.InterpolationMode.BICUBIC
+    steps = [transforms.RandomResizedCrop(size, scale=(training.crop, 1.0), interpolation=bicubic)]
+    steps += [transforms.RandomHorizontalFlip()] * training.flip
+    steps += [transforms.ToTensor(), transforms.Normalize(preparation["mean"], preparation["std"])]
+    return {"views": VIEWS, "augment": transforms.Compose(steps), "seed": seed}
 
 
 def train_prompts(
@@ -65,7 +93,7 @@ def train_prompts(
     Args:
         backbone: frozen.
         classnames: C names.
-        unlabelled: N images.
+        unlabelled: N images, with the views of `views_of`.
         auxiliary: of the fused pseudo-labels, and of the generated images.
         template: the words before its {} are the initial context; 16 random tokens where there are none.
         seed: of that context, the order of the images and the choice of generated ones.
@@ -74,14 +102,14 @@ def train_prompts(
     Returns:
         (1, C, D) unit text features.
     """
-    training = SMALL if backbone.name == "mini" else PUBLISHED
+    training = training_of(backbone)
     classifier = auxiliary.classifier
     probs = fuse(unlabelled.probs, classifier.probs(unlabelled.features), weight=classifier.fusion_weight)
     generated = auxiliary.prototypes.features  # (C, K, D)
     context = template.partition("{}")[0].strip()
     settings = {
         "recipe": 1,
-        "inputs": tensor_digest({"probs": probs, "features": unlabelled.features, "generated": generated}),
+        "inputs": tensor_digest({"probs": probs, "features": unlabelled.table.features, "generated": generated}),
         "backbone": backbone.fingerprint,
         "classes": list(classnames),
         "context": context,

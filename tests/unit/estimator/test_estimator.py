@@ -179,6 +179,14 @@ def test_examples_are_kept_with_a_saved_classifier(parameters: dict[str, Any], p
     assert [one.path for one in made.unsure] == [Path(pictures[i]) for i in order]
     assert [one.label for one in found.unsure] == fitted.predict([pictures[i] for i in order]).tolist()
     assert [one.probability for one in found.unsure] == pytest.approx(sorted(probs.max(axis=1)), abs=1e-6)
+    loaded = AiRClassifier.load(tmp_path / "saved", backbone=make_backbone())
+    loaded.save(tmp_path / "saved")  # over the pictures that it reads
+    assert all(path.is_file() for path in chain(*found.generated))
+    (tmp_path / "mine" / "examples").mkdir(parents=True)
+    (tmp_path / "mine" / "examples" / "letter.txt").write_text("of somebody")
+    with pytest.raises(UserError, match="examples is there and not of a classifier"):
+        fitted.save(tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").rglob("*.*")] == ["letter.txt"]
     large = replace(made, unsure=[replace(made.unsure[0], path=tmp_path / "large.png")])
     Image.new("RGB", (400, 300)).save(tmp_path / "large.png")
     large.save(tmp_path / "large")
@@ -231,13 +239,16 @@ def test_fit_then_predict_on_the_command_line(
         (["--classes", "dog", "cat", "--seed", "1", "AIR.M"], "'AIR.M' has no partner"),
         (["--classes", "dog", "cat", "--template", "photo"], "template is 'photo'"),
         (["--classes", "dog", "cat", "--out", "/dev/null"], "cannot write /dev/null"),
+        (["--classes", "dog", "cat", "--out", "{images}/made"], "its pictures would be taken for images"),
     ],
 )
 def test_a_bad_command_is_one_line(
     words: list[str], said: str, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    assert main(["fit", str(Path(pictures[0]).parent), "--out", str(tmp_path / "out"), *words]) == 2
+    folder = str(Path(pictures[0]).parent)
+    words = [word.format(images=folder) for word in words]
+    assert main(["fit", folder, "--out", str(tmp_path / "out"), *words]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("error: ") and said in err
 

@@ -8,23 +8,33 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from small_models import make_backbone
+from yacs.config import CfgNode
 
 from air_plugin import AiRClassifier
+from air_plugin.clip.features import extract_features
 from air_plugin.config import merge_file, own_config
 from air_plugin.estimator import prompts
 from air_plugin.merging import read_yaml
+from air_plugin.utils.store import Store
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize(("training", "file"), [(prompts.SMALL, "mini_training"), (prompts.PUBLISHED, "cpl_training")])
-def test_the_settings_are_those_of_the_configs(training: prompts.Training, file: str):
+@pytest.mark.parametrize(
+    ("training", "file", "images"),
+    [(prompts.SMALL, "mini_training", "mini"), (prompts.PUBLISHED, "cpl_training", "published")],
+)
+def test_the_settings_are_those_of_the_configs(training: prompts.Training, file: str, images: str):
     from dassl.config import get_cfg_default
 
     path = ROOT / "configs" / "shared" / f"{file}.yaml"
     cfg = own_config(0)
     merge_file(cfg, path, sections=("TRAINER",))
     written, defaults = read_yaml(path.read_text()), get_cfg_default().OPTIM
+    views = get_cfg_default().INPUT
+    views.merge_from_other_cfg(CfgNode(yaml.safe_load((path.parent / f"{images}.yaml").read_text())["INPUT"]))
     optim = {
         key: float(written["OPTIM"].get(key, defaults[key])) for key in ("LR", "MAX_EPOCH", "WEIGHT_DECAY", "MOMENTUM")
     }
@@ -38,6 +48,8 @@ def test_the_settings_are_those_of_the_configs(training: prompts.Training, file:
         "weight_decay": optim["WEIGHT_DECAY"],
         "momentum": optim["MOMENTUM"],
         "clip_grad": cfg.TRAINER.PROMPT.CLIP_GRAD,
+        "crop": views.RRCROP_SCALE[0],
+        "flip": "random_flip" in views.TRANSFORMS,
     }
 
 
@@ -83,3 +95,16 @@ def test_epochs_differ(parameters: dict[str, Any], pictures: list[str], monkeypa
     AiRClassifier(**parameters, prompts=True).fit(pictures)
     epochs = torch.cat(seen).unflatten(0, (4, -1))
     assert not all(torch.allclose(epochs[0], other) for other in epochs[1:])
+
+
+def test_the_views_are_augmented_and_those_of_the_seed(parameters: dict[str, Any], pictures: list[str], tmp_path: Path):
+    backbone = make_backbone()
+    tables = {}
+    for place, seed in enumerate((1, 1, 2)):
+        store = Store(tmp_path / f"store{place}")
+        tables[place], _ = extract_features(backbone, pictures, store=store, **prompts.views_of(backbone, seed=seed))
+    one, same, other = (table.features for table in tables.values())
+    assert one.shape == (len(pictures), prompts.VIEWS, 24) and torch.equal(one, same)
+    assert torch.equal(one[:, 0], other[:, 0]) and not torch.allclose(one[:, 1:], other[:, 1:], atol=1e-3)
+    plain, _ = extract_features(backbone, pictures, store=Store(tmp_path / "plain"))
+    assert torch.allclose(plain.plain, one[:, 0], atol=1e-6)
