@@ -17,6 +17,8 @@ spread over the cluster that RAY_ADDRESS names, or over this machine; JOBS is th
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import re
 import sys
@@ -291,5 +293,6 @@ def table(args: argparse.Namespace, name: str, titles: Titles, baseline: str | N
 
 
 if __name__ == "__main__":
+    atexit.register(gc.freeze)  # else the end of the process visits every object of the libraries once more: seconds
     show_logs()
     sys.exit(exit_code(lambda: run(parse()), resume=RESUME))
