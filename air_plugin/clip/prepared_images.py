@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -166,20 +165,11 @@ def _fill(views: Views, files: Sequence[str], entry: Entry, names: Sequence[str]
             errors = [item for item in items if isinstance(item, str)]
             unreadable += errors
             if not errors:
-                _write(entry.path / name, items, title=title)
+                parts = [torch.from_numpy(item)[None] for item in items]
+                shape = (len(parts), *parts[0].shape[1:])
+                write_table(entry.path / name, "images", parts, shape=shape, dtype=torch.uint8)
             progress.update(len(items))
     if unreadable:
         more = f" (and {len(unreadable) - 1} more: {'; '.join(unreadable[1:4])})" if len(unreadable) > 1 else ""
         raise UserError(f"{unreadable[0]}{more}; repair or remove it")
     entry.finish(list(names))
-
-
-def _write(path: Path, items: Sequence[np.ndarray | str], *, title: str) -> None:
-    arrays = [item for item in items if isinstance(item, np.ndarray)]
-    if any(item.dtype != np.uint8 or item.shape != arrays[0].shape for item in arrays):
-        raise UserError(
-            f"{title}: INPUT.TRANSFORMS makes images of other sizes than the backbone's, or no RGB images; leave out "
-            "what does, or set TRAINER.PROMPT.IMAGE_VIEWS 1"
-        )
-    shape = (len(arrays), *arrays[0].shape)
-    write_table(path, "images", (torch.from_numpy(item)[None] for item in arrays), shape=shape, dtype=torch.uint8)

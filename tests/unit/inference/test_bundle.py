@@ -22,6 +22,7 @@ from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.loading import load_backbone
 from air_plugin.clip.prompts import PromptedCLIP, PromptEnsemble, PromptLearner
+from air_plugin.clip.visual_prompts import PromptedTower
 from air_plugin.inference.bundle import HEADS, MARK, load_bundle, precision_of, preprocessing_of, save_bundle
 from air_plugin.inference.predict import Bundle, head_probs
 from air_plugin.utils.errors import UserError
@@ -125,6 +126,44 @@ def test_a_bundle_without_an_auxiliary_classifier_has_one_head(tmp_path: Path, t
     assert bundle.heads == ["text"] and bundle.classify(unit(2, 24)).keys() == {"text"}
     with pytest.raises(UserError, match="no fused head; it has: text"):
         bundle.predict(tmp_path, head="fused")
+
+
+# Learned tokens in the image tower
+
+
+@pytest.mark.parametrize("reads_frozen", [False, True])
+def test_learned_tokens_come_back_and_are_used(tmp_path: Path, tiny_backbone: Backbone, reads_frozen: bool):
+    """The text head reads features of the prompted tower, the auxiliary classifier these or the frozen tower's."""
+    tokens = torch.randn(5, 32, generator=torch.Generator().manual_seed(3))
+    write(tmp_path / "b", tiny_backbone, tokens=tokens, reads_frozen=reads_frozen)
+    bundle = load_bundle(tmp_path / "b", backbone=tiny_backbone)
+    assert torch.equal(bundle.tokens, tokens) and bundle.reads_frozen == reads_frozen
+    paths = write_pictures(tmp_path / "pictures", 4)
+    pixels = torch.stack([tiny_backbone.preprocess(load_rgb(path)) for path in paths])
+    prompted = PromptedTower(tiny_backbone.model.visual).encode(pixels, tokens)
+    frozen = tiny_backbone.encode_images(pixels)
+    assert float((prompted - frozen).abs().max()) > 0.01
+    scale, head = tiny_backbone.logit_scale, auxiliary()
+    text = (scale * prompted @ unit(3, 24).T).softmax(dim=1)
+    fused = text + 0.5 * head.probs(frozen if reads_frozen else prompted)
+    made = bundle.classify(*bundle.encode(pixels))
+    assert torch.allclose(made["text"], text, atol=1e-5)
+    assert torch.allclose(made["fused"], fused / fused.sum(dim=1, keepdim=True), atol=1e-5)
+    labels = [NAMES[label] for label in made["fused"].argmax(dim=1).tolist()]
+    assert [prediction.label for prediction in bundle.predict(paths)] == labels
+    if reads_frozen:
+        with pytest.raises(ValueError, match=r"see Bundle.encode"):
+            bundle.classify(prompted)
+
+
+def test_only_bundles_with_learned_tokens_have_the_new_form(tmp_path: Path, tiny_backbone: Backbone, folder: Path):
+    """An earlier air_plugin reads what it can use, and refuses what it would use without the tokens."""
+    write(tmp_path / "visual", tiny_backbone, tokens=torch.zeros(2, 32))
+    forms = [json.loads((place / MARK).read_text())["format"] for place in (folder, tmp_path / "visual")]
+    assert forms == [1, 2]
+    assert "reads_frozen" not in json.loads((folder / MARK).read_text())
+    bundle = load_bundle(folder, backbone=tiny_backbone)
+    assert bundle.tokens is None and bundle.encode(torch.zeros(1, 3, 16, 16))[1] is None
 
 
 def test_the_json_says_what_the_tensors_are(folder: Path, tiny_backbone: Backbone):

@@ -132,3 +132,18 @@ def test_importing_the_module_imports_no_onnx():
     code = f"import sys, air_plugin.inference.onnx; print([n for n in {late} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("reads_frozen", [False, True])
+def test_learned_tokens_are_in_the_onnx_file(tmp_path: Path, reads_frozen: bool):
+    backbone = small_backbone("vit")
+    tokens = torch.randn(5, 32, generator=torch.Generator().manual_seed(3))
+    bundle = replace(make_bundle(backbone, members=1), tokens=tokens, reads_frozen=reads_frozen)
+    export.export_onnx(bundle, tmp_path / "x.onnx")
+    features, frozen = bundle.encode(pixels(backbone, 7))
+    made = outputs(tmp_path / "x.onnx", pixels(backbone, 7))
+    assert list(made) == ["text", "fused", "features"] and (frozen is not None) == reads_frozen
+    assert torch.allclose(made["features"], features, atol=1e-5)
+    for head, probs in bundle.classify(features, frozen).items():
+        assert torch.allclose(made[head], probs, atol=1e-5), head
+    assert not torch.allclose(features, backbone.encode_images(pixels(backbone, 7)), atol=1e-2)
