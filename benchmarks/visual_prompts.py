@@ -4,9 +4,9 @@
     python -m benchmarks.visual_prompts --backbone mini_vit --threads 1    # the embedded one
     python -m benchmarks.visual_prompts --device cuda --backbone vit_b32 --images 512 --workers 8
 
-JPEG images of 500 x 375 pixels are made in a temporary folder. Each round trains the prompts for one epoch in both
-ways, one after the other: with images of `prepare_images`, and with images that are read, decoded and prepared when
-their batch comes. Ratios are taken within a round; their median is printed. First, both ways are compared: the same
+JPEG images of 1000 x 750 pixels (--size) are made in a temporary folder. Each round trains the prompts for one epoch in
+both ways, one after the other: with images of `prepare_images`, and with images that are read, decoded and prepared
+when their batch comes. Ratios are taken within a round; their median is printed. First, both ways are compared: the same
 batches must give the same losses. `small` and vit_b32 are ViTs with random weights, so nothing is fetched.
 """
 
@@ -22,7 +22,9 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -34,7 +36,6 @@ from air_plugin.clip.views import Views
 from air_plugin.clip.visual_prompts import VisuallyPromptedCLIP, VisualPrompts
 from air_plugin.utils.store import Store
 from air_plugin.utils.workers import batched, map_in_processes
-from benchmarks.features import write_jpegs
 from benchmarks.prompt_step import positive, random_backbone
 
 CLASSES = 10
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     backbone = make_backbone(options.backbone, torch.device(options.device))
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_jpegs(Path(folder), options.images)
+        paths = write_jpegs(Path(folder), options.images, size=options.size)
         begin = time.perf_counter()
         table, _ = prepare_images(backbone, paths, store=Store(Path(folder) / "store"), workers=options.workers)
         making = time.perf_counter() - begin
@@ -71,14 +72,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def report(seconds: dict[str, list[float]], making: float, options: argparse.Namespace, backbone: Backbone) -> None:
     steps = options.images // min(options.batch, options.images)
+    width, height = options.size
     print(
-        f"{backbone.name} on {options.device}, {options.images} images, batch {options.batch}, {options.workers} workers, "
-        f"{options.threads} threads; median of {options.repeats} rounds"
+        f"{backbone.name} on {options.device}, {options.images} images of {width} x {height} pixels, "
+        f"batch {options.batch}, {options.workers} workers, {options.threads} threads; median of {options.repeats} rounds"
     )
     for name, values in seconds.items():
         print(f"{name:8} {1000 * statistics.median(values) / steps:9.1f} ms/step")
     ratio = statistics.median(d / c for d, c in zip(seconds["decoded"], seconds["cached"], strict=True))
     print(f"decoded / cached {ratio:.1f}; preparing all images once took {making:.2f} s")
+
+
+def write_jpegs(folder: Path, count: int, *, size: tuple[int, int]) -> list[str]:
+    """JPEG files, width by height: coarse and fine noise, so that they have a photo's size on disk."""
+    rng, (width, height) = np.random.default_rng(0), size
+    paths = []
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+        pixels = (smooth + rng.integers(-12, 13, smooth.shape)).clip(0, 255).astype(np.uint8)
+        paths.append(str(folder / f"{number:06d}.jpg"))
+        Image.fromarray(pixels).save(paths[-1], quality=90)
+    return paths
 
 
 def make_backbone(name: str, device: torch.device) -> Backbone:
@@ -90,10 +105,10 @@ def make_backbone(name: str, device: torch.device) -> Backbone:
 
 
 def small_backbone() -> Backbone:
-    """A ViT for images of 32 pixels, 4 layers of width 128 over patches of 4 pixels, with random weights."""
+    """A ViT of mini_vit's form, 32 pixels, with random weights."""
     import open_clip
 
-    vision = open_clip.CLIPVisionCfg(layers=4, width=128, head_width=32, patch_size=4, image_size=32)
+    vision = open_clip.CLIPVisionCfg(layers=6, width=128, head_width=32, patch_size=8, image_size=32)
     text = open_clip.CLIPTextCfg(context_length=77, vocab_size=49408, width=64, heads=2, layers=1)
     torch.manual_seed(0)
     model = open_clip.CLIP(64, vision, text).eval().requires_grad_(False)
@@ -156,10 +171,16 @@ def train(backbone: Backbone, epoch: Iterator[dict[str, Tensor]]) -> tuple[float
     return time.perf_counter() - begin, losses
 
 
+def sides(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return positive(width), positive(height)
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", choices=("small", "mini_vit", "vit_b32"), default="small")
-    parser.add_argument("--images", type=positive, default=256)
+    parser.add_argument("--size", type=sides, default=(1000, 750), metavar="WIDTHxHEIGHT", help="of the JPEG files")
+    parser.add_argument("--images", type=positive, default=128)
     parser.add_argument("--batch", type=positive, default=32)
     parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images")

@@ -141,16 +141,16 @@ def run_blocks(blocks: Sequence[Any], x: Tensor, layout: Layout) -> Tensor:
     mask = _additive(layout.mask, x, members)
     for block in blocks[:-1]:
         qkv = linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
-        x = _residuals(block, x, layout.from_rows(_attention(block.attn, layout.to_rows(qkv), mask)))
+        x = residuals(block, x, layout.from_rows(attention(block.attn, layout.to_rows(qkv), mask)))
     block, width = blocks[-1], x.shape[2]
     normed = block.ln_1(x)
     weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
     keys = layout.to_rows(linear(normed, weight[width:], None if bias is None else bias[width:]))
     queries = linear(normed.index_select(1, layout.queries), weight[:width], None if bias is None else bias[:width])
     queries = queries.unflatten(1, (layout.rows, -1)).flatten(0, 1)  # (E * R, M, W)
-    seen = _attention(block.attn, keys, _additive(layout.end_mask, x, members), queries)
+    seen = attention(block.attn, keys, _additive(layout.end_mask, x, members), queries)
     seen = seen.unflatten(0, (members, -1)).flatten(1, 2).index_select(1, layout.slot)  # (E, R * M, W) to (E, T, W)
-    return _residuals(block, x.index_select(1, layout.end), seen)
+    return residuals(block, x.index_select(1, layout.end), seen)
 
 
 def _additive(mask: Tensor, x: Tensor, members: int) -> Tensor:
@@ -160,7 +160,7 @@ def _additive(mask: Tensor, x: Tensor, members: int) -> Tensor:
     )
 
 
-def _attention(attn: Any, projected: Tensor, mask: Tensor, queries: Tensor | None = None) -> Tensor:
+def attention(attn: Any, projected: Tensor, mask: Tensor | None, queries: Tensor | None = None) -> Tensor:
     """Attention of B rows without its output projection: (B, N, 3 W), or (B, N, 2 W) and (B, M, W) queries."""
     heads = projected.unflatten(2, (-1, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind()
     query = heads[0] if queries is None else queries.unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
@@ -168,7 +168,7 @@ def _attention(attn: Any, projected: Tensor, mask: Tensor, queries: Tensor | Non
     return out.transpose(1, 2).flatten(2)
 
 
-def _residuals(block: Any, x: Tensor, seen: Tensor) -> Tensor:
+def residuals(block: Any, x: Tensor, seen: Tensor) -> Tensor:
     """What follows the attention in a block, token by token."""
     seen = linear(seen, block.attn.out_proj.weight, block.attn.out_proj.bias)
     x = x + (block.ls_1(seen) if hasattr(block, "ls_1") else seen)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from air_plugin.clip.prepared_images import PreparedImages
 from air_plugin.clip.prompts import PromptedCLIP, SavedPrompts
+from air_plugin.clip.shared_prefix import attention, is_plain, residuals
 from air_plugin.clip.views import split_tail
 from air_plugin.utils.errors import UserError
 
@@ -83,8 +85,7 @@ class PromptedTower(nn.Module):
         """
         x = self.embed(pixels)
         x = torch.cat([x[:, :1], tokens.to(x.dtype).expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
-        x = self._blocks(self.tower.ln_pre(x))
-        pooled = self.tower.ln_post(x[:, 0])  # a norm is of each token alone
+        pooled = self.tower.ln_post(self._blocks(self.tower.ln_pre(x)))  # a norm is of each token alone
         return pooled if self.tower.proj is None else pooled @ self.tower.proj
 
     def encode(self, pixels: Tensor, tokens: Tensor) -> Tensor:
@@ -96,14 +97,25 @@ class PromptedTower(nn.Module):
         return nn.functional.normalize(features.float(), dim=1)
 
     def _blocks(self, x: Tensor) -> Tensor:
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return self.tower.transformer(x)
+        """(B, L, W) tokens to the (B, W) class tokens behind the last block; this one computes no others."""
+        *blocks, last = self.tower.transformer.resblocks
         first = getattr(self.tower.transformer, "batch_first", True)
         x = x if first else x.transpose(0, 1)
-        for block in self.tower.transformer.resblocks:
-            # Nothing is random in it, and a CUDA graph cannot capture the state of a generator.
-            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-        return x if first else x.transpose(0, 1)
+        for block in blocks:
+            if self.checkpointing and torch.is_grad_enabled():
+                # Nothing is random in it, and a CUDA graph cannot capture the state of a generator.
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
+        if not is_plain(last):
+            x = last(x)
+            return x[:, 0] if first else x[0]
+        x = x if first else x.transpose(0, 1)
+        normed, width = last.ln_1(x), x.shape[2]
+        weight, bias = last.attn.in_proj_weight, last.attn.in_proj_bias
+        keys = linear(normed, weight[width:], None if bias is None else bias[width:])
+        queries = linear(normed[:, :1], weight[:width], None if bias is None else bias[:width])
+        return residuals(last, x[:, :1], attention(last.attn, keys, None, queries))[:, 0]
 
 
 class VisualPrompts(SavedPrompts):

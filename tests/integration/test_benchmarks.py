@@ -25,6 +25,7 @@ from benchmarks.scaling_work import Finish, Timing, share, steady
         ("lora_step", "--size tiny --batch 2 --turns 1 --steps 1"),
         ("generation", "--batch 4 --batches 1 --turns 1 --steps 2"),
         ("features", "--images 6 --views 3 --repeats 1 --workers 2"),
+        ("visual_prompts", "--images 6 --batch 3 --repeats 1 --size 60x40 --workers 2"),
         ("selection", "--images 500 --classes 5 --subset 200 --repeat 1 --per-class 4"),
     ],
 )
