@@ -6,8 +6,8 @@
 
 JPEG images of 1000 x 750 pixels (--size) are made in a temporary folder. Each round trains the prompts for one epoch in
 both ways, one after the other: with images of `prepare_images`, and with images that are read, decoded and prepared
-when their batch comes. Ratios are taken within a round; their median is printed. First, both ways are compared: the same
-batches must give the same losses. `small` and vit_b32 are ViTs with random weights, so nothing is fetched.
+when their batch comes. Ratios are taken within a round; their median is printed. First, both ways are compared: the
+same batches must give the same losses. `small` and vit_b32 are ViTs with random weights, so nothing is fetched.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def report(seconds: dict[str, list[float]], making: float, options: argparse.Nam
     width, height = options.size
     print(
         f"{backbone.name} on {options.device}, {options.images} images of {width} x {height} pixels, "
-        f"batch {options.batch}, {options.workers} workers, {options.threads} threads; median of {options.repeats} rounds"
+        f"batch {options.batch}, {options.workers} workers, {options.threads} threads; "
+        f"median of {options.repeats} rounds"
     )
     for name, values in seconds.items():
         print(f"{name:8} {1000 * statistics.median(values) / steps:9.1f} ms/step")
