@@ -144,7 +144,7 @@ def decoded(
         closing(batched(read, min(size, len(paths)))) as groups,
     ):
         for (_, target), items in zip(plan, groups, strict=True):
-            yield {"img": views.collate(items)[:, 0], "target": target}  # type: ignore[arg-type]
+            yield {"img": views.collate(items)[:, 0], "target": target}
 
 
 def empty(count: int) -> ImageTable:
