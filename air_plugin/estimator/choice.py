@@ -72,12 +72,14 @@ def missing_generator() -> str:
 def missing_backbone() -> str:
     """Why ViT-B/32 cannot be loaded; empty where its file is here or the hub answers."""
     import open_clip
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     settings = open_clip.get_pretrained_cfg(BACKBONE.replace("/", "-"), "openai")
     repository, file = os.path.split(settings.get("hf_hub") or "")
     if not repository:
         return ""  # open_clip fetches it from an address of its own
+    if isinstance(try_to_load_from_cache(repository, file or "open_clip_model.safetensors"), str):
+        return ""
     return _missing(repository, lambda: hf_hub_download(repository, file or "open_clip_config.json"))
 
 

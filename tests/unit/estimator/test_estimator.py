@@ -23,6 +23,7 @@ from sklearn.utils import estimator_checks
 from small_models import make_backbone
 
 from air_plugin import AiRClassifier, UserError, load_bundle
+from air_plugin.auxiliary import build
 from air_plugin.cli import main
 
 # What check_estimator would run and this estimator does not pass: they all fit rows of numbers.
@@ -70,6 +71,27 @@ def test_a_repeated_fit_takes_everything_from_the_store(parameters: dict[str, An
         AiRClassifier(**parameters).fit(pictures)
     lines = [record.getMessage() for record in caplog.records]
     assert sum("(from the store)" in line for line in lines if line.startswith("stage ")) == 3
+
+
+@pytest.mark.parametrize("stage", ["generate_images", "make_prototypes", "finalize"])
+def test_an_interrupted_fit_goes_on_with_the_same_result(
+    stage: str, parameters: dict[str, Any], pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = AiRClassifier(**{**parameters, "cache": tmp_path / "undisturbed"}).fit(pictures).predict_proba(pictures)
+    estimator = AiRClassifier(**parameters)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build, stage, interrupt)
+        estimator.fit(pictures)
+    with pytest.raises(NotFittedError):
+        estimator.predict(pictures)
+    trained = [path for path in (parameters["cache"] / "lora").rglob("*") if path.is_file()]
+    times = {path: path.stat().st_mtime_ns for path in trained}
+    assert np.array_equal(estimator.fit(pictures).predict_proba(pictures), whole)
+    assert trained and {path: path.stat().st_mtime_ns for path in trained} == times  # LoRA was not trained again
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_seed_decides_the_images_and_global_random_numbers_stay(parameters: dict[str, Any], pictures: list[str]):

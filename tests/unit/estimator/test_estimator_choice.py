@@ -65,10 +65,15 @@ def test_files_of_the_hub_are_asked_for(part: str, monkeypatch: pytest.MonkeyPat
         raise LocalEntryNotFoundError("no file")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", answers)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: None)
     find = getattr(choice, f"missing_{part}")
     assert find() == "" and len(asked) == 1
     assert asked[0] == (SD, "model_index.json") or part == "backbone"
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", is_silent)
+    if part == "backbone":
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: f"/cache/{file}")
+        assert find() == ""
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: None)
     assert re.fullmatch(r"\S+/\S+ is not in the hub's cache, and the hub does not answer", find())
 
 
