@@ -48,6 +48,21 @@ def rows_of(trainers: str, options: list[str]) -> list[Row]:
     return [*(Row(trainer, without_air(options)) for trainer in controls), Row(main, options)]
 
 
+def default_config(dataset: str, experiment: str | None = None) -> str:
+    """CONFIG of a command that names none: the data set's default, or what the experiment uses instead of it.
+
+    Raises:
+        UserError: there is no such data set or experiment.
+    """
+    config = str(_read("datasets", dataset, "data set")["DATASET"]["DEFAULT_CONFIG"])
+    instead = _read("experiments", experiment, "experiment").get("configs", {}) if experiment else {}
+    return str(instead.get(config, config))
+
+
+def _read(folder: str, name: str, kind: str) -> Mapping[str, Any]:
+    return read_yaml(config_file(folder, name, kind).read_text("utf-8"))
+
+
 def experiment_of(name: str, options: list[str]) -> tuple[list[Row], str | None]:
     """The rows of an experiment and the title of its baseline; rows' own options come after the command line's.
 
@@ -57,7 +72,7 @@ def experiment_of(name: str, options: list[str]) -> tuple[list[Row], str | None]
     Raises:
         UserError: there is no such experiment, or a row names an unknown preset or table.
     """
-    experiment = read_yaml(config_file("experiments", name, "experiment").read_text("utf-8"))
+    experiment = _read("experiments", name, "experiment")
     tables = experiment.get("tables", {"": {}})
     rows = []
     for table, shared in tables.items():

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
 # bash scripts/paper.sh DATASET [CONFIG] [KEY VALUE ...]: the paper's grid, a table for each of three paradigms.
-# CONFIG must have a ViT: mini_vit, vit_b32, ... Environment: DATA, OUTPUT, SEEDS. The rows are in configs/experiments/paper.yaml.
+# CONFIG must have a ViT: mini_vit (of digits the default here), vit_b32, ... Environment: DATA, OUTPUT, SEEDS.
+# The rows are in configs/experiments/paper.yaml.
 exec "$(command -v python || command -v python3)" "$(dirname "$0")/run.py" --experiment paper "$@"

@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from air_plugin.config import read_yaml, upgrade_options  # noqa: E402
+from air_plugin.config import upgrade_options  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code  # noqa: E402
 from air_plugin.utils.extras import require_extra  # noqa: E402
 from air_plugin.utils.files import require_writable  # noqa: E402
@@ -37,7 +37,7 @@ from air_plugin.utils.sections import LARGEST_SEED  # noqa: E402
 from scripts.compose import compose, config_file, facts_of, resolve, settings_of  # noqa: E402
 from scripts.data import announce_weights, require_data  # noqa: E402
 from scripts.display import Display  # noqa: E402
-from scripts.experiments import Row, experiment_of, rows_of  # noqa: E402
+from scripts.experiments import Row, default_config, experiment_of, rows_of  # noqa: E402
 from scripts.identity import claim, forget_data, inputs_of  # noqa: E402
 from scripts.titles import remember_titles  # noqa: E402
 from scripts.worker import Run  # noqa: E402
@@ -68,10 +68,6 @@ def parse() -> argparse.Namespace:
         args.options = [*(part for pair in zip(COOP, values, strict=True) for part in pair), *args.options]
     args.options = upgrade_options(args.options)
     return args
-
-
-def default_config(dataset_file: Path) -> str:
-    return read_yaml(dataset_file.read_text("utf-8"))["DATASET"]["DEFAULT_CONFIG"]
 
 
 def data_root() -> Path:
@@ -246,7 +242,7 @@ def runs_of(args: argparse.Namespace, display: Display) -> tuple[list[Run], dict
     """The runs of a command, the titles of its tables' rows, and the baseline's; missing data is fetched."""
     check_options(args.options)
     forget_data()
-    config = args.config or default_config(config_file("datasets", args.dataset, "data set"))
+    config = args.config or default_config(args.dataset, args.experiment)
     rows, baseline = (
         experiment_of(args.experiment, args.options)
         if args.experiment

@@ -11,7 +11,7 @@ import pytest
 import scripts.compose
 import scripts.run
 from air_plugin.utils.errors import UserError
-from scripts.experiments import Row, experiment_of
+from scripts.experiments import Row, default_config, experiment_of
 
 TWO = """
 baseline: b
@@ -50,6 +50,14 @@ def test_an_experiment_without_tables_has_one_that_has_no_name(write: Any, capsy
     rows, _ = experiment_of("mine", [])
     assert [(row.name, row.table, row.options) for row in rows] == [("a", "", []), ("b", "", [])]
     assert not capsys.readouterr().out
+
+
+def test_an_experiment_may_use_another_config_than_the_data_sets_default() -> None:
+    assert default_config("digits") == default_config("digits", "benchmark") == "mini"
+    assert default_config("digits", "paper") == "mini_vit"  # visual prompts need a ViT
+    assert default_config("eurosat", "paper") == "vit_b32"
+    with pytest.raises(UserError, match=r"^unknown data set 'digts'; did you mean digits"):
+        default_config("digts", "paper")
 
 
 def test_an_unknown_table_is_an_error_for_people(write: Any) -> None:
