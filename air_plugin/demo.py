@@ -147,7 +147,8 @@ def serve(folder: str | Path, *, port: int | None = None, device: str = "", back
         backbone: where its weights lie now, if they were moved.
 
     Raises:
-        UserError: Gradio is not installed, the folder holds no whole classifier, or the port is in use.
+        UserError: Gradio is not installed, the folder holds no whole classifier, or one with learned tokens in its
+            image tower, or the port is in use.
     """
     require_extra("demo", purpose="air demo")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
@@ -155,6 +156,7 @@ def serve(folder: str | Path, *, port: int | None = None, device: str = "", back
     from starlette.middleware import Middleware
 
     bundle = load_bundle(folder, device=pick_device(device), backbone=backbone)
+    bundle.require_frozen_tower("air demo")
     page = build_page(Explainer(bundle, Examples.load(Path(folder))))
     try:
         _, address, _ = page.launch(

@@ -268,6 +268,7 @@ class AiRClassifier(ClassifierMixin, BaseEstimator):
             UserError: there is no whole classifier, or the backbone is another one than it was made for.
         """
         bundle = load_bundle(folder, device=pick_device(device or ""), backbone=backbone)
+        bundle.require_frozen_tower("AiRClassifier")
         saved = bundle.card.get("estimator") or {"head": bundle.primary}
         accepted = cls._get_param_names()
         parameters = {key: value for key, value in saved.items() if key in accepted}

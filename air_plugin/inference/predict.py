@@ -107,6 +107,14 @@ class Bundle:
         frozen = None if frozen is None else unit_rows(frozen.to(self.text), "images")
         return head_probs(features, self.text, self.auxiliary, logit_scale=self.logit_scale, frozen=frozen)
 
+    def require_frozen_tower(self, purpose: str) -> None:
+        """Raise a UserError where the image tower has learned tokens, for a use that reads features without them."""
+        if self.tokens is not None:
+            raise UserError(
+                f"this classifier has learned tokens in its image tower (TRAINER.PROMPT.MODALITY), which {purpose} "
+                "does not use; use air predict or air export"
+            )
+
     def predict(
         self, images: Images, *, top: int = 1, batch_size: int = 64, head: str | None = None, progress: bool = False
     ) -> Iterator[Prediction]:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from recorded_graph import RecordedGraph
 from runs import arguments, figures, weights
 from shared import make_once
-from small_backbones import write_backbone
+from small_backbones import small_backbone, write_backbone
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from yacs.config import CfgNode
 
 import train
+import trainers.prompt_step
 from air_plugin.clip.prepared_images import ImageTable
-from air_plugin.clip.visual_prompts import PromptedTower
+from air_plugin.clip.visual_prompts import PromptedTower, VisuallyPromptedCLIP, VisualPrompts
 from air_plugin.inference.bundle import load_bundle
+from air_plugin.utils.cuda_graph import GraphedStep
 from air_plugin.utils.images import load_rgb
+from trainers.prompt_step import prompt_step
 from trainers.prompt_trainer import PromptTrainer
 
 REAL = ["AIR.PROTOTYPES", "real"]  # no generator is needed
@@ -156,6 +163,52 @@ def test_heads_bundle_and_evaluation_agree_with_a_plain_computation(
     loaded.load_model(str(tmp_path / "run"))
     loaded.test()
     assert loaded.results == trainer.results and loaded.predictions == trainer.predictions
+
+
+def test_a_step_as_a_graph_is_the_same(
+    vit: str, data: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With the CPU's stand-in for a CUDA graph: shapes stay the same, and nothing in a step waits for the host."""
+    given = options(vit, cache, "multimodal", *REAL, "AIR.LS", "synthetic", "DATASET.PARADIGM", "ssl")
+    assert train.main(arguments("AiR", data, tmp_path / "plain", *given)) == 0
+    made: list[RecordedGraph] = []
+
+    def step(*inputs: Any, **others: Any) -> GraphedStep:
+        made.append(RecordedGraph())
+        return GraphedStep(*inputs, **others, graph=made[-1])
+
+    monkeypatch.setattr(trainers.prompt_step, "GraphedStep", step)
+    assert train.main(arguments("AiR", data, tmp_path / "graph", *given)) == 0
+    one, two = weights(tmp_path / "plain"), weights(tmp_path / "graph")
+    assert len(made) == 1 and "replay" in made[0].log and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_a_scaled_loss_gives_the_same_gradient_and_none_where_it_overflows(overflows: bool):
+    backbone = small_backbone("vit")
+    gradients = []
+    for scale in (1.0, 1024.0):
+        prompts = VisualPrompts(backbone, ["a", "b"], count=3, generator=torch.Generator().manual_seed(0))
+
+        class Model(VisuallyPromptedCLIP):
+            loss_scale = scale  # type: ignore[assignment]
+
+        cfg = CfgNode({"TRAINER": {"PROMPT": {"ENSEMBLE": 1, "CLIP_GRAD": 0.1}}, "AIR": {"CUDA_GRAPHS": False}})
+        factor = float("inf") if overflows and scale > 1 else 1.0
+        trainer = SimpleNamespace(
+            cfg=cfg,
+            device=torch.device("cpu"),
+            model=Model(backbone, prompts, template=backbone.encode_texts(["a", "b"])),
+        )
+        trainer.losses = lambda batch, text, trainer=trainer, factor=factor: {
+            "loss": factor * cross_entropy(trainer.model.logits(batch["img"], text), batch["target"])
+        }
+        images = torch.randint(256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        prompt_step(trainer)({"img": images, "target": torch.tensor([0, 1, 1, 1])})  # type: ignore[arg-type]
+        gradients.append(prompts.tokens.grad)
+    assert float(gradients[0].norm()) == pytest.approx(0.1, rel=1e-3)  # cut after the scale is taken out
+    expected = torch.zeros_like(gradients[0]) if overflows else gradients[0]
+    assert torch.allclose(gradients[1], expected, atol=1e-6)
 
 
 def test_images_are_decoded_once(vit: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str):

@@ -23,6 +23,7 @@ from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.loading import load_backbone
 from air_plugin.clip.prompts import PromptedCLIP, PromptEnsemble, PromptLearner
 from air_plugin.clip.visual_prompts import PromptedTower
+from air_plugin.estimator.classifier import AiRClassifier
 from air_plugin.inference.bundle import HEADS, MARK, load_bundle, precision_of, preprocessing_of, save_bundle
 from air_plugin.inference.predict import Bundle, head_probs
 from air_plugin.utils.errors import UserError
@@ -164,6 +165,13 @@ def test_only_bundles_with_learned_tokens_have_the_new_form(tmp_path: Path, tiny
     assert "reads_frozen" not in json.loads((folder / MARK).read_text())
     bundle = load_bundle(folder, backbone=tiny_backbone)
     assert bundle.tokens is None and bundle.encode(torch.zeros(1, 3, 16, 16))[1] is None
+
+
+def test_uses_that_read_features_without_tokens_are_refused(tmp_path: Path, tiny_backbone: Backbone, folder: Path):
+    write(tmp_path / "visual", tiny_backbone, tokens=torch.zeros(2, 32))
+    with pytest.raises(UserError, match="AiRClassifier does not use; use air predict"):
+        AiRClassifier.load(tmp_path / "visual", backbone=tiny_backbone, device="cpu")
+    assert AiRClassifier.load(folder, backbone=tiny_backbone, device="cpu").bundle_.tokens is None
 
 
 def test_the_json_says_what_the_tensors_are(folder: Path, tiny_backbone: Backbone):
