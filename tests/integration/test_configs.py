@@ -289,6 +289,7 @@ def augmenting(named: dict[str, Any]) -> Any:
     import open_clip
 
     from trainers.prompt_trainer import PromptTrainer
+    from trainers.tables import Tables
 
     trainer = PromptTrainer.__new__(PromptTrainer)
     trainer.cfg = merged(*run.compose("CPL", "vit_b32"))
@@ -296,7 +297,9 @@ def augmenting(named: dict[str, Any]) -> Any:
         trainer.cfg.INPUT[key] = value
     trainer.cfg.freeze()
     preprocess = open_clip.image_transform(16, is_train=False, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
-    trainer.backbone = SimpleNamespace(name="tiny", image_size=16, preprocess=preprocess)
+    trainer.backbone: Any = SimpleNamespace(name="tiny", image_size=16, preprocess=preprocess)
+    unused: Any = None  # store and stages
+    trainer.tables = Tables(trainer.backbone, trainer.cfg, unused, unused)
     return trainer
 
 
