@@ -104,12 +104,15 @@ def test_no_pickles_are_read():
         assert path.name == "units.py" or not calls_of(tree_of(path), "pickle.load", "pickle.loads")
         found = imports_of(path) & {"torch.load", "pickle", "joblib", "dill", "shelve"}
         assert found <= allowed, path.relative_to(ROOT)
-        assert not calls_of(tree_of(path), "torch.load"), path.relative_to(ROOT)
+        if path.name != "train_vit.py":  # its checkpoints have an optimiser; of these it reads tensors only
+            assert not calls_of(tree_of(path), "torch.load"), path.relative_to(ROOT)
         if path.name != "openai_archive.py":  # opens files of a known SHA-256 alone: unit/clip/test_backbone.py
             assert not calls_of(tree_of(path), "torch.jit.load"), path.relative_to(ROOT)
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call):
-                assert "allow_pickle" not in [word.arg for word in node.keywords], f"{path.name}:{node.lineno}"
+                words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert "allow_pickle" not in words, f"{path.name}:{node.lineno}"
+                assert ast.unparse(node.func) != "torch.load" or words["weights_only"] == "True", path.name
 
 
 def test_no_fault_is_swallowed():
@@ -142,6 +145,7 @@ def test_methods_are_thin_and_listed():
         "class_folders",
         "paradigms",
         "incomplete",
+        "drive",
     }
     register_all("datasets")
     kinds = [DATASET_REGISTRY.get(name) for name in DATASET_REGISTRY.registered_names()]
