@@ -13,7 +13,7 @@ from typing import Any
 from air_plugin.utils.progress import Event, ticking
 
 STATUS = 30.0  # seconds between two lines of a run's progress, where the output is no terminal
-BAR = 20  # characters
+BAR = 20  # characters; half of them where the terminal is narrow
 
 
 @dataclass
@@ -141,11 +141,16 @@ class Display:
         from rich.text import Text
 
         with self.lock:
-            table = Table.grid(padding=(0, 1))
-            for width in (36, 24, BAR, 16, 12, 12):
+            dataset = {name.partition(" / ")[0] for name in self.lines}
+            rows = [
+                cells_of((name.partition(" / ")[2] if len(dataset) == 1 else "") or name, line)
+                for name, line in self.lines.items()
+            ]
+            table, widths = Table.grid(padding=(0, 1)), widths_of(rows, self.console.width)
+            for width in widths:
                 table.add_column(no_wrap=True, overflow="ellipsis", max_width=width)
-            for name, line in self.lines.items():
-                table.add_row(*map(_cell, cells_of(name, line)))
+            for row in rows:
+                table.add_row(*(_cell(value, width) for value, width in zip(row, widths, strict=True)))
             ended = [f"{self.ended} of {self.total} runs have ended"] if self.total else []
             words = ", ".join([*([self.phase] if self.phase else []), *ended])
             last = Text(f"{words}, {clock(time.time() - self.begun)}") if words else Text("")
@@ -161,14 +166,27 @@ def cells_of(name: str, line: Line) -> list[Any]:
     return [name, event.stage, (event.done, event.total), count, times, loss]
 
 
-def _cell(value: Any) -> Any:
+def widths_of(rows: Sequence[Sequence[Any]], width: int) -> list[int]:
+    """The width of every column of the display; stages and names are cut where a terminal is narrow."""
+    longest = (36, 24, BAR, 16, 12, 12)
+    needed = [
+        max((BAR // 2 if isinstance(row[n], tuple) else len(row[n]) for row in rows), default=0) for n in range(6)
+    ]
+    widths = [min(pair) for pair in zip(needed, longest, strict=True)]
+    for column in (1, 0):
+        widths[column] = max(6, widths[column] - max(0, sum(widths) + len(widths) - width))
+    widths[2] = min(BAR, widths[2] + max(0, width - sum(widths) - len(widths)))
+    return widths
+
+
+def _cell(value: Any, width: int) -> Any:
     from rich.progress_bar import ProgressBar
     from rich.text import Text
 
     if isinstance(value, str):
         return Text(value)
     done, total = value
-    return ProgressBar(total or None, done, width=BAR) if total else Text("")
+    return ProgressBar(total, done, width=width) if total else Text("")
 
 
 def clock(seconds: float) -> str:

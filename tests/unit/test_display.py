@@ -71,6 +71,19 @@ def test_the_bar_is_as_long_as_what_is_done(now: list[float]):
     assert lengths == [0, scripts.display.BAR // 2, scripts.display.BAR]
 
 
+def test_eighty_characters_are_enough(now: list[float]):
+    """The data set, which is the same for all, is left out; a long stage is cut, numbers are not."""
+    with Display(console=terminal(80)) as display:
+        display.show(["digits / ZeroshotAiR / seed 1", "digits / CPL / seed 1"])
+        display.update("digits / ZeroshotAiR / seed 1", Event("LoRA", 100, 300, 0.5, time=1000.0))
+        display.update("digits / ZeroshotAiR / seed 1", Event("LoRA", 200, 300, 0.25, time=1100.0))
+        display.update("digits / CPL / seed 1", Event("features of train", 1000, 5000, time=1000.0))
+        now[0] = 1100.0
+        lines = shown(display)
+    assert re.fullmatch(r"ZeroshotAiR / seed 1 +LoRA +\S+ +200/300 +1:40 left +loss 0\.2500", lines[0])
+    assert re.fullmatch(r"CPL / seed 1 +features of … +\S+ +1,000/5,000 +1:40", lines[1])
+
+
 def test_a_narrow_terminal_still_shows_a_line_a_run(now: list[float]):
     with Display(console=terminal(60)) as display:
         display.show(["digits / + auxiliary classifier, without LoRA / seed 1", "b"])
