@@ -21,8 +21,12 @@ from air_plugin.config import FROM_BACKBONE, AirSettings, add_air_config, flatte
 from air_plugin.mixin import AuxiliaryMixin
 from air_plugin.settings import SECTIONS
 from air_plugin.utils.errors import UserError
+from air_plugin.utils.provenance import Stages
+from air_plugin.utils.store import Store
 from scripts import run
 from scripts.compose import register_all, resolve, settings_of
+from trainers.prompted_models import _require_what_goes_together
+from trainers.tables import Tables
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -270,37 +274,51 @@ def test_a_backbones_images_are_read_as_its_weights_were_trained(path: Path):
 
 @pytest.mark.parametrize("named", [{}, {"SIZE": (16, 16), "PIXEL_MEAN": [0.5, 0.4, 0.3], "PIXEL_STD": [0.1, 0.2, 0.3]}])
 def test_augmented_views_have_the_size_and_normalisation_of_the_backbone(named: dict[str, Any]):
-    trainer = augmenting(named)
-    transform = trainer.tables._augmentation()
+    tables = augmenting(named)
+    transform = tables._augmentation()
     (normalize,) = [step for step in transform.transforms if hasattr(step, "std")]
     assert (list(normalize.mean), list(normalize.std)) == ([0.5, 0.4, 0.3], [0.1, 0.2, 0.3])
     assert transform(Image.new("RGB", (40, 30))).shape == (3, 16, 16)
-    assert tuple(trainer.cfg.INPUT.SIZE) == named.get("SIZE", (224, 224))  # the config itself stays
+    assert tuple(tables.cfg.INPUT.SIZE) == named.get("SIZE", (224, 224))  # the config itself stays
 
 
 @pytest.mark.parametrize("named", [{"SIZE": (32, 32)}, {"PIXEL_MEAN": [0.5, 0.4, 0.4]}, {"PIXEL_STD": [1.0, 1.0, 1.0]}])
 def test_a_size_or_normalisation_of_another_backbone_is_refused(named: dict[str, Any]):
     with pytest.raises(UserError, match=f"^INPUT.{next(iter(named))} is .*; tiny takes"):
-        augmenting(named).tables._augmentation()
+        augmenting(named)._augmentation()
 
 
-def augmenting(named: dict[str, Any]) -> Any:
-    """A trainer with a backbone of 16 pixels, as far as augmentation needs one; `named` stands in its INPUT section."""
+@pytest.mark.parametrize("config", ["vit_b32", "mini_vit"])
+@pytest.mark.parametrize("trainer", ["CoOp", "UPL", "GRIP", "CPL", "AiR"])
+def test_every_modality_needs_no_other_option(trainer: str, config: str):
+    """The numbers of tokens are the published ones, and nothing is set that a modality has no use for."""
+    for modality, tokens in (("text", 16), ("visual", 16), ("multimodal", 4)):
+        cfg, _ = resolve(
+            run.compose(trainer, config),
+            dataset_file=CONFIGS / "datasets" / "digits.yaml",
+            options=["TRAINER.PROMPT.MODALITY", modality],
+        )
+        prompt = cfg.TRAINER.PROMPT
+        found = {"text": prompt.N_CTX, "visual": prompt.N_VISUAL}
+        assert found == dict.fromkeys(found, tokens)
+        assert modality != "multimodal" or cfg.OPTIM.LR == 0.01
+        if modality != "text":
+            _require_what_goes_together(prompt, cfg.TRAINER.TRANSDUCTION)
+            views = prompt.IMAGE_VIEWS
+            assert views == (2 if trainer == "AiR" and cfg.AIR.LS == "consistency" else 1)
+
+
+def augmenting(named: dict[str, Any]) -> Tables:
+    """Tables with a backbone of 16 pixels, as far as augmentation needs one; `named` stands in the INPUT section."""
     import open_clip
 
-    from trainers.prompt_trainer import PromptTrainer
-    from trainers.tables import Tables
-
-    trainer = PromptTrainer.__new__(PromptTrainer)
-    trainer.cfg = merged(*run.compose("CPL", "vit_b32"))
+    cfg = merged(*run.compose("CPL", "vit_b32"))
     for key, value in named.items():
-        trainer.cfg.INPUT[key] = value
-    trainer.cfg.freeze()
+        cfg.INPUT[key] = value
+    cfg.freeze()
     preprocess = open_clip.image_transform(16, is_train=False, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
-    trainer.backbone: Any = SimpleNamespace(name="tiny", image_size=16, preprocess=preprocess)
-    unused: Any = None  # store and stages
-    trainer.tables = Tables(trainer.backbone, trainer.cfg, unused, unused)
-    return trainer
+    backbone: Any = SimpleNamespace(name="tiny", image_size=16, preprocess=preprocess)
+    return Tables(backbone, cfg, Store("unused"), Stages())
 
 
 # Compositions
