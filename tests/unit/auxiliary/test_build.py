@@ -329,14 +329,18 @@ def test_a_gallery_row_shows_kept_dropped_and_confident_images():
 
 
 class Host:
-    """What a prompt trainer gives the mixin."""
+    """What a prompt trainer of words gives the mixin."""
+
+    is_visual = False
 
     def __init__(self, auxiliary: Auxiliary, **changes: Any) -> None:
+        self.cfg = SimpleNamespace(TRAINER=SimpleNamespace(PROMPT=SimpleNamespace(MODALITY="text")))
         self.auxiliary, self.air = auxiliary, air_settings(**changes)
         self.seed = self.epoch = self.batch_idx = 0
+        self.device = torch.device("cpu")
         self.model = SimpleNamespace(logits=lambda features, text: features @ text.T)
 
-    def head_probs(self, features: Tensor) -> dict[str, Tensor]:
+    def head_probs(self, features: Tensor, frozen: Tensor | None = None) -> dict[str, Tensor]:
         return {"text": features[:, :3].softmax(dim=1)}
 
     def losses(self, batch: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
@@ -363,7 +367,7 @@ def air(monkeypatch: pytest.MonkeyPatch):
 def auxiliary() -> Auxiliary:
     prototypes = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(1))
     head = AuxiliaryClassifier.from_prototypes(prototypes, scale=2.0)
-    return Auxiliary(head, Prototypes(prototypes, [], torch.empty(0), prototypes))
+    return Auxiliary(head, Prototypes(prototypes, [], torch.arange(2).expand(3, -1), prototypes))
 
 
 def batch() -> dict[str, Tensor]:
