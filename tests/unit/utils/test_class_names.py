@@ -35,7 +35,7 @@ def test_a_warning_of_many_classes_is_a_short_line(caplog: pytest.LogCaptureFixt
 
     names = [f"a class with a long name, number {number}" for number in range(900)]
     trainer = SelfTraining.__new__(SelfTraining)
-    trainer.classnames = names
+    trainer.classnames, trainer.unlabelled_classes = names, None
     mask = torch.zeros(3, 900, dtype=torch.bool)
     mask[:, 7] = True
     trainer._warn_of_empty(Candidates(torch.arange(3), mask, torch.full((3,), 7)))

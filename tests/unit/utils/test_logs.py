@@ -130,7 +130,7 @@ def test_an_interruption_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
 
     assert exit_code(work) == 130
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and "same command goes on" in err
+    assert out == "" and err.count("\n") == 1 and "run the same command again" in err
 
 
 @pytest.mark.public_reports
