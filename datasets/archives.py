@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import stat
 import tarfile
@@ -164,3 +165,18 @@ def inside(folder: Path, path: str, archive: Path) -> Path:
                 return top / path
         level = sorted(below for top in level for below in top.iterdir() if below.is_dir())
     raise UserError(f"{archive} holds no {path}; it is not the published archive: remove it, and it is fetched again")
+
+
+def fault_of(path: Path, checksum: str) -> str:
+    """In words, why a file is not the one of a checksum ("md5:<hexadecimal>"); empty where it is.
+
+    The file is read in blocks: an archive may be larger than the memory.
+    """
+    algorithm, _, expected = checksum.partition(":")
+    made = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            made.update(block)
+    if made.hexdigest() == expected.lower():
+        return ""
+    return f"has the {algorithm} {made.hexdigest()} instead of {expected.lower()}"

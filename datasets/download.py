@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -21,7 +20,7 @@ from air_plugin.utils.downloads import in_words, size_of
 from air_plugin.utils.errors import UserError, is_disk_full
 from air_plugin.utils.offline import is_offline
 from air_plugin.utils.progress import Progress, waiting
-from datasets.archives import inside, unpack
+from datasets.archives import fault_of, inside, unpack
 from datasets.drive import fetch_from_drive, to_fetch_from_drive
 from datasets.sources import ByHand, File, Source
 
@@ -196,13 +195,7 @@ def _verify(path: Path, checksum: str, size: int | None, *, origin: str) -> None
     found = path.stat().st_size
     fault = f"has {found} bytes instead of {size}" if size is not None and found != size else ""
     if not fault and checksum:
-        algorithm, _, wanted = checksum.partition(":")
-        with open(path, "rb") as file:
-            made = hashlib.new(algorithm, usedforsecurity=False)
-            while block := file.read(BLOCK):
-                made.update(block)
-        if made.hexdigest() != wanted.lower():
-            fault = f"has the {algorithm} {made.hexdigest()} instead of {wanted.lower()}"
+        fault = fault_of(path, checksum)
     if not fault:
         return
     if not origin:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 from air_plugin.utils.errors import UserError, first_line, is_disk_full
 from air_plugin.utils.offline import is_offline
 from air_plugin.utils.progress import waiting
+from datasets.archives import fault_of
 from datasets.sources import ByHand, File, Source
 from datasets.splits import MADE
 
@@ -69,10 +69,8 @@ def fetch_from_drive(item: ByHand, downloads: Path, folder: Path, *, place: Plac
 def _check(path: Path, item: ByHand) -> None:
     """Raise a UserError for what is not the file: one with another checksum, or no JSON where it should be."""
     if item.checksum:
-        algorithm, _, expected = item.checksum.partition(":")
-        made = hashlib.new(algorithm, path.read_bytes(), usedforsecurity=False).hexdigest()
-        if made != expected.lower():
-            raise UserError(f"it has the {algorithm} {made} instead of {expected.lower()}")
+        if fault := fault_of(path, item.checksum):
+            raise UserError(f"it {fault}")
     elif item.puts.endswith(".json"):
         try:
             json.loads(path.read_bytes())
