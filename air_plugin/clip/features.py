@@ -15,7 +15,7 @@ from torch import Tensor
 from air_plugin.clip.encoding import Chunk
 from air_plugin.clip.preparation import describe
 from air_plugin.clip.spread import encode_with_engine
-from air_plugin.clip.views import Transform, Views
+from air_plugin.clip.views import Transform, Views, choose_views
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.progress import Progress
@@ -60,11 +60,7 @@ class FeatureTable:
         Returns:
             (count, B, D).
         """
-        views = self.features.shape[1]
-        if views <= count:
-            chosen = torch.arange(count).remainder(views).expand(len(index), -1)
-        else:
-            chosen = 1 + torch.rand(len(index), views - 1, generator=generator).argsort(dim=1)[:, :count]  # (B, count)
+        chosen = choose_views(len(index), self.features.shape[1], count=count, generator=generator)  # (B, count)
         return self.features[index.to(self.features.device), chosen.T.to(self.features.device)]
 
 

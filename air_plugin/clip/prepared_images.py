@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from air_plugin.clip.preparation import describe
-from air_plugin.clip.views import Transform, Views
+from air_plugin.clip.views import Transform, Views, choose_views
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.progress import Progress
@@ -63,10 +63,7 @@ class ImageTable:
         index = index.cpu()
         if self.views == 1:
             return self.read(index, torch.zeros_like(index)).expand(count, -1, -1, -1, -1)
-        if self.views <= count:
-            chosen = torch.arange(count).remainder(self.views).expand(len(index), -1)
-        else:
-            chosen = 1 + torch.rand(len(index), self.views - 1, generator=generator).argsort(dim=1)[:, :count]
+        chosen = choose_views(len(index), self.views, count=count, generator=generator)
         return torch.stack([self.read(index, chosen[:, number]) for number in range(count)])
 
 

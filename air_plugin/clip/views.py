@@ -17,6 +17,20 @@ from air_plugin.utils.seeding import reseeding, stable_seed
 Transform = Callable[[Any], Tensor]  # PIL image to (3, H, W)
 
 
+def choose_views(images: int, views: int, *, count: int, generator: torch.Generator) -> Tensor:
+    """(B, count) augmented views of each of B images, different ones where there are enough; view 0 if it is alone.
+
+    Args:
+        images: B.
+        views: V, view 0 included.
+        count: views of each image.
+        generator: of the random choice.
+    """
+    if views <= count:
+        return torch.arange(count).remainder(views).expand(images, -1)
+    return 1 + torch.rand(images, views - 1, generator=generator).argsort(dim=1)[:, :count]
+
+
 class Views:
     """Makes V views of an image. It is decoded once; view 0 is not augmented.
 
