@@ -46,6 +46,7 @@ RESUME = "run the same command again: completed runs are skipped, interrupted on
 MOST_JOBS = 4  # without JOBS: each of them takes memory
 # What CoOp's own script takes after DATASET and CONFIG: CTP NCTX SHOTS CSC.
 COOP = ("TRAINER.PROMPT.CLASS_TOKEN_POSITION", "TRAINER.PROMPT.N_CTX", "DATASET.NUM_SHOTS", "TRAINER.PROMPT.CSC")
+WITH_TOWER = "take for instance mini_vit, vit_b32 or vit_b16"
 Titles = dict[tuple[str, str], str]  # of a table's rows, by trainer and label
 
 
@@ -176,11 +177,15 @@ def list_runs(rows: list[Row], dataset: str, config: str) -> tuple[list[Run], di
     runs: dict[str, Run] = {}
     tables: dict[str, Titles] = {}
     refused: dict[str, bool] = {}
+    without_tower: list[str] = []
     for row in rows:
         found = None if refused.get(row.table) else resolve_row(row, dataset, config, root=root, output=output)
         if found is None:
             continue
         cfg, label = found
+        if not _has_tower(cfg):
+            without_tower.append(row.name)
+            continue
         if row.table not in refused:
             refused[row.table] = _is_refused(row.table, cfg)
         titles = tables.setdefault(row.table, {})
@@ -192,9 +197,22 @@ def list_runs(rows: list[Row], dataset: str, config: str) -> tuple[list[Run], di
             own.SEED = seed
             own.OUTPUT_DIR = str(output / dataset / row.trainer / label / f"seed{seed}")
             runs.setdefault(own.OUTPUT_DIR, Run(f"{dataset} / {row.name} / seed {seed}", own, label))
+    if without_tower:
+        why = f"visual prompts need a vision transformer, and CONFIG {config} has none; {WITH_TOWER}"
+        if without_tower[-1] == rows[-1].name and not rows[-1].title:  # a method's script without its method
+            raise UserError(f"{why}; or set TRAINER.PROMPT.MODALITY text")
+        print(f"left out: {'; '.join(without_tower)}: {why}")
     if not runs:
         raise UserError(f"nothing can be run on {dataset}: every row was left out")
     return list(runs.values()), {table: titles for table, titles in tables.items() if titles}
+
+
+def _has_tower(cfg: Any) -> bool:
+    """Whether the backbone of a config has the image tower that its prompts need."""
+    from air_plugin.clip.visual_prompts import has_vision_transformer
+
+    trains = not cfg.TRAINER.NAME.startswith("Zeroshot")
+    return not trains or cfg.TRAINER.PROMPT.MODALITY == "text" or has_vision_transformer(cfg.MODEL.BACKBONE.NAME)
 
 
 def _is_refused(table: str, cfg: Any) -> bool:

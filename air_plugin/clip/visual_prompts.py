@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
+from air_plugin import mini
+from air_plugin.clip.huggingface import PREFIX
 from air_plugin.clip.prepared_images import PreparedImages
 from air_plugin.clip.prompts import PromptedCLIP, SavedPrompts
 from air_plugin.clip.shared_prefix import attention, is_plain, residuals
@@ -45,6 +48,26 @@ def require_vision_transformer(backbone: Backbone) -> Any:
             "ViT-B/32 or ViT-B/16, or MODALITY text"
         )
     return tower
+
+
+def has_vision_transformer(name: str) -> bool:
+    """Whether visual prompts can be learned in a backbone, by its name: no weights are read or fetched.
+
+    Args:
+        name: as `load_backbone` takes it. Of an unknown one it is True: the error is `load_backbone`'s.
+    """
+    if name in mini.BACKBONES or name.startswith(PREFIX):
+        return name == "mini_vit"
+    import open_clip
+
+    is_folder = Path(name, "open_clip_config.json").is_file()
+    architecture = f"local-dir:{name}" if is_folder else name.partition(":")[0].replace("/", "-")
+    try:
+        tower = open_clip.get_model_config(architecture)["vision_cfg"]
+    except (TypeError, KeyError, ValueError):  # no such architecture, or a damaged file
+        return True
+    is_other = isinstance(tower.get("layers"), list) or "timm_model_name" in tower  # a ResNet, or timm's
+    return not is_other and not tower.get("attentional_pool") and tower.get("pool_type", "tok") == "tok"
 
 
 class PromptedTower(nn.Module):

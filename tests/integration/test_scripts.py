@@ -6,11 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from runs import ROOT, SHORT, arguments, bash, figures, python_that_prints_its_arguments, script, weights
 from shared import copy_to_change
+
+from scripts.compose import config_file
 
 
 def test_main_script_runs_every_seed_prints_the_table_and_skips_what_is_complete(data: Path, tmp_path: Path) -> None:
@@ -136,6 +139,45 @@ def test_an_experiment_without_a_row_that_can_be_run_ends_with_one_line(tmp_path
     assert done.stdout.count("left out: CoOp") == 6 and done.stdout.count("needs training labels") == 6
     assert done.stderr == "error: nothing can be run on folder: every row was left out\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_visual_rows_of_a_backbone_without_a_vision_transformer_are_left_out_before_anything_runs(
+    data: Path, tmp_path: Path
+) -> None:
+    """Zero-shot trains no prompts, so that MODALITY leaves it as it is."""
+    (tmp_path / "paper.yaml").write_text(
+        "baseline: zero-shot\n"
+        "rows:\n"
+        "  - {title: zero-shot, trainer: ZeroshotCLIP}\n"
+        "  - {title: 'zero-shot, visual', trainer: ZeroshotCLIP, options: {TRAINER.PROMPT.MODALITY: visual}}\n"
+        "  - {title: VPT, trainer: CPL, options: {TRAINER.PROMPT.MODALITY: visual}}\n"
+        "  - {title: UPT, trainer: CPL, options: {TRAINER.PROMPT.MODALITY: multimodal}}\n"
+    )
+    places = {"DATA": str(data), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1"}
+
+    def from_here(folder: str, name: str, kind: str) -> Path:
+        return tmp_path / "paper.yaml" if folder == "experiments" else config_file(folder, name, kind)
+
+    with mock.patch("scripts.experiments.config_file", from_here):
+        done = script("scripts/paper.sh", "digits", "mini", **places)
+    assert done.returncode == 0, done.stderr
+    left_out = (
+        "left out: VPT; UPT: visual prompts need a vision transformer, and CONFIG mini has none; "
+        "take for instance mini_vit, vit_b32 or vit_b16\n"
+    )
+    assert done.stdout.startswith(left_out) and done.stdout.count("left out") == 1
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")]
+    assert rows[2:] == ["zero-shot", "zero-shot, visual"]
+
+
+def test_a_methods_script_with_visual_prompts_and_no_vision_transformer_ends_before_its_controls_run(
+    tmp_path: Path, data: Path
+) -> None:
+    places = {"DATA": str(data), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1"}
+    done = script("scripts/air/main.sh", "digits", "mini", "TRAINER.PROMPT.MODALITY", "visual", **places)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "visual prompts need a vision transformer, and CONFIG mini has none" in done.stderr
+    assert not list(tmp_path.glob("out/**/result.json"))
 
 
 @pytest.mark.parametrize(("key", "name"), [("SEED", "SEEDS"), ("OUTPUT_DIR", "OUTPUT")])

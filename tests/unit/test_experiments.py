@@ -78,7 +78,8 @@ def list_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refuses: str) -> 
 
     def resolve_row(row: Row, *_: Any, **__: Any) -> tuple[Config, str]:
         paradigm = row.options[1] if row.options else "ul"
-        return Config(DATASET=SimpleNamespace(PARADIGM=paradigm)), f"mini+{paradigm}"
+        trainer = SimpleNamespace(NAME=row.trainer, PROMPT=SimpleNamespace(MODALITY="text"))
+        return Config(DATASET=SimpleNamespace(PARADIGM=paradigm), TRAINER=trainer), f"mini+{paradigm}"
 
     def load(cfg: Config) -> None:
         if refuses == cfg.DATASET.PARADIGM:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +20,17 @@ from torch import Tensor, nn
 
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.joint_prompts import WIDTH, JointPrompts
+from air_plugin.clip.loading import load_backbone
 from air_plugin.clip.prepared_images import ImageTable
 from air_plugin.clip.prompts import PromptLearner
 from air_plugin.clip.views import split_tail
-from air_plugin.clip.visual_prompts import PromptedTower, VisuallyPromptedCLIP, VisualPrompts
+from air_plugin.clip.visual_prompts import (
+    PromptedTower,
+    VisuallyPromptedCLIP,
+    VisualPrompts,
+    has_vision_transformer,
+    require_vision_transformer,
+)
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.images import load_rgb
 
@@ -308,3 +318,45 @@ def test_a_preparation_that_ends_otherwise_is_refused():
     backbone = replace(small_backbone("vit"), preprocess=lambda image: torch.zeros(3, 32, 32))
     with pytest.raises(UserError, match="ToTensor and Normalize"):
         prompted(backbone, visual(small_backbone("vit")))
+
+
+@pytest.mark.parametrize(
+    ("name", "takes"),
+    [
+        ("mini", False),
+        ("mini_vit", True),
+        ("RN50", False),
+        ("ViT-B/32", True),
+        ("ViT-B-16:laion2b_s34b_b88k", True),
+        ("ViT-B-16-SigLIP:webli", False),
+        ("coca_ViT-B-32:laion2b_s13b_b90k", False),
+        ("convnext_base:laion400m_s13b_b51k", False),
+    ],
+)
+def test_the_name_of_a_backbone_tells_whether_it_takes_visual_prompts(name: str, takes: bool) -> None:
+    assert has_vision_transformer(name) is takes
+    if name.startswith("mini"):
+        tower = load_backbone(name).model.visual
+    else:
+        with torch.device("meta"):  # no weights
+            tower = open_clip.create_model(
+                name.partition(":")[0].replace("/", "-"), load_weights=False, device="meta"
+            ).visual
+    backbone: Any = SimpleNamespace(name=name, model=SimpleNamespace(visual=tower))
+    if takes:
+        assert require_vision_transformer(backbone) is tower
+    else:
+        with pytest.raises(UserError, match="need an image tower that is a vision transformer"):
+            require_vision_transformer(backbone)
+
+
+def test_of_an_unknown_backbone_loading_tells(tmp_path: Path) -> None:
+    assert has_vision_transformer("ViT-B-33:openai") and has_vision_transformer("ViT-B/32:/no/such/file.pt")
+    assert not has_vision_transformer("hf:google/siglip2-base-patch16-224")
+    config = {"embed_dim": 8, "vision_cfg": {"layers": [1, 1, 1, 1]}, "text_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    assert not has_vision_transformer(str(tmp_path))
+    (tmp_path / "open_clip_config.json").write_text("{")
+    assert has_vision_transformer(str(tmp_path))
+    (tmp_path / "open_clip_config.json").unlink()
+    assert has_vision_transformer(str(tmp_path))
