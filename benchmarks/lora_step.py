@@ -27,9 +27,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from air_plugin.config import LoraSettings
+from air_plugin.diffusion.family import Conditioning
 from air_plugin.diffusion.lora import READ_EVERY, add_adapter
 from air_plugin.diffusion.lora_step import Examples, LoraStep, Losses, denoising_loss
-from air_plugin.diffusion.pipeline import Conditioning, load_generator
+from air_plugin.diffusion.pipeline import load_generator
 from air_plugin.utils.tensors import DTYPES
 from benchmarks.generator_flops import ATTENTION, DEVICES, TOKENS, as_on_a_gpu, build_unet
 from benchmarks.prompt_step import positive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,20 @@ from small_models import SIDE, _make_vae, make_spelling_tokenizer
 
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 ARCHITECTURES = ("sd15", "sd21", "sdxl", "sd_turbo")
+TRANSFORMERS = ("sd3", "sd35", "flux_schnell", "flux_dev")
+T5_LENGTH = 24  # tokens
 
 
 def make_pipeline(architecture: str, *, safety_checker: bool = False) -> Any:
     """A random pipeline for 16 x 16 pictures and 8 x 8 latents, the same on every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pipeline = _make_sdxl() if architecture == "sdxl" else _make_sd(architecture, safety_checker)
+        if architecture in ("sd3", "sd35"):
+            pipeline = _make_sd3(architecture)
+        elif architecture.startswith("flux"):
+            pipeline = _make_flux(architecture)
+        else:
+            pipeline = _make_sdxl() if architecture == "sdxl" else _make_sd(architecture, safety_checker)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -91,6 +99,113 @@ def _make_sdxl() -> Any:
         scheduler=diffusers.EulerDiscreteScheduler(**NOISE, timestep_spacing="leading"),
         add_watermarker=False,
     )
+
+
+def _make_sd3(architecture: str) -> Any:
+    """Stable Diffusion 3; 3.5 (medium) has normalised queries and keys, and a second attention in its first block."""
+    import diffusers
+
+    newer: dict[str, Any] = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"} if architecture == "sd35" else {}
+    tokenizer = make_spelling_tokenizer()
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=_told_apart(
+            diffusers.SD3Transformer2DModel(
+                sample_size=SIDE // 2,
+                patch_size=2,
+                in_channels=4,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=32,
+                caption_projection_dim=16,
+                pooled_projection_dim=32,
+                pos_embed_max_size=16,
+                **newer,
+            )
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_make_shifted_vae(),
+        tokenizer=tokenizer,
+        tokenizer_2=make_spelling_tokenizer(),
+        tokenizer_3=make_t5_tokenizer(),
+        text_encoder=_make_text_encoder(tokenizer, activation="quick_gelu", pooled=True),
+        text_encoder_2=_make_text_encoder(tokenizer, activation="gelu", pooled=True),
+        text_encoder_3=_make_t5(),
+    )
+
+
+def _make_flux(architecture: str) -> Any:
+    """FLUX.1; dev takes the guidance as an input and shifts its noise levels by the number of tokens."""
+    import diffusers
+
+    dev = architecture == "flux_dev"
+    tokenizer = make_spelling_tokenizer()
+    return diffusers.FluxPipeline(
+        transformer=_told_apart(
+            diffusers.FluxTransformer2DModel(
+                patch_size=1,
+                in_channels=16,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=32,
+                pooled_projection_dim=16,
+                guidance_embeds=dev,
+                axes_dims_rope=(2, 2, 4),
+            )
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0 if dev else 1.0, use_dynamic_shifting=dev),
+        vae=_make_shifted_vae(),
+        tokenizer=tokenizer,
+        tokenizer_2=make_t5_tokenizer(),
+        text_encoder=_make_text_encoder(tokenizer, activation="quick_gelu"),
+        text_encoder_2=_make_t5(),
+    )
+
+
+def _told_apart(transformer: Any) -> Any:
+    """The same with larger inputs of the text, so that prompts can be seen in the pictures."""
+    for name, value in transformer.named_parameters():
+        if name.startswith(("context_embedder.", "time_text_embed.text_embedder.")):
+            value.data *= 5
+        if name.startswith(("norm_out.", "proj_out.")):
+            torch.nn.init.normal_(value, std=0.3)
+    return transformer
+
+
+def _make_shifted_vae() -> Any:
+    """As that of Stable Diffusion 3 and FLUX: latents have an offset, and no convolution follows the encoder."""
+    from diffusers import AutoencoderKL
+
+    config = {name: value for name, value in _make_vae().config.items() if not name.startswith("_")}
+    return AutoencoderKL(**config | {"shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False})
+
+
+def make_t5_tokenizer() -> Any:
+    """A T5 tokenizer that knows letters only."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5TokenizerFast
+
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *(chr(code) for code in range(33, 127))]
+    tokenizer = Tokenizer(models.Unigram([(piece, -float(n > 2)) for n, piece in enumerate(pieces)], unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    with tempfile.TemporaryDirectory() as folder:
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
+        ).save_pretrained(folder)
+        return T5TokenizerFast.from_pretrained(folder, model_max_length=T5_LENGTH, extra_ids=0)
+
+
+def _make_t5() -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=97 + 1, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
+    )
+    return T5EncoderModel(config)
 
 
 def _make_unet(**changes: Any) -> Any:

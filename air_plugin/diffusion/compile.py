@@ -55,12 +55,13 @@ class _Compiled:
         self.batch: int | None = None
         self.fails = False
 
-    def __call__(self, sample: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        sample = arguments[0] if arguments else named["hidden_states"]  # U-Net, transformer
         if self.fails or self.batch not in (None, len(sample)):
-            return self.plain(sample, *arguments, **named)
+            return self.plain(*arguments, **named)
         try:
             self.fast = self.fast or torch.compile(self.plain, dynamic=False)
-            result = self.fast(sample, *arguments, **named)
+            result = self.fast(*arguments, **named)
         except Exception as error:
             if is_out_of_memory(error):  # the next batch is smaller
                 self.batch = None
@@ -72,4 +73,4 @@ class _Compiled:
         log.warning("AIR.COMPILE: torch.compile fails here (%s); images are generated without it", reason)
         self.fails, self.fast = True, None
         self.unet.to(memory_format=torch.contiguous_format)
-        return self.plain(sample, *arguments, **named)
+        return self.plain(*arguments, **named)

@@ -16,15 +16,10 @@ import torch
 from torch import Tensor
 
 from air_plugin.config import LoraSettings
+from air_plugin.diffusion.families import denoiser_of, family_of
+from air_plugin.diffusion.family import Conditioning
 from air_plugin.diffusion.lora_step import AdapterWeights, Examples, LoraStep, Losses
-from air_plugin.diffusion.pipeline import (
-    ACCELERATOR,
-    WEIGHTS,
-    Conditioning,
-    Generator,
-    attach_accelerator,
-    encode_prompts,
-)
+from air_plugin.diffusion.pipeline import ACCELERATOR, WEIGHTS, Generator, attach_accelerator, encode_prompts
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.errors import unknown
 from air_plugin.utils.images import load_rgb
@@ -105,15 +100,31 @@ def _train(
     seed: int,
     graphs: bool,
 ) -> None:
-    from diffusers import DDPMScheduler
-
-    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    family, denoiser = family_of(pipeline), denoiser_of(pipeline)
+    scheduler = family.training_scheduler(pipeline)
     moments = _encode_images(pipeline, paths, size)
     texts, which = _encode_captions(pipeline, captions)
-    examples = Examples(moments, which, pipeline.vae.config.scaling_factor, scheduler.config.num_train_timesteps)
-    layers = add_adapter(pipeline.unet, settings, seed)
+    examples = Examples(
+        moments,
+        which,
+        pipeline.vae.config.scaling_factor,
+        scheduler.config.num_train_timesteps,
+        offset=family.offset(pipeline),
+        shift=family.shift(pipeline, size),
+    )
+    layers = add_adapter(denoiser, settings, seed)
     try:
-        train_step = LoraStep(pipeline.unet, scheduler, layers, texts, lr=settings.lr, size=size, graphs=graphs)
+        train_step = LoraStep(
+            denoiser,
+            scheduler,
+            layers,
+            texts,
+            lr=settings.lr,
+            size=size,
+            loss=family.loss,
+            added=family.added,
+            graphs=graphs,
+        )
         weights, checkpoint = train_step.weights, entry.path / CHECKPOINT
         every = 1 if pipeline.device.type == "cpu" else READ_EVERY
         losses = Losses(_load_checkpoint(checkpoint, weights), lr=settings.lr, every=every)
@@ -130,7 +141,7 @@ def _train(
         _save_weights(pipeline, entry.path)
         entry.finish([WEIGHTS, *_save_curve(entry.path, curve)])
     finally:
-        pipeline.unet.unload_lora()  # delete_adapters would leave empty layers in the model
+        denoiser.unload_lora()  # delete_adapters would leave empty layers in the model
 
 
 def _save_curve(folder: Path, losses: list[float]) -> list[str]:
@@ -224,9 +235,7 @@ def _save_weights(pipeline: Any, folder: Path) -> None:
     """
     from peft.utils import get_peft_model_state_dict
 
-    pipeline.save_lora_weights(
-        folder, unet_lora_layers=get_peft_model_state_dict(pipeline.unet), safe_serialization=True
-    )
+    family_of(pipeline).save_adapter(pipeline, folder, get_peft_model_state_dict(denoiser_of(pipeline)))
 
 
 @contextmanager
@@ -245,16 +254,17 @@ def adapter_loaded(pipeline: Any, folder: Path | None, *, accelerator: Path | No
     if folder is None and accelerator is None:
         yield
         return
+    part, denoiser = family_of(pipeline).part, denoiser_of(pipeline)
     try:
         if folder is not None:
-            pipeline.unet.load_lora_adapter(folder, weight_name=WEIGHTS, prefix="unet", adapter_name=ADAPTER)
+            denoiser.load_lora_adapter(folder, weight_name=WEIGHTS, prefix=part, adapter_name=ADAPTER)
         if accelerator is not None:
             attach_accelerator(pipeline, accelerator)
         if folder is not None and accelerator is not None:
-            pipeline.unet.set_adapters([ADAPTER, ACCELERATOR], weights=[1.0, 1.0])
+            denoiser.set_adapters([ADAPTER, ACCELERATOR], weights=[1.0, 1.0])
         yield
     finally:
-        pipeline.unet.unload_lora()
+        denoiser.unload_lora()
 
 
 def _save_checkpoint(path: Path, weights: AdapterWeights, losses: list[float]) -> None:

@@ -7,7 +7,7 @@ in bf16 the adapter computes in bf16, too: the optimiser keeps fp32 master weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from air_plugin.diffusion.pipeline import Conditioning
+from air_plugin.diffusion.family import Conditioning
 from air_plugin.utils.cuda_graph import Graph, GraphedStep
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.seeding import stable_seed
 
+Loss = Callable[..., Tensor]  # as `denoising_loss`
 FIELDS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
 
 
@@ -75,24 +76,34 @@ class Examples:
     captions: (S,) index of each image's caption among the distinct ones.
     scaling: of the latents, the autoencoder's.
     noise_levels: number of time steps of the scheduler.
+    offset: subtracted from latents before they are scaled, the autoencoder's.
+    shift: of the noise levels of flow matching; None: uniform time steps of diffusion.
     """
 
     moments: Tensor
     captions: Tensor
     scaling: float
     noise_levels: int
+    offset: float = 0.0
+    shift: float | None = None
 
     def batch(self, size: int, *, seed: int, step: int) -> dict[str, Tensor]:
         """`size` random images with noise. The same for the same seed and step, in a resumed training, too.
 
         Returns:
-            latents and noise (B, c, h, w), time steps "steps" (B,), and "captions" (B,), indices of the distinct ones.
+            latents and noise (B, c, h, w), "steps" (B,), which are time steps or, for flow matching, noise levels in
+            [0, 1], and "captions" (B,), indices of the distinct ones.
         """
         rng = torch.Generator().manual_seed(stable_seed("lora", seed, step))
         pick = torch.randint(len(self.moments), (size,), generator=rng)
         latents = sample_latents(self.moments[pick], self.scaling, rng)
+        if self.offset:
+            latents = latents - self.offset * self.scaling
         noise = torch.randn(latents.shape, generator=rng)
-        steps = torch.randint(self.noise_levels, (size,), generator=rng)
+        if self.shift is None:
+            steps = torch.randint(self.noise_levels, (size,), generator=rng)
+        else:
+            steps = sample_levels(size, self.shift, rng)
         return {"latents": latents, "noise": noise, "steps": steps, "captions": self.captions[pick]}
 
 
@@ -101,6 +112,15 @@ def sample_latents(moments: Tensor, scaling: float, rng: torch.Generator) -> Ten
     mean, log_variance = moments.chunk(2, dim=1)
     deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
     return (mean + deviation * torch.randn(mean.shape, generator=rng)) * scaling
+
+
+def sample_levels(size: int, shift: float, rng: torch.Generator) -> Tensor:
+    """(B,) noise levels of flow matching, in [0, 1]: logit-normal and shifted (Esser et al. 2024, eq. 19 and 23).
+
+    s = sigmoid(n), n ~ N(0, 1),   s' = shift s / (1 + (shift - 1) s)
+    """
+    levels = torch.randn(size, generator=rng).sigmoid()
+    return shift * levels / (1 + (shift - 1) * levels)
 
 
 class AdapterWeights:
@@ -213,15 +233,17 @@ class MasterWeights(AdapterWeights):
 
 
 class LoraStep:
-    """Trains the adapter of a U-Net step by step.
+    """Trains the adapter of a denoiser step by step.
 
     Args:
-        unet: with an adapter whose parameters alone are trained.
+        unet: the denoiser, with an adapter whose parameters alone are trained.
         scheduler: of the base model's training.
         layers: the adapter's parameters, fp32, by name.
         texts: the T distinct captions, encoded, on the device of the U-Net.
         lr: learning rate.
         size: side of the images in pixels.
+        loss: of the base model; default: `denoising_loss`.
+        added: further inputs of the denoiser, from the texts and the size.
         graphs: False: no CUDA graph.
         master: whether there are master weights; default: on a GPU where the U-Net is in bf16.
         graph: see `GraphedStep`.
@@ -236,6 +258,8 @@ class LoraStep:
         *,
         lr: float,
         size: int,
+        loss: Loss | None = None,
+        added: Callable[[Conditioning, int], dict[str, Tensor] | None] = Conditioning.added,
         graphs: bool = True,
         master: bool | None = None,
         graph: Graph | None = None,
@@ -252,8 +276,9 @@ class LoraStep:
             scheduler=scheduler,
             weights=self.weights,
             texts=texts,
-            added=texts.added(size),
+            added=added(texts, size),
             autocast=unet.dtype != torch.float32 and not master,
+            loss_of=loss,
         )
         self._run = GraphedStep(step, list(layers.values()), device=device, name="LoRA", enabled=graphs, graph=graph)
 
@@ -273,11 +298,12 @@ def _train_on(
     texts: Conditioning,
     added: dict[str, Tensor] | None,
     autocast: bool,
+    loss_of: Loss | None = None,
 ) -> dict[str, Tensor]:
     """Forward, backward and optimiser: what may be a CUDA graph. `texts` and `added` are of the distinct captions."""
     which = batch["captions"]
     with torch.autocast(which.device.type, dtype=unet.dtype, enabled=autocast):
-        loss = denoising_loss(
+        loss = (loss_of or denoising_loss)(
             unet,
             scheduler,
             batch["latents"],

@@ -1,9 +1,9 @@
 """Loading a generator: a text-to-image pipeline of diffusers.
 
-Two kinds of pipeline are supported. `StableDiffusionPipeline` is SD 1.5, SD 2.1 and SD-Turbo, whose files name the
-text tower and the kind of prediction; `StableDiffusionXLPipeline` has two text towers, and takes a pooled text and the
-size of the image, too. Few-step models are one of these with another sampler: SD-Turbo has its own scheduler, and an
-LCM has an adapter that is attached during generation.
+Supported are the families of families.py: `StableDiffusionPipeline` (SD 1.5, SD 2.1 and SD-Turbo, whose files name the
+text tower and the kind of prediction), `StableDiffusionXLPipeline`, `StableDiffusion3Pipeline` (also 3.5) and
+`FluxPipeline`. Few-step models are one of these with another sampler: SD-Turbo and FLUX.1 schnell have their own
+scheduler, and an LCM has an adapter that is attached during generation.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
 
 from air_plugin.config import Sampler
+from air_plugin.diffusion.families import PIPELINES, denoiser_of, family_of
+from air_plugin.diffusion.family import Conditioning
 from air_plugin.diffusion.text_limits import require_fit
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.downloads import HUB_NAME, announce_generator
@@ -30,7 +31,6 @@ from air_plugin.utils.hub import is_unreachable, refusal
 from air_plugin.utils.offline import is_offline
 from air_plugin.utils.tensors import DTYPES, tensor_digest
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")  # the last: how model_index.json names the safety checker
 SCHEDULERS = {
     "dpm": "DPMSolverMultistepScheduler",
@@ -38,15 +38,6 @@ SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
     "lcm": "LCMScheduler",
 }
-NOISE = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-    "prediction_type",
-)
 WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' own name: pipe.load_lora_weights(folder) reads it
 ACCELERATOR = "accelerator"
 
@@ -69,7 +60,8 @@ class Generator:
     def training(self) -> dict[str, Any]:
         """What determines an adapter besides weights and data: type, noise and kind of prediction. JSON values."""
         config = self.pipeline.scheduler.config
-        return {"dtype": str(self.pipeline.unet.dtype), "noise": {key: str(config.get(key)) for key in NOISE}}
+        keys = family_of(self.pipeline).noise
+        return {"dtype": str(denoiser_of(self.pipeline).dtype), "noise": {key: str(config.get(key)) for key in keys}}
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -77,37 +69,11 @@ class Generator:
         scheduler, checker = self.pipeline.scheduler, getattr(self.pipeline, "safety_checker", None)
         config = {key: str(value) for key, value in scheduler.config.items() if not key.startswith("_")}
         return {
-            "dtype": str(self.pipeline.unet.dtype),
+            "dtype": str(denoiser_of(self.pipeline).dtype),
             "scheduler": {"class": type(scheduler).__name__, **config},
             "accelerator": content_digest([self.accelerator]) if self.accelerator else None,
             "safety_checker": tensor_digest(checker.state_dict()) if checker is not None else None,
         }
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """The inputs of the U-Net for T texts.
-
-    states: (T, L, W) states of the text towers' tokens, for cross-attention.
-    pooled: (T, P) of SDXL's second tower; None for other models.
-    """
-
-    states: Tensor
-    pooled: Tensor | None = None
-
-    def __getitem__(self, index: Tensor) -> Conditioning:
-        return Conditioning(self.states[index], None if self.pooled is None else self.pooled[index])
-
-    def added(self, size: int) -> dict[str, Tensor] | None:
-        """The further inputs of SDXL's U-Net (Podell et al. 2023, section 2.2); None for other models.
-
-        `time_ids` are three pairs: original size, corner of the crop and target size. They are those with which the
-        pipeline generates images of `size` pixels, so that an adapter is trained for its use.
-        """
-        if self.pooled is None:
-            return None
-        ids = torch.tensor([[size, size, 0, 0, size, size]], device=self.pooled.device)
-        return {"text_embeds": self.pooled, "time_ids": ids.expand(len(self.pooled), -1)}
 
 
 def load_generator(
@@ -122,7 +88,7 @@ def load_generator(
     precision: str = "fp32",
     device: str | torch.device = "cpu",
 ) -> Generator:
-    """Load a text-to-image pipeline of the Stable Diffusion 1, 2 or XL family.
+    """Load a text-to-image pipeline of a known family: Stable Diffusion 1, 2, XL, 3 or FLUX.1.
 
     Args:
         name: `mini` (the embedded default), a hub name ("stable-diffusion-v1-5/stable-diffusion-v1-5") or a local
@@ -152,20 +118,23 @@ def load_generator(
         pipeline = _load_pipeline(name, revision, variant, safety_checker, DTYPES[precision])
     if safety_checker and getattr(pipeline, "safety_checker", None) is None:
         raise UserError(f"AIR.SAFETY_CHECKER is True, but generator '{name}' comes without one")
+    _require_what_it_takes(pipeline, name, scheduler, lcm_lora)
     if scheduler != "own":
         pipeline.scheduler = _make_scheduler(SCHEDULERS[scheduler], pipeline.scheduler)
-    pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
+    fingerprint = _fingerprint(pipeline)
+    family_of(pipeline).release(pipeline)
+    pipeline.to(device)
     accelerator = _find_adapter(lcm_lora, lcm_lora_revision) if lcm_lora else None
     if accelerator:  # a bad file is an error now, not after hours of training
         try:
             attach_accelerator(pipeline, accelerator)
         finally:
             pipeline.unet.unload_lora()
-    return Generator(pipeline, _fingerprint(pipeline), accelerator)
+    return Generator(pipeline, fingerprint, accelerator)
 
 
 def _load_pipeline(name: str, revision: str, variant: str, safety_checker: bool, dtype: torch.dtype) -> Any:
@@ -181,10 +150,7 @@ def _load_pipeline(name: str, revision: str, variant: str, safety_checker: bool,
     try:
         with _quiet_loading():
             kind = _kind_of(name, diffusers.DiffusionPipeline.load_config(name, **where))
-            if kind == "StableDiffusionXLPipeline":
-                options["add_watermarker"] = False  # else images would depend on whether another package is installed
-            elif not safety_checker:
-                options |= {"safety_checker": None, "requires_safety_checker": False}
+            options |= family_of(kind).load_options(kind, safety_checker=safety_checker)
             return getattr(diffusers, kind).from_pretrained(
                 name, use_safetensors=True, variant=variant or None, **where, **options
             )
@@ -244,12 +210,22 @@ def _kind_of(name: str, index: dict[str, Any]) -> str:
     """The class that model_index.json names; a pipeline that needs other code is refused."""
     kind = index.get("_class_name")
     if kind not in PIPELINES:
-        raise UserError(f"generator '{name}' is a {kind}; supported are {' and '.join(PIPELINES)}")
+        raise UserError(f"generator '{name}' is a {kind}; supported are {', '.join(PIPELINES)}")
     for part, source in index.items():
         library = source[0] if isinstance(source, (list, tuple)) and source else None
         if library is not None and library not in LIBRARIES:
             raise UserError(f"generator '{name}': its {part} needs code of its own ('{library}'), which is not run")
     return str(kind)
+
+
+def _require_what_it_takes(pipeline: Any, name: str, scheduler: str, lcm_lora: str) -> None:
+    """Raise a UserError where the scheduler or a few-step adapter is not for this family."""
+    family, kind = family_of(pipeline), type(pipeline).__name__
+    if scheduler not in family.samplers:
+        known = " or ".join(family.samplers)
+        raise UserError(f"AIR.SCHEDULER is {scheduler}, but generator '{name}' is a {kind}, which needs {known}")
+    if lcm_lora and family.part != "unet":
+        raise UserError(f"AIR.LCM_LORA is for generators with a U-Net, but generator '{name}' is a {kind}")
 
 
 def _make_scheduler(kind: str, scheduler: Any) -> Any:
@@ -308,30 +284,29 @@ def attach_accelerator(pipeline: Any, path: Path) -> None:
 
 
 def require_size(pipeline: Any, size: int) -> None:
-    """Raise a UserError where `size` is no multiple of the pixels of a latent."""
-    factor = pipeline.vae_scale_factor
+    """Raise a UserError where `size` is no multiple of the pixels of a latent or token."""
+    factor = family_of(pipeline).multiple_of(pipeline)
     if size % factor:
         near = max(factor, round(size / factor) * factor)
         raise UserError(f"AIR.SIZE is {size}; this generator needs a multiple of {factor}, for instance {near}")
 
 
 def _fingerprint(pipeline: Any) -> str:
-    parts = {"unet": pipeline.unet, "vae": pipeline.vae, "text": pipeline.text_encoder}
-    if getattr(pipeline, "text_encoder_2", None) is not None:
-        parts["text_2"] = pipeline.text_encoder_2
+    family = family_of(pipeline)
+    parts = {family.part: denoiser_of(pipeline), "vae": pipeline.vae}
+    for number, name in enumerate(family.encoders, start=1):
+        if (encoder := getattr(pipeline, name, None)) is not None:
+            parts["text" if number == 1 else f"text_{number}"] = encoder
     state = {f"{part}.{name}": value for part, m in parts.items() for name, value in m.state_dict().items()}
     return tensor_digest(state)
 
 
 @torch.no_grad()
 def encode_prompts(pipeline: Any, prompts: list[str]) -> Conditioning:
-    """The inputs of the U-Net for T prompts.
+    """The text inputs of the denoiser for T prompts.
 
     Raises:
         UserError: a prompt is longer than a text tower.
     """
     require_fit(pipeline, prompts)
-    encoded = pipeline.encode_prompt(
-        prompt=prompts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
-    return Conditioning(encoded[0], encoded[2] if len(encoded) == 4 else None)  # SDXL: states, None, pooled, None
+    return family_of(pipeline).encode(pipeline, prompts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from air_plugin.diffusion.compile import compiled
+from air_plugin.diffusion.families import denoiser_of, family_of
 from air_plugin.diffusion.jobs import ImageJob
 
 CHUNK = 64  # prompts that a text tower encodes at once
@@ -21,7 +23,8 @@ class EncodedPrompts:
     """T prompts and the empty one as a pipeline takes them.
 
     index: row of each prompt.
-    prompts: (T, ...) tensors by the pipeline's argument: `prompt_embeds`, and of SDXL `pooled_prompt_embeds`.
+    prompts: (T, ...) tensors by the pipeline's argument: `prompt_embeds`, and where there is one,
+        `pooled_prompt_embeds`.
     empty: (1, ...) tensors of the empty prompt, `negative_prompt_embeds` and so on; none without guidance.
     """
 
@@ -40,22 +43,15 @@ class EncodedPrompts:
 def encode_once(pipeline: Any, prompts: Iterable[str], *, guidance: float) -> EncodedPrompts:
     """Encode every distinct prompt, and the empty one where classifier-free guidance needs it (above 1)."""
     distinct = list(dict.fromkeys(prompts))
+    family = family_of(pipeline)
     parts: dict[str, list[Tensor]] = {}
     empty: dict[str, Tensor] = {}
     for start in range(0, len(distinct), CHUNK):
-        states, no_states, *pooled = pipeline.encode_prompt(
-            prompt=distinct[start : start + CHUNK],
-            device=pipeline.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=guidance > 1 and not start,
-        )
-        parts.setdefault("prompt_embeds", []).append(states)
-        if no_states is not None:
-            empty["negative_prompt_embeds"] = no_states[:1]
-        if pooled:  # SDXL
-            parts.setdefault("pooled_prompt_embeds", []).append(pooled[0])
-            if pooled[1] is not None:
-                empty["negative_pooled_prompt_embeds"] = pooled[1][:1]
+        with_empty = family.guided(guidance) and not start
+        rows, no_rows = family.encode_rows(pipeline, distinct[start : start + CHUNK], empty=with_empty)
+        empty |= no_rows
+        for name, value in rows.items():
+            parts.setdefault(name, []).append(value)
     index = {prompt: row for row, prompt in enumerate(distinct)}
     return EncodedPrompts(index, {name: torch.cat(values) for name, values in parts.items()}, empty)
 
@@ -117,6 +113,18 @@ def to_levels(images: Tensor) -> tuple[Tensor, Tensor]:
     uniform = (flat.amax(2) == flat.amin(2)).all(1)
     blank = uniform | ~flat.isfinite().flatten(1).all(1)
     return levels.nan_to_num().to(torch.uint8).permute(0, 2, 3, 1).contiguous(), blank
+
+
+def denoiser_for_sampling(pipeline: Any, *, fast: bool) -> AbstractContextManager[Callable[[], None]]:
+    """Context in which the denoiser is compiled (`fast`), or reuses what is the same in all steps of a batch.
+
+    Yields a function that frees what is kept of the last batch.
+    """
+    if fast:
+        return compiled(denoiser_of(pipeline))
+    if family_of(pipeline).keeps_text_keys:
+        return text_keys_reused(denoiser_of(pipeline))
+    return nullcontext(lambda: None)
 
 
 class _Remembering:

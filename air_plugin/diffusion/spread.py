@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from air_plugin.diffusion.compile import compiled
 from air_plugin.diffusion.generate import GenerationReport, Sampling, report_on
 from air_plugin.diffusion.image_set import ImageSet
 from air_plugin.diffusion.jobs import ImageJob
 from air_plugin.diffusion.lora import adapter_loaded
 from air_plugin.diffusion.pipeline import Generator, load_generator
-from air_plugin.diffusion.sampling import EncodedPrompts, encode_once, text_keys_reused
+from air_plugin.diffusion.sampling import EncodedPrompts, denoiser_for_sampling, encode_once
 from air_plugin.diffusion.writers import THREADS, add_lines, write_image
 from air_plugin.engine import Engine
 from air_plugin.utils.errors import UserError
@@ -148,8 +147,7 @@ def set_up(recipe: Recipe) -> Place:
         raise UserError(f"generator '{recipe.name}' has other weights on a worker's machine than on this one")
     pipeline, stack = generator.pipeline, ExitStack()
     stack.enter_context(adapter_loaded(pipeline, recipe.adapter, accelerator=generator.accelerator))
-    context: Any = compiled(pipeline.unet) if recipe.compile_unet else text_keys_reused(pipeline.unet)
-    forget = stack.enter_context(context)
+    forget = stack.enter_context(denoiser_for_sampling(pipeline, fast=recipe.compile_unet))
     prompts = encode_once(pipeline, recipe.prompts, guidance=recipe.guidance)
     return Place(recipe, generator, prompts, forget, recipe.size, stack)
 

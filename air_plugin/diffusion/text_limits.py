@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from air_plugin.diffusion.families import family_of
 from air_plugin.utils.errors import UserError
 
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
@@ -23,9 +24,10 @@ def require_fit(pipeline: Any, texts: Iterable[str]) -> None:
         UserError: a text is too long; the message names it.
     """
     distinct = list(dict.fromkeys(texts))
+    longest = family_of(pipeline).longest_text(pipeline) or NO_LIMIT + 1
     for tokenizer in (getattr(pipeline, name, None) for name in TOKENIZERS):
-        limit = getattr(tokenizer, "model_max_length", None)
-        if tokenizer is None or limit is None or limit > NO_LIMIT or not distinct:
+        limit = min(getattr(tokenizer, "model_max_length", None) or NO_LIMIT + 1, longest)
+        if tokenizer is None or limit > NO_LIMIT or not distinct:
             continue
         # verbose: else transformers warns about long texts, which this function is for
         for text, tokens in zip(distinct, tokenizer(distinct, verbose=False).input_ids, strict=True):

@@ -19,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from air_plugin.config import LoraSettings
 from air_plugin.diffusion import lora
+from air_plugin.diffusion.family import Conditioning
 from air_plugin.diffusion.lora import CHECKPOINT, WEIGHTS, train_lora
 from air_plugin.diffusion.lora_step import AdapterWeights, LoraStep, Losses, MasterWeights, _train_on
-from air_plugin.diffusion.pipeline import Conditioning, Generator, _fingerprint, encode_prompts
+from air_plugin.diffusion.pipeline import Generator, _fingerprint, encode_prompts
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.store import Store
 

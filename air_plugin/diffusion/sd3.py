@@ -1,0 +1,56 @@
+"""Stable Diffusion 3 and 3.5: a transformer over text and image tokens, two CLIP towers and a T5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from air_plugin.diffusion.family import Rows
+from air_plugin.diffusion.flow import FlowFamily, flow_loss
+
+
+class StableDiffusion3(FlowFamily):
+    """See `Family`; Esser et al. 2024 (arXiv 2403.03206)."""
+
+    pipelines = ("StableDiffusion3Pipeline",)
+    encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+    def longest_text(self, pipeline: Any) -> int | None:
+        return 256  # of T5, the pipeline's default
+
+    def encode_one(self, pipeline: Any, text: str) -> Rows:
+        states, _, pooled, _ = pipeline.encode_prompt(
+            prompt=[text],
+            prompt_2=None,
+            prompt_3=None,
+            device=pipeline.transformer.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.longest_text(pipeline),
+        )
+        return {"prompt_embeds": states, "pooled_prompt_embeds": pooled}
+
+    def loss(
+        self,
+        model: Any,
+        scheduler: Any,
+        latents: Tensor,
+        *,
+        states: Tensor,
+        noise: Tensor,
+        steps: Tensor,
+        added: dict[str, Tensor] | None,
+    ) -> Tensor:
+        """`flow_loss`; `steps` are (B,) noise levels in [0, 1]."""
+        assert added is not None
+
+        def predict(noisy: Tensor) -> Tensor:
+            return model(
+                hidden_states=noisy.to(model.dtype),
+                timestep=steps * scheduler.config.num_train_timesteps,
+                encoder_hidden_states=states.to(model.dtype),
+                pooled_projections=added["pooled_projections"].to(model.dtype),
+                return_dict=False,
+            )[0]
+
+        return flow_loss(predict, latents, noise=noise, levels=steps)
