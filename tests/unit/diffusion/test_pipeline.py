@@ -338,7 +338,7 @@ def test_pickles_are_refused(folder: Path, tmp_path: Path):
     assert "cannot be loaded" in message_of(name=tmp_path / "pickled")
 
 
-@pytest.mark.parametrize("kind", ["FluxPipeline", "StableDiffusionInpaintPipeline", ["pipeline", "Own"], None])
+@pytest.mark.parametrize("kind", ["KolorsPipeline", "StableDiffusionInpaintPipeline", ["pipeline", "Own"], None])
 def test_other_kinds_of_pipeline_are_refused(folder: Path, tmp_path: Path, kind: Any):
     index = json.loads((folder / "model_index.json").read_text())
     (tmp_path / "model_index.json").write_text(json.dumps({**index, "_class_name": kind}))
