@@ -205,7 +205,7 @@ def _make_t5() -> Any:
     config = T5Config(
         vocab_size=97 + 1, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
     )
-    return T5EncoderModel(config)
+    return T5EncoderModel(config).eval()  # it has dropout
 
 
 def _make_unet(**changes: Any) -> Any:

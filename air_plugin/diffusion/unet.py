@@ -82,8 +82,18 @@ class UNetFamily:
     def added(self, texts: Conditioning, size: int) -> dict[str, Tensor] | None:
         return texts.added(size)
 
-    def loss(self, model: Any, scheduler: Any, latents: Tensor, **inputs: Any) -> Tensor:
-        return lora_step.denoising_loss(model, scheduler, latents, **inputs)
+    def loss(
+        self,
+        model: Any,
+        scheduler: Any,
+        latents: Tensor,
+        *,
+        states: Tensor,
+        noise: Tensor,
+        steps: Tensor,
+        added: dict[str, Tensor] | None,
+    ) -> Tensor:
+        return lora_step.denoising_loss(model, scheduler, latents, states=states, noise=noise, steps=steps, added=added)
 
     def save_adapter(self, pipeline: Any, folder: Any, layers: dict[str, torch.Tensor]) -> None:
         pipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
