@@ -41,14 +41,23 @@ def flow_loss(predict: Callable[[Tensor], Tensor], latents: Tensor, *, noise: Te
     return F.mse_loss(predicted.float(), (noise - latents).float())
 
 
+def sample_levels(size: int, shift: float, rng: torch.Generator) -> Tensor:
+    """(B,) noise levels of flow matching, in [0, 1]: logit-normal and shifted (Esser et al. 2024, eq. 19 and 23).
+
+    s = sigmoid(n), n ~ N(0, 1),   s' = shift s / (1 + (shift - 1) s)
+    """
+    levels = torch.randn(size, generator=rng).sigmoid()
+    return shift * levels / (1 + (shift - 1) * levels)
+
+
 class FlowFamily:
     """See `Family`: what Stable Diffusion 3 and FLUX share. Text encoders are on the device only while they encode."""
 
     pipelines: tuple[str, ...] = ()
     part = "transformer"
     encoders: tuple[str, ...] = ()
-    samplers = ("own",)
-    noise = NOISE
+    samplers: tuple[str, ...] = ("own",)
+    noise: tuple[str, ...] = NOISE
     keeps_text_keys = False
 
     def load_options(self, kind: str, *, safety_checker: bool) -> dict[str, Any]:

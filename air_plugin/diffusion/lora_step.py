@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from air_plugin.diffusion.family import Conditioning
+from air_plugin.diffusion.flow import sample_levels
 from air_plugin.utils.cuda_graph import Graph, GraphedStep
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.seeding import stable_seed
@@ -112,15 +113,6 @@ def sample_latents(moments: Tensor, scaling: float, rng: torch.Generator) -> Ten
     mean, log_variance = moments.chunk(2, dim=1)
     deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
     return (mean + deviation * torch.randn(mean.shape, generator=rng)) * scaling
-
-
-def sample_levels(size: int, shift: float, rng: torch.Generator) -> Tensor:
-    """(B,) noise levels of flow matching, in [0, 1]: logit-normal and shifted (Esser et al. 2024, eq. 19 and 23).
-
-    s = sigmoid(n), n ~ N(0, 1),   s' = shift s / (1 + (shift - 1) s)
-    """
-    levels = torch.randn(size, generator=rng).sigmoid()
-    return shift * levels / (1 + (shift - 1) * levels)
 
 
 class AdapterWeights:

@@ -25,11 +25,11 @@ NOISE = (
 class UNetFamily:
     """See `Family`. SDXL has a second text tower, whose pooled text its U-Net takes together with the image's size."""
 
-    pipelines = ("StableDiffusionPipeline", XL)
+    pipelines: tuple[str, ...] = ("StableDiffusionPipeline", XL)
     part = "unet"
-    encoders = ("text_encoder", "text_encoder_2")
-    samplers = ("dpm", "ddim", "euler", "lcm", "own")
-    noise = NOISE
+    encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
+    samplers: tuple[str, ...] = ("dpm", "ddim", "euler", "lcm", "own")
+    noise: tuple[str, ...] = NOISE
     keeps_text_keys = True
 
     def load_options(self, kind: str, *, safety_checker: bool) -> dict[str, Any]:

@@ -18,11 +18,10 @@ from air_plugin.config import LoraSettings
 from air_plugin.diffusion import generate as generation
 from air_plugin.diffusion import lora as module
 from air_plugin.diffusion.families import FAMILIES, UNET, family_of
-from air_plugin.diffusion.flow import flow_loss
+from air_plugin.diffusion.flow import flow_loss, sample_levels
 from air_plugin.diffusion.flux import pack, positions, unpack
 from air_plugin.diffusion.generate import generate
 from air_plugin.diffusion.lora import WEIGHTS, adapter_loaded, train_lora
-from air_plugin.diffusion.lora_step import sample_levels
 from air_plugin.diffusion.pipeline import Generator, _fingerprint, encode_prompts, load_generator, require_size
 from air_plugin.diffusion.sampling import encode_once
 from air_plugin.utils.errors import UserError
