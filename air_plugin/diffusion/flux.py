@@ -17,8 +17,8 @@ class Flux(FlowFamily):
     An adapter of dev is trained at guidance 1, at which the distilled model predicts the flow of the data itself.
     """
 
-    pipelines = ("FluxPipeline",)
-    encoders = ("text_encoder", "text_encoder_2")
+    pipelines: tuple[str, ...] = ("FluxPipeline",)
+    encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
 
     def longest_text(self, pipeline: Any) -> int | None:
         return 512 if pipeline.transformer.config.guidance_embeds else 256  # of T5: dev, schnell

@@ -13,8 +13,8 @@ from air_plugin.diffusion.flow import FlowFamily, flow_loss
 class StableDiffusion3(FlowFamily):
     """See `Family`; Esser et al. 2024 (arXiv 2403.03206)."""
 
-    pipelines = ("StableDiffusion3Pipeline",)
-    encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    pipelines: tuple[str, ...] = ("StableDiffusion3Pipeline",)
+    encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
     def longest_text(self, pipeline: Any) -> int | None:
         return 256  # of T5, the pipeline's default
