@@ -25,6 +25,7 @@ Prototypes = Literal["synthetic", "real"]
 Prior = Literal["prototypes", "none"]
 Classifier = Literal["cosine", "gaussian"]
 Refinement = Literal["none", "em"]
+PriorStrength = Literal["moments", "data"]
 Transduction = Literal["none", "transclip", "stata", "zlap"]
 FittedOn = Literal["test", "unlabelled"]
 Anchors = Literal["text", "images"]
@@ -213,6 +214,11 @@ class AirSettings(Section):
     prior: Prior = setting(
         "prototypes", "prior of REFINE em: the classes of the prototypes; none: no prior, EM from zero-shot"
     )
+    prior_strength: PriorStrength = setting(
+        "moments",
+        "images that a generated class mean counts for in REFINE em: moments: one number, estimated from the distance "
+        "to the unlabelled images; data: a number for each class, estimated from the text predictions",
+    )
     auxiliary: Classifier = setting(
         "cosine", "cosine: the paper's mean cosine; gaussian: class means of all M images and one covariance"
     )
@@ -271,6 +277,10 @@ class AirSettings(Section):
             require(self.auxiliary == "gaussian", "AIR.AUXILIARY", self.auxiliary, "gaussian where AIR.REFINE is em")
         if self.filter_top:
             require(self.prototypes == "synthetic", "AIR.FILTER_TOP", self.filter_top, "0 where prototypes are real")
+        if self.prior_strength == "data":
+            expected = "moments where AIR.REFINE is not em, or AIR.PRIOR is none"
+            usual = self.refine == "em" and self.prior == "prototypes"
+            require(usual, "AIR.PRIOR_STRENGTH", self.prior_strength, expected)
         if self.prior == "none":
             require(self.refine == "em", "AIR.REFINE", self.refine, "em where AIR.PRIOR is none")
         if self.rounds > 1:

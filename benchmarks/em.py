@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from air_plugin.functional.gaussian import fit_gaussians, refine
+from air_plugin.functional.em import refine
+from air_plugin.functional.gaussian import fit_gaussians
 from benchmarks.selection import peak_memory
 
 

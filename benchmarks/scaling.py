@@ -36,7 +36,8 @@ from torch import Tensor
 
 from air_plugin.clip.images_on_disk import ImagesOnDisk
 from air_plugin.engine import Team
-from air_plugin.functional.gaussian import Gaussians, Refined, fit_gaussians, refine_shards
+from air_plugin.functional.em import Refined, refine_shards
+from air_plugin.functional.gaussian import Gaussians, fit_gaussians
 from air_plugin.functional.shards import SHARD, cut, in_this_process
 from air_plugin.utils.tables import write_table
 from benchmarks.em import unit

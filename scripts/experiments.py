@@ -33,7 +33,7 @@ class Row:
     @property
     def name(self) -> str:
         name = self.title or self.trainer
-        return f"{name} ({self.table})" if self.table else name
+        return f"{name} ({self.table})" if self.table not in name else name
 
 
 def without_air(options: list[str]) -> list[str]:
@@ -67,7 +67,7 @@ def experiment_of(name: str, options: list[str]) -> tuple[list[Row], str | None]
     """The rows of an experiment and the title of its baseline; rows' own options come after the command line's.
 
     Under `tables`, an experiment may name several tables, each with options; every table has every row, or those that
-    name it in their own `tables`. A row that a table does not have is left out with a line.
+    name it in their own `tables`. A row that a table does not have is left out with a line. Titles are `in_table`.
 
     Raises:
         UserError: there is no such experiment, or a row names an unknown preset or table.
@@ -76,18 +76,22 @@ def experiment_of(name: str, options: list[str]) -> tuple[list[Row], str | None]
     tables = experiment.get("tables", {"": {}})
     rows = []
     for table, shared in tables.items():
-        absent = []
+        before = len(rows)
         for row in experiment["rows"]:
             chosen = row.get("tables", list(tables))
             if wrong := [one for one in chosen if one not in tables]:
                 raise unknown("table", wrong[0], tables)
             if table in chosen:
                 rows.append(_row(row, table, shared, options))
-            else:
-                absent.append(row["title"])
-        if absent:
-            print(f"left out of the table {table}: {'; '.join(absent)}, as configs/experiments/{name}.yaml says")
+        if absent := len(experiment["rows"]) - (len(rows) - before):
+            few = f"{absent} of {len(experiment['rows'])} rows"
+            print(f"left out of the table {table}: {few}, as configs/experiments/{name}.yaml says")
     return rows, experiment.get("baseline")
+
+
+def in_table(title: str, table: str) -> str:
+    """A title of the file, in which {table} stands for the table's name: titles name one row in all of a data set."""
+    return title.replace("{table}", table)
 
 
 def _row(row: Mapping[str, Any], table: str, shared: Mapping[str, Any], options: list[str]) -> Row:
@@ -95,4 +99,4 @@ def _row(row: Mapping[str, Any], table: str, shared: Mapping[str, Any], options:
     given = options if uses_generator(row["trainer"]) else without_air(options)
     own = [str(part) for pair in {**shared, **row.get("options", {})}.items() for part in pair]
     preset = config_file("presets", row["preset"], "preset").stem if "preset" in row else ""
-    return Row(row["trainer"], [*given, *own], row["title"], preset, table)
+    return Row(row["trainer"], [*given, *own], in_table(row["title"], table), preset, table)

@@ -37,7 +37,7 @@ from air_plugin.utils.sections import LARGEST_SEED  # noqa: E402
 from scripts.compose import compose, config_file, facts_of, resolve, settings_of  # noqa: E402
 from scripts.data import announce_weights, require_data  # noqa: E402
 from scripts.display import Display  # noqa: E402
-from scripts.experiments import Row, default_config, experiment_of, rows_of  # noqa: E402
+from scripts.experiments import Row, default_config, experiment_of, in_table, rows_of  # noqa: E402
 from scripts.identity import claim, forget_data, inputs_of  # noqa: E402
 from scripts.titles import remember_titles  # noqa: E402
 from scripts.worker import Run  # noqa: E402
@@ -216,8 +216,9 @@ def _has_tower(cfg: Any) -> bool:
 
 
 def _is_refused(table: str, cfg: Any) -> bool:
-    """Whether a data set cannot serve the paradigm of a table that is one of several; why is printed."""
-    if not table or cfg.DATASET.PARADIGM == "ul":
+    """Whether a data set cannot serve the paradigm or missing classes of a table of several; why is printed."""
+    dataset = cfg.DATASET
+    if not table or (dataset.PARADIGM == "ul" and not dataset.NUM_MISSING_CLASSES and dataset.IMBALANCE_RATIO == 1):
         return False
     try:
         facts_of(cfg)(cfg)
@@ -289,7 +290,7 @@ def table(args: argparse.Namespace, name: str, titles: Titles, baseline: str | N
         args: the command's.
         name: of the table, "" where the experiment has one.
         titles: of its rows, by trainer and label.
-        baseline: title of the row that the others are compared with.
+        baseline: title of the row that the others are compared with, as the experiment's file has it.
     """
     from air_plugin.report.summary import summarize_results
 
@@ -300,8 +301,8 @@ def table(args: argparse.Namespace, name: str, titles: Titles, baseline: str | N
         page = folder / f"{trainers[-1]}.html"
         return summarize_results(folder.parent, folder.name, titles, baseline=control, page=page, others=True)
     remember_titles(folder / "methods.json", titles)
-    row = next((cell for cell, title in titles.items() if title == baseline), None)
-    stem = f"{args.experiment}-{name}" if name else args.experiment
+    row = next((cell for cell, title in titles.items() if title == in_table(baseline or "", name)), None)
+    stem = f"{args.experiment}-{name.replace(' ', '-')}" if name else args.experiment
     text = summarize_results(folder.parent, folder.name, titles, baseline=row, page=folder / f"{stem}.html")
     return f"## {stem}\n\n{text}" if name else text
 

@@ -14,8 +14,9 @@ from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.auxiliary.supervision import Supervision
 from air_plugin.config import AirSettings
 from air_plugin.functional.calibration import match_confidence, mean_confidence
+from air_plugin.functional.em import LIKELIHOOD_WEIGHT, PriorStrength, Refined, posterior, refine
 from air_plugin.functional.fusion import fuse, fusion_weight
-from air_plugin.functional.gaussian import LIKELIHOOD_WEIGHT, Gaussians, Refined, fit_gaussians, posterior, refine
+from air_plugin.functional.gaussian import Gaussians, fit_gaussians
 from air_plugin.utils.store import Store
 from air_plugin.utils.tensors import save_tensors, tensor_digest
 
@@ -65,7 +66,7 @@ def finalize(
         generated: (C, M, D) unit features of all its images.
         features: (N, D) of the unlabelled images, unit rows.
         probs: (N, C) their zero-shot probabilities.
-        settings: AUXILIARY, REFINE, PRIOR and LAMBDA.
+        settings: AUXILIARY, REFINE, PRIOR, PRIOR_STRENGTH and LAMBDA.
         store: keeps the result of EM.
         supervision: labelled images, which EM uses, too; nothing else is chosen by them.
         usable: (C, M) bool, which of the images count; None: all.
@@ -80,7 +81,7 @@ def finalize(
         model = None if settings.prior == "none" else fit(generated, usable)
         if settings.refine == "em":
             images = (features, probs) if supervision is None else supervision.joined(features, probs)
-            refined = refine_cached(model, *images, store=store)
+            refined = refine_cached(model, *images, prior_strength=settings.prior_strength, store=store)
             model, metrics = refined.model, metrics_of(refined)
             consensus = posterior(model, features, allowed)
         assert model is not None  # AirSettings: PRIOR none needs EM
@@ -124,13 +125,24 @@ def fit(generated: Tensor, usable: Tensor | None = None) -> Gaussians:
     return fit_gaussians(generated.flatten(0, 1)[chosen], labels[chosen], classes=classes)
 
 
-def refine_cached(prior: Gaussians | None, features: Tensor, probs: Tensor, *, store: Store) -> Refined:
+def refine_cached(
+    prior: Gaussians | None, features: Tensor, probs: Tensor, *, prior_strength: PriorStrength = "moments", store: Store
+) -> Refined:
     """`refine`, or its result from the store: with many images only generation takes longer."""
     inputs = {"features": features, "probs": probs}
     if prior is not None:
         inputs |= {"mean": prior.mean, "covariance": prior.covariance, "counts": prior.counts}
-    settings = {"recipe": 2, "inputs": tensor_digest(inputs), "weight": LIKELIHOOD_WEIGHT}
-    return stored_result(settings, lambda _: refine(features, probs, prior=prior), store=store, device=features.device)
+    settings = {"recipe": 2, "inputs": tensor_digest(inputs), "weight": LIKELIHOOD_WEIGHT, **named(prior_strength)}
+
+    def make(_: Path) -> Refined:
+        return refine(features, probs, prior=prior, prior_strength=prior_strength)
+
+    return stored_result(settings, make, store=store, device=features.device)
+
+
+def named(prior_strength: PriorStrength) -> dict[str, str]:
+    """What a key of the store has of it: nothing by default, as before there was a choice."""
+    return {} if prior_strength == "moments" else {"prior_strength": prior_strength}
 
 
 def stored_result(

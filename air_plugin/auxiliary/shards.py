@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
-from air_plugin.auxiliary.refinement import fit, metrics_of, stored_result
+from air_plugin.auxiliary.refinement import fit, metrics_of, named, stored_result
 from air_plugin.clip.images_on_disk import ImagesOnDisk
 from air_plugin.config import AirSettings
 from air_plugin.functional.calibration import SAMPLE, match_confidence
+from air_plugin.functional.em import LIKELIHOOD_WEIGHT, PriorStrength, Refined, refine_shards
 from air_plugin.functional.fusion import fuse, product_consensus, relative_weight
-from air_plugin.functional.gaussian import LIKELIHOOD_WEIGHT, Gaussians, Refined, refine_shards
+from air_plugin.functional.gaussian import Gaussians
 from air_plugin.functional.shards import SHARD, EStep, Keep, ShardMap, add_up, cut, in_this_process
 from air_plugin.utils.store import Store
 from air_plugin.utils.tensors import load_tensors, save_tensors, tensor_digest
@@ -46,6 +47,7 @@ def finalize_shards(
     settings: AirSettings,
     store: Store,
     map_shards: ShardMap = in_this_process,
+    usable: Tensor | None = None,
 ) -> tuple[AuxiliaryClassifier, Labels, dict[str, Any]]:
     """`finalize` on the CPU, for images on disk: nothing of the size N * D or N * C is held in memory.
 
@@ -56,21 +58,25 @@ def finalize_shards(
         classifier: in the cosine form.
         generated: (C, M, D) unit features of all its images.
         images: N unlabelled images.
-        settings: AUXILIARY, REFINE, PRIOR and LAMBDA.
+        settings: AUXILIARY, REFINE, PRIOR, PRIOR_STRENGTH and LAMBDA.
         store: keeps the result of EM.
         map_shards: computes the shards; in this process by default.
+        usable: (C, M) bool, which of the generated images count; None: all.
 
     Returns:
         The classifier, the labels of the unlabelled images by all evidence, and metrics.
     """
     classifier, generated = classifier.to("cpu"), generated.cpu()
+    usable = None if usable is None else usable.cpu()
     metrics: dict[str, Any] = {}
     head = None
     over = _Over(images, map_shards)
     if settings.auxiliary == "gaussian":
-        model = None if settings.prior == "none" else fit(generated)
+        model = None if settings.prior == "none" else fit(generated, usable)
         if settings.refine == "em":
-            refined = refine_on_disk(model, images, store=store, map_shards=map_shards)
+            refined = refine_on_disk(
+                model, images, prior_strength=settings.prior_strength, store=store, map_shards=map_shards
+            )
             model, metrics = refined.model, metrics_of(refined)
             head = model.head()
         assert model is not None  # AirSettings: PRIOR none needs EM
@@ -86,7 +92,12 @@ def finalize_shards(
 
 
 def refine_on_disk(
-    prior: Gaussians | None, images: ImagesOnDisk, *, store: Store, map_shards: ShardMap = in_this_process
+    prior: Gaussians | None,
+    images: ImagesOnDisk,
+    *,
+    prior_strength: PriorStrength = "moments",
+    store: Store,
+    map_shards: ShardMap = in_this_process,
 ) -> Refined:
     """`refine_shards`, or its result from the store, which keeps the sums of finished steps of an interrupted one."""
     parts = {} if prior is None else {"mean": prior.mean, "covariance": prior.covariance, "counts": prior.counts}
@@ -94,10 +105,16 @@ def refine_on_disk(
 
     def make(folder: Path) -> Refined:
         return refine_shards(
-            images, prior=prior, chunk=CHUNK, shard=SHARD, map_shards=map_shards, keep=_kept_in(folder)
+            images,
+            prior=prior,
+            prior_strength=prior_strength,
+            chunk=CHUNK,
+            shard=SHARD,
+            map_shards=map_shards,
+            keep=_kept_in(folder),
         )
 
-    return stored_result(settings | {"weight": LIKELIHOOD_WEIGHT}, make, store=store)
+    return stored_result(settings | {"weight": LIKELIHOOD_WEIGHT} | named(prior_strength), make, store=store)
 
 
 def _kept_in(folder: Path) -> Keep:

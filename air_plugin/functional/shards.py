@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from air_plugin.functional.anchors import certain_counts
+
 SHARD = 65_536  # images; another size changes the last bits of the sums of more images than that
 Keep = Callable[[str, Callable[[], list[Tensor]]], list[Tensor]]
 SMALLEST = torch.finfo(torch.float32).tiny
@@ -97,10 +99,11 @@ def add_up(
     shards: Sequence[range],
     *,
     map_shards: ShardMap = in_this_process,
+    combine: Callable[[Tensor, Tensor], Tensor] = torch.add,
 ) -> list[Tensor]:
     """The sums over shards of what `work` returns for each, a sequence of arrays or tensors, in the shards' order.
 
-    Results that come before an earlier shard's are kept until it is there.
+    Results that come before an earlier shard's are kept until it is there. `combine` may do another thing than add.
 
     Raises:
         RuntimeError: a shard has no result.
@@ -112,7 +115,7 @@ def add_up(
         early[index] = result
         while following in early:
             parts = [_tensor(part) for part in early.pop(following)]
-            total = [one + other for one, other in zip(total, parts, strict=True)] if following else parts
+            total = [combine(one, other) for one, other in zip(total, parts, strict=True)] if following else parts
             following += 1
     if following < len(shards):
         raise RuntimeError(f"shard {following} of {len(shards)} has no result")
@@ -127,12 +130,14 @@ class EStep:
     head: (C, D) weight and (C,) bias of the classes, float64, as `light` makes them; None uses the text alone.
     likelihood_weight: a.
     chunk: images at a time.
+    certain: whether `sums` has `certain_counts`, too.
     """
 
     images: Images
     head: tuple[Any, Any] | None
     likelihood_weight: float
     chunk: int
+    certain: bool = False
 
     def parts(self, shard: range) -> Iterator[tuple[range, Tensor, Tensor]]:
         """Chunk by chunk: which images, their (n, D) features and (n, C) z = softmax(log p + a (f w + b)), float64."""
@@ -147,16 +152,25 @@ class EStep:
             yield part, features, score.softmax(dim=1)
 
     @torch.no_grad()
-    def sums(self, shard: range) -> tuple[Any, Any]:
-        """(C,) soft counts, and (C, D) sums of the features weighted by z, of a shard."""
-        soft_counts = sums = torch.empty(0)
+    def sums(self, shard: range) -> list[Any]:
+        """Of a shard: (C,) soft counts, (C, D) sums of the features weighted by z, and (C,) certain counts if asked."""
+        soft_counts = sums = certain = torch.empty(0)
         for part, features, z in self.parts(shard):
             if part.start == shard.start:
                 soft_counts = z.new_zeros(z.shape[1])
                 sums = z.new_zeros(z.shape[1], features.shape[1])
+                certain = z.new_zeros(z.shape[1])
             soft_counts += z.sum(dim=0)
             sums.addmm_(z.T, features)
-        return light(soft_counts), light(sums)
+            if self.certain:
+                certain += certain_counts(z)
+        return [light(total) for total in (soft_counts, sums, certain)[: 3 if self.certain else 2]]
+
+    def largest(self, shard: range) -> list[Any]:
+        """(C,) the largest text probabilities of a shard."""
+        starts = range(shard.start, shard.stop, self.chunk)
+        parts = [self.images.text_probs(start, min(start + self.chunk, shard.stop)).amax(dim=0) for start in starts]
+        return [light(torch.stack(parts).amax(dim=0).double())]
 
 
 def compute(name: str, sums: Callable[[], list[Tensor]]) -> list[Tensor]:
@@ -181,10 +195,17 @@ class Sums:
     map_shards: ShardMap = in_this_process
     keep: Keep = compute
 
-    def expect(self, name: str, head: tuple[Tensor, Tensor] | None, likelihood_weight: float) -> list[Tensor]:
-        """Of an E step: (C,) soft counts N_c, and (C, D) sums of the features weighted by z."""
+    def expect(
+        self, name: str, head: tuple[Tensor, Tensor] | None, likelihood_weight: float, *, certain: bool = False
+    ) -> list[Tensor]:
+        """Of an E step, see `EStep.sums`."""
         numbers = None if head is None else (light(head[0]), light(head[1]))
-        return self._add_up(name, EStep.sums, EStep(self.images, numbers, likelihood_weight, self.chunk))
+        return self._add_up(name, EStep.sums, EStep(self.images, numbers, likelihood_weight, self.chunk, certain))
+
+    def largest_text_probs(self) -> Tensor:
+        """(C,) over all images, in float64."""
+        state = EStep(self.images, None, 0.0, self.chunk)
+        return self._add_up("largest", EStep.largest, state, combine=torch.maximum)[0]
 
     def second_moment(self) -> Tensor:
         """(D, D) sum of f f', in float64."""
@@ -194,9 +215,9 @@ class Sums:
         """(D,) mean of the features, in float64."""
         return self._add_up("mean", _sum, self.images)[0] / len(self.images)
 
-    def _add_up(self, name: str, work: Callable[[Any, range], Sequence[Any]], state: Any) -> list[Tensor]:
-        shards = cut(len(self.images), self.shard)
-        return self.keep(name, lambda: add_up(partial(_same, state), work, shards, map_shards=self.map_shards))
+    def _add_up(self, name: str, work: Callable[[Any, range], Sequence[Any]], state: Any, **how: Any) -> list[Tensor]:
+        shards, how = cut(len(self.images), self.shard), {"map_shards": self.map_shards, **how}
+        return self.keep(name, lambda: add_up(partial(_same, state), work, shards, **how))
 
 
 def light(tensor: Tensor) -> Any:

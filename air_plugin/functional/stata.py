@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
+from air_plugin.functional.anchors import certain_counts, data_driven_weight
 from air_plugin.functional.graph import affinity_graph
 from air_plugin.functional.transclip import (
     SMALLEST_COUNT,
@@ -53,8 +53,8 @@ def stata(
     so that a class no image belongs to stays at its anchor. The anchors are the text features in the paper; the means
     of generated images in their place are ours.
 
-    `anchor_weight` "data" (its von Mises-Fisher successor, ICML 2026): the alpha of a class is
-    1 / sqrt(mean_i y_ic * max_i y_ic), and an image counts 1 - H(z_i) / log C in n_c.
+    `anchor_weight` "data" (its von Mises-Fisher successor, ICML 2026): each class has its own alpha,
+    `anchors.data_driven_weight`, and n_c is `anchors.certain_counts`.
 
     Args:
         features: (N, D), unit rows.
@@ -71,32 +71,18 @@ def stata(
     Returns:
         (N, C) assignment z in the type of `probs`, rows sum to 1, and the mixture of the last update.
     """
-    graph = affinity_graph(features, neighbours, chunk=chunk)
+    graph, certain = affinity_graph(features, neighbours, chunk=chunk), anchor_weight == "data"
     x, y, t = features.double(), probs.double(), anchors.double()
     text_term = text_weight * log_predictions(probs)
-    weight = torch.full_like(t[:, 0], alpha) if anchor_weight == "fixed" else data_driven_weight(y)
+    weight = data_driven_weight(y.mean(dim=0), y.amax(dim=0)) if certain else torch.full_like(t[:, 0], alpha)
     spread = at_least_tiny(squares(x, y, t).sum(dim=0) / len(x))  # (D,) S'
     mean, variance, z = t, spread.expand_as(t), y
     for _ in range(rounds):
         fixed = text_term + log_likelihood(x, mean, variance) / TEMPERATURE
         z = assign(fixed, graph, z, neighbours=neighbours, steps=steps)
-        count = _counts(z, certain=anchor_weight == "data")
+        count = certain_counts(z) if certain else torch.bincount(z.argmax(dim=1), minlength=z.shape[1])
         share = (count / (count + weight))[:, None]  # (C, 1) b
         mean = normalize(share * soft_means(x, z, t) + (1 - share) * t, dim=1)
         own = squares(x, z, mean) / z.sum(dim=0).clamp(min=SMALLEST_COUNT)[:, None]
         variance = at_least_tiny(share * own + (1 - share) * (spread + (t - mean).square()))
     return z.to(probs), Mixture(mean, variance, text_weight)
-
-
-def data_driven_weight(probs: Tensor) -> Tensor:
-    """(C,) pseudo-counts of the anchors, 1 / sqrt(mean_i y_ic * max_i y_ic), from (N, C) predictions."""
-    evidence = probs.mean(dim=0) * probs.amax(dim=0)
-    return evidence.clamp(min=torch.finfo(torch.float32).tiny).rsqrt()
-
-
-def _counts(z: Tensor, *, certain: bool) -> Tensor:
-    """(C,) images whose largest z is that of the class; with `certain` an image counts 1 - H(z_i) / log C."""
-    weight = torch.ones_like(z[:, 0])
-    if certain and z.shape[1] > 1:
-        weight = 1 - torch.special.entr(z).sum(dim=1) / math.log(z.shape[1])
-    return weight @ one_hot(z.argmax(dim=1), z.shape[1]).to(z)

@@ -610,6 +610,7 @@ def test_no_other_word_and_no_other_key_is_auto(cfg: CfgNode, options: list[str]
     [
         (["AIR.REFINE", "em"], "AIR.AUXILIARY"),
         (["AIR.PRIOR", "none"], "AIR.REFINE"),
+        (["AIR.PRIOR_STRENGTH", "data"], "AIR.PRIOR_STRENGTH"),
         (["AIR.ROUNDS", "0"], "AIR.ROUNDS"),
         (["AIR.ROUNDS", "2", "AIR.PROTOTYPES", "real"], "AIR.ROUNDS"),
         (["AIR.ROUNDS", "2", "AIR.LORA.ENABLED", "False"], "AIR.ROUNDS"),

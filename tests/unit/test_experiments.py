@@ -11,7 +11,7 @@ import pytest
 import scripts.compose
 import scripts.run
 from air_plugin.utils.errors import UserError
-from scripts.experiments import Row, default_config, experiment_of
+from scripts.experiments import Row, default_config, experiment_of, in_table
 
 TWO = """
 baseline: b
@@ -42,7 +42,7 @@ def test_every_table_has_its_rows_with_its_options(write: Any, capsys: pytest.Ca
         Row("CPL", [*given, "DATASET.PARADIGM", "ssl"], "b", "", "ssl"),
     ]
     assert baseline == "b" and [row.name for row in rows] == ["b (ul)", "a (ssl)", "b (ssl)"]
-    assert capsys.readouterr().out == "left out of the table ul: a, as configs/experiments/mine.yaml says\n"
+    assert capsys.readouterr().out == "left out of the table ul: 1 of 2 rows, as configs/experiments/mine.yaml says\n"
 
 
 def test_an_experiment_without_tables_has_one_that_has_no_name(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,6 +50,13 @@ def test_an_experiment_without_tables_has_one_that_has_no_name(write: Any, capsy
     rows, _ = experiment_of("mine", [])
     assert [(row.name, row.table, row.options) for row in rows] == [("a", "", []), ("b", "", [])]
     assert not capsys.readouterr().out
+
+
+def test_a_title_may_have_the_name_of_its_table(write: Any) -> None:
+    write(TWO.replace("title: b", "title: 'b, {table}'").replace("baseline: b", "baseline: 'b, {table}'"))
+    rows, baseline = experiment_of("mine", [])
+    assert [row.name for row in rows] == ["b, ul", "a (ssl)", "b, ssl"]
+    assert in_table(baseline or "", "ssl") == rows[2].title == "b, ssl"
 
 
 def test_an_experiment_may_use_another_config_than_the_data_sets_default() -> None:
@@ -78,8 +85,9 @@ def list_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refuses: str) -> 
 
     def resolve_row(row: Row, *_: Any, **__: Any) -> tuple[Config, str]:
         paradigm = row.options[1] if row.options else "ul"
+        dataset = SimpleNamespace(PARADIGM=paradigm, NUM_MISSING_CLASSES=0, IMBALANCE_RATIO=1.0)
         trainer = SimpleNamespace(NAME=row.trainer, PROMPT=SimpleNamespace(MODALITY="text"))
-        return Config(DATASET=SimpleNamespace(PARADIGM=paradigm), TRAINER=trainer), f"mini+{paradigm}"
+        return Config(DATASET=dataset, TRAINER=trainer), f"mini+{paradigm}"
 
     def load(cfg: Config) -> None:
         if refuses == cfg.DATASET.PARADIGM:

@@ -79,6 +79,7 @@ def in_memory(images: ImagesOnDisk) -> dict[str, Tensor]:
         {"AUXILIARY": "gaussian"},
         {"AUXILIARY": "gaussian", "REFINE": "em"},
         {"AUXILIARY": "gaussian", "REFINE": "em", "PRIOR": "none"},
+        {"AUXILIARY": "gaussian", "REFINE": "em", "PRIOR_STRENGTH": "data"},
     ],
 )
 def test_the_result_is_that_of_images_in_memory(
@@ -98,6 +99,19 @@ def test_the_result_is_that_of_images_in_memory(
     confidence, classes = probs.max(dim=1)
     assert np.array_equal(labels.classes, classes.numpy()) and labels.classes.dtype == np.int32
     assert np.allclose(labels.confidence, confidence.numpy(), rtol=1e-5)
+
+
+def test_images_that_the_filter_has_dropped_have_no_part(classifier, generated, images, tmp_path: Path):
+    usable = torch.ones(C, M, dtype=torch.bool)
+    usable[:, 0] = False
+    given = {"settings": air_settings(AUXILIARY="gaussian", REFINE="em"), "usable": usable}
+    one, _, _ = finalize(classifier, generated, **in_memory(images), **given, store=Store(tmp_path / "one"))
+    two, *_ = finalize_shards(classifier, generated, images=images, **given, store=Store(tmp_path / "two"))
+    assert torch.allclose(one.weight, two.weight, rtol=1e-5)
+    three, *_ = finalize_shards(
+        classifier, generated, images=images, settings=given["settings"], store=Store(tmp_path / "two")
+    )
+    assert not torch.allclose(two.weight, three.weight, rtol=1e-3)
 
 
 def test_workers_in_other_processes_give_the_same(classifier, generated, images, store: Store):

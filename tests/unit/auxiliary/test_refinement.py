@@ -17,8 +17,9 @@ from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.auxiliary.refinement import finalize, summarize
 from air_plugin.auxiliary.stages import Prototypes
 from air_plugin.functional.calibration import mean_confidence
+from air_plugin.functional.em import posterior, refine
 from air_plugin.functional.fusion import fuse, fusion_weight
-from air_plugin.functional.gaussian import fit_gaussians, posterior, refine
+from air_plugin.functional.gaussian import fit_gaussians
 from air_plugin.utils.files import digest
 from air_plugin.utils.store import Store
 from air_plugin.utils.tensors import load_tensors, save_tensors

@@ -18,7 +18,7 @@ from air_plugin.auxiliary.supervision import Supervision
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.features import FeatureTable
 from air_plugin.clip.zero_shot import UnlabelledImages
-from air_plugin.functional.gaussian import refine
+from air_plugin.functional.em import refine
 from air_plugin.utils.provenance import Stages
 from air_plugin.utils.store import Store
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from air_plugin.functional.gaussian import Gaussians, fit_gaussians, oas_shrinkage, posterior, refine, shrink
+from air_plugin.functional.em import PriorStrength, posterior, refine
+from air_plugin.functional.gaussian import Gaussians, fit_gaussians, oas_shrinkage, shrink
 
 C, D = 4, 6
 
@@ -115,12 +116,14 @@ def test_the_bias_corrected_head_gives_every_class_the_same_likelihood_in_the_me
 
 
 def slow_refine(
-    features: Tensor, probs: Tensor, prior: Gaussians, *, a: float, steps: int
-) -> tuple[Tensor, Tensor, float]:
-    """`refine` with a prior, one image, class and sum at a time; returns means, covariance and n0."""
+    features: Tensor, probs: Tensor, prior: Gaussians, *, a: float, steps: int, data: bool = False
+) -> tuple[Tensor, Tensor, list[float]]:
+    """`refine` with a prior, one image, class and sum at a time: means, covariance and the n0 of the classes."""
     x, p = features.numpy(), probs.numpy()
+    pseudo = [1 / np.sqrt(np.mean([row[c] for row in p]) * max(row[c] for row in p)) for c in range(C)]
     u, s0, n = prior.mean.numpy(), prior.covariance.numpy(), float(prior.counts.sum())
-    most, n0, m, s = float(prior.counts.mean()), 0.0, None, s0
+    most, m, s = float(prior.counts.mean()), None, s0
+    n0 = pseudo if data else [most] * C
     for step in range(steps):
         z = np.zeros((len(x), C))
         for i in range(len(x)):
@@ -132,16 +135,20 @@ def slow_refine(
             z[i] = score / score.sum()
         soft_counts = [sum(z[i, c] for i in range(len(x))) for c in range(C)]
         own = [sum(z[i, c] * x[i] for i in range(len(x))) / soft_counts[c] for c in range(C)]
+        counts = soft_counts
+        if data:
+            counts = [0.0] * C
+            for row in z:
+                counts[int(row.argmax())] += 1 + sum(one * np.log(one) for one in row) / np.log(C)
 
-        def shift(n0: float, soft_counts=soft_counts, own=own):
-            w = [n0 * soft_counts[c] / (n0 + soft_counts[c]) for c in range(C)]
+        def shift(n0: list[float], counts=counts, own=own):
+            w = [n0[c] * counts[c] / (n0[c] + counts[c]) for c in range(C)]
             return sum(w[c] * (own[c] - u[c]) for c in range(C)) / sum(w)
 
         if step == 0:
-            m = [u[c] + shift(most) for c in range(C)]
+            m = [u[c] + shift(n0) for c in range(C)]
             continue
-        n0 = n0 or most
-        for _ in range(2):
+        for _ in range(0 if data else 2):
             d = shift(n0)
             excess = [
                 (own[c] - u[c] - d) @ np.linalg.solve(s, own[c] - u[c] - d) / D - 1 / soft_counts[c]
@@ -149,28 +156,41 @@ def slow_refine(
                 if soft_counts[c] >= 1
             ]
             excess = sorted(excess)[(len(excess) - 1) // 2]
-            n0 = most if excess <= 1 / most else max(1 / excess, 1.0)
+            n0 = [most if excess <= 1 / most else max(1 / excess, 1.0)] * C
         d = shift(n0)
-        m = [(n0 * (u[c] + d) + soft_counts[c] * own[c]) / (n0 + soft_counts[c]) for c in range(C)]
+        m = [(n0[c] * (u[c] + d) + counts[c] * own[c]) / (n0[c] + counts[c]) for c in range(C)]
         total = n * s0
         for c in range(C):
-            total = total + n0 * np.outer(m[c] - u[c] - d, m[c] - u[c] - d)
+            total = total + n0[c] * np.outer(m[c] - u[c] - d, m[c] - u[c] - d)
             for i in range(len(x)):
                 total = total + z[i, c] * np.outer(x[i] - m[c], x[i] - m[c])
         s = total / (n + len(x) + C)
     return torch.tensor(np.stack(m)), torch.tensor(s), n0
 
 
+@pytest.mark.parametrize("prior_strength", ["moments", "data"])
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_em_is_that_of_loops(chunk: int):
+def test_em_is_that_of_loops(chunk: int, prior_strength: PriorStrength):
     features, labels = classes_apart(count=6, seed=1)
     probs, prior = unsure(labels), generated()
-    made = refine(features, probs, prior=prior, likelihood_weight=0.7, iterations=3, tolerance=0, chunk=chunk)
-    mean, covariance, prior_strength = slow_refine(features, probs, prior, a=0.7, steps=3)
+    how = {"prior_strength": prior_strength, "likelihood_weight": 0.7, "iterations": 3, "tolerance": 0, "chunk": chunk}
+    made = refine(features, probs, prior=prior, **how)
+    mean, covariance, n0 = slow_refine(features, probs, prior, a=0.7, steps=3, data=prior_strength == "data")
     assert torch.allclose(made.model.mean, mean) and torch.allclose(made.model.covariance, covariance)
-    assert made.prior_strength == pytest.approx(prior_strength) and made.iterations == 3 and not made.converged
+    assert made.prior_strength == pytest.approx(np.mean(n0)) and made.iterations == 3 and not made.converged
     assert float(made.soft_counts.sum()) == pytest.approx(len(features))
-    assert torch.allclose(made.model.counts, made.soft_counts + made.prior_strength)
+    expected = made.soft_counts + made.prior_strength
+    assert torch.allclose(made.model.counts, expected) is (prior_strength == "moments")
+
+
+def test_a_class_that_text_hardly_names_keeps_its_generated_mean_with_strengths_of_the_data():
+    features, labels = classes_apart(count=40, seed=3)
+    probs = unsure(labels)
+    probs[:, 0] *= 1e-3
+    probs /= probs.sum(dim=1, keepdim=True)
+    kept = [refine(features, probs, prior=generated(), prior_strength=how) for how in ("moments", "data")]
+    weight = [float(1 - one.soft_counts[0] / one.model.counts[0]) for one in kept]
+    assert weight[1] > weight[0]
 
 
 def test_the_mean_step_is_the_maximum_of_the_posterior():

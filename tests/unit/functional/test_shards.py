@@ -18,7 +18,8 @@ from torch import Tensor
 
 from air_plugin.clip.images_on_disk import ImagesOnDisk
 from air_plugin.engine import LocalEngine
-from air_plugin.functional.gaussian import Gaussians, Refined, fit_gaussians, refine, refine_shards
+from air_plugin.functional.em import Refined, refine, refine_shards
+from air_plugin.functional.gaussian import Gaussians, fit_gaussians
 from air_plugin.functional.shards import ShardMap, Sums, add_up, cut, in_this_process
 from air_plugin.utils.tables import Table
 from air_plugin.utils.tensors import save_tensors
@@ -145,7 +146,7 @@ def test_a_worker_receives_places_not_features(images: ImagesOnDisk):
 MEMORY = """
 import sys, torch
 from air_plugin.clip.images_on_disk import ImagesOnDisk
-from air_plugin.functional.gaussian import refine_shards
+from air_plugin.functional.em import refine_shards
 from air_plugin.utils.tensors import load_tensors
 from benchmarks.scaling import peak_of_this_process
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from air_plugin.functional.stata import data_driven_weight, stata
+from air_plugin.functional.anchors import data_driven_weight
+from air_plugin.functional.stata import stata
 from air_plugin.functional.transclip import transclip
 
 
@@ -126,7 +127,8 @@ def test_a_class_without_images_stays_at_its_anchor_and_takes_none():
 
 
 def test_data_driven_weights_fall_with_the_evidence():
-    weight = data_driven_weight(torch.tensor([[0.9, 0.1], [0.8, 0.2]]))
+    predictions = torch.tensor([[0.9, 0.1], [0.8, 0.2]])
+    weight = data_driven_weight(predictions.mean(dim=0), predictions.amax(dim=0))
     assert weight.tolist() == pytest.approx([1 / math.sqrt(0.85 * 0.9), 1 / math.sqrt(0.15 * 0.2)])
 
 
