@@ -74,7 +74,7 @@ def experiment_of(name: str, options: list[str]) -> tuple[list[Row], str | None]
     """
     experiment = _read("experiments", name, "experiment")
     tables = experiment.get("tables", {"": {}})
-    rows = []
+    rows: list[Row] = []
     for table, shared in tables.items():
         before = len(rows)
         for row in experiment["rows"]:
