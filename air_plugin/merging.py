@@ -17,6 +17,14 @@ from air_plugin.utils.errors import UserError, unknown
 from air_plugin.utils.sections import AUTO
 
 OURS = {one.key: one for one in all_settings()}
+KINDS: dict[type, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list: [A, B]",
+    tuple: "a list: (A, B)",
+}
 CONDITIONS = "_WHERE_"  # in a YAML file: settings of some runs
 
 
@@ -242,7 +250,7 @@ def _coerce(old: Any, value: Any, key: str) -> Any:
     elif old is None or type(old) is type(value):
         return _guess(value) if old is None else value
     value = _guess(value)
-    raise UserError(f"{key} is {value!r}, a {type(value).__name__}; it must be a {type(old).__name__}")
+    raise UserError(f"{key} is {value!r}; it must be {KINDS.get(type(old), type(old).__name__)}")
 
 
 def _guess(value: Any) -> Any:

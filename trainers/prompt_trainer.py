@@ -33,7 +33,7 @@ from trainers.prompt_step import prompt_step
 from trainers.prompted_models import make_model
 from trainers.resuming import has_checkpoint, require_same, write_identity
 from trainers.tables import Tables
-from trainers.transduction import refined_heads, require_anchors
+from trainers.transduction import refined_heads, require_anchors, require_test_labels
 
 log = logging.getLogger(f"air_plugin.{__name__}")  # `show_logs` shows what is below air_plugin
 
@@ -59,6 +59,7 @@ class PromptTrainer(TrainerX):
         require(cfg.OPTIM.MAX_EPOCH >= 1, "OPTIM.MAX_EPOCH", cfg.OPTIM.MAX_EPOCH, "at least 1")
 
     def build_model(self) -> None:
+        require_test_labels(self.cfg, (item.label for item in self.dm.dataset.test))
         self.seed = max(self.cfg.SEED, 0)
         self.stages = Stages()
         self.store = Store(self.cfg.AIR.CACHE or Path(self.cfg.OUTPUT_DIR) / "cache")

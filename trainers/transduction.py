@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,10 +32,8 @@ def refined_heads(
         trainer: whose settings, anchors and unlabelled images are used.
         features: (N, D) of the test images, unit rows.
         heads: name -> (N, C) probabilities.
-        labels: (N,) true classes, of which the batches of CLASSES_PER_BATCH are made: the experiment, not the method.
-
-    Raises:
-        UserError: such batches need labels, and there are none.
+        labels: (N,) true classes, of which the batches of CLASSES_PER_BATCH are made: the experiment, not the method;
+            see `require_test_labels`.
     """
     settings = TransductionSettings.from_cfg(trainer.cfg)
     if settings.method == "none":
@@ -45,10 +43,8 @@ def refined_heads(
         unlabelled = trainer.unlabelled.features  # of the frozen tower, as those of test images: MODALITY is text
         given = trainer.head_probs(unlabelled)
         return {name: refiner(unlabelled, given[name])[1](features, probs) for name, probs in heads.items()}
-    if not settings.classes_per_batch:
+    if not settings.classes_per_batch or labels is None:
         return {name: refiner(features, probs)[0] for name, probs in heads.items()}
-    if labels is None:
-        raise UserError("TRAINER.TRANSDUCTION.CLASSES_PER_BATCH needs test labels, and there are none")
     batches = stream(labels, classes=settings.classes_per_batch, size=settings.batch_size, seed=trainer.seed)
     refined = {name: probs.clone() for name, probs in heads.items()}
     for name, probs in heads.items():
@@ -126,4 +122,19 @@ def require_anchors(cfg: Any, *, has_images: bool) -> None:
         raise UserError(
             f"TRAINER.TRANSDUCTION.ANCHORS is images, and {cfg.TRAINER.NAME} has no auxiliary classifier; use "
             "ZeroshotAiR, AiR, or +AiR behind the trainer's name"
+        )
+
+
+def require_test_labels(cfg: Any, labels: Iterable[int]) -> None:
+    """Raise a UserError where CLASSES_PER_BATCH needs the labels of test images and some (-1) are not known."""
+    settings = TransductionSettings.from_cfg(cfg)
+    if (
+        settings.method != "none"
+        and settings.on == "test"
+        and settings.classes_per_batch
+        and min(labels, default=0) < 0
+    ):
+        raise UserError(
+            "TRAINER.TRANSDUCTION.CLASSES_PER_BATCH makes batches by the labels of test images, and there are none; "
+            "set it to 0"
         )

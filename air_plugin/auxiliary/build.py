@@ -27,7 +27,7 @@ from air_plugin.config import AirSettings
 from air_plugin.diffusion.generate import GenerationReport
 from air_plugin.diffusion.pipeline import Generator, load_generator
 from air_plugin.diffusion.text_limits import require_fit
-from air_plugin.utils.checks import require
+from air_plugin.utils.checks import require, require_range
 from air_plugin.utils.class_names import fill
 from air_plugin.utils.provenance import Stages
 from air_plugin.utils.store import Store
@@ -124,10 +124,11 @@ def build(
         until: the last stage.
 
     Raises:
-        UserError: the settings leave nothing to make at that stage, the generator cannot be used, or a text is longer
-            than its text tower.
+        UserError: the settings leave nothing to make at that stage or do not fit the number of classes, the generator
+            cannot be used, or a text is longer than its text tower.
     """
     require_stage(settings, until)
+    require_range("AIR.FILTER_TOP", settings.filter_top, 0, len(classnames))
     inputs = _Inputs(backbone, classnames, unlabelled, settings, store, stages, supervision)
     if settings.prototypes == "real":
         return _build_of_real_images(inputs, until=until)

@@ -190,6 +190,20 @@ def test_methods_that_need_labels_are_refused(tmp_path: Path):
     assert "must be all" in fault(tmp_path, "DATASET.SUBSAMPLE_CLASSES", "base")
 
 
+def test_batches_of_few_classes_without_test_labels_are_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    make(tmp_path / "data", test=False)
+    line = ["--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "run"), "--trainer", "CPL"]
+    files = ["--dataset-config-file", str(ROOT / "configs/datasets/folder.yaml")]
+    files += ["--config-file", str(ROOT / "configs/trainers/CPL/mini.yaml")]
+    options = ["TRAINER.TRANSDUCTION.METHOD", "stata", "TRAINER.TRANSDUCTION.CLASSES_PER_BATCH", "2"]
+    assert train.main([*line, *files, *options]) == 2
+    said = capsys.readouterr().err
+    assert "CLASSES_PER_BATCH makes batches by the labels of test images" in said and said.count("\n") == 1
+    assert not (tmp_path / "run/prompt_learner").exists() and not list(tmp_path.rglob("entry.json"))
+
+
 def test_coop_refuses_images_without_labels_whatever_the_shots(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make(tmp_path / "data", test=False)
     line = ["--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "run"), "--trainer", "CoOp"]

@@ -416,24 +416,24 @@ def test_the_last_of_two_options_wins_and_none_is_none(cfg: CfgNode):
 @pytest.mark.parametrize(
     ("key", "text", "kind"),
     [
-        ("AIR.M", "many", "int"),
-        ("AIR.M", "60.5", "int"),
-        ("AIR.M", "True", "int"),
-        ("AIR.M", "[60]", "int"),
-        ("AIR.M", "", "int"),
-        ("AIR.LAMBDA", "True", "float"),
-        ("AIR.LAMBDA", "two", "float"),
-        ("AIR.LORA.ENABLED", "1", "bool"),
-        ("AIR.LORA.ENABLED", "maybe", "bool"),
-        ("INPUT.SIZE", "32", "tuple"),
-        ("INPUT.SIZE", "([)", "tuple"),
-        ("AIR.LORA.TARGETS", "to_q", "list"),
+        ("AIR.M", "many", "a whole number"),
+        ("AIR.M", "60.5", "a whole number"),
+        ("AIR.M", "True", "a whole number"),
+        ("AIR.M", "[60]", "a whole number"),
+        ("AIR.M", "", "a whole number"),
+        ("AIR.LAMBDA", "True", "a number"),
+        ("AIR.LAMBDA", "two", "a number"),
+        ("AIR.LORA.ENABLED", "1", "True or False"),
+        ("AIR.LORA.ENABLED", "maybe", "True or False"),
+        ("INPUT.SIZE", "32", "a list: (A, B)"),
+        ("INPUT.SIZE", "([)", "a list: (A, B)"),
+        ("AIR.LORA.TARGETS", "to_q", "a list: [A, B]"),
     ],
 )
 def test_ill_typed_options_are_errors_that_name_key_value_and_type(cfg: CfgNode, key: str, text: str, kind: str):
     with pytest.raises(UserError) as raised:
         merge_options(cfg, [key, text])
-    assert message(raised).startswith(f"{key} is ") and message(raised).endswith(f"must be a {kind}")
+    assert message(raised).startswith(f"{key} is ") and message(raised).endswith(f"; it must be {kind}")
 
 
 def test_a_key_without_its_value_is_an_error(cfg: CfgNode):

@@ -194,7 +194,7 @@ def test_numbers_are_decimal_on_the_command_line_and_in_files(key: str, text: st
 @pytest.mark.parametrize("text", ["0x1F", "0b101", "0o17", "2:45", "1e3", "12.0", "²", "ten"])
 def test_what_is_no_decimal_whole_number_is_refused(text: str):
     """12. YAML 1.1 read 2:45 as 165."""
-    with pytest.raises(UserError, match=r"^AIR\.K is .*; it must be a int"):
+    with pytest.raises(UserError, match=r"^AIR\.K is .*; it must be a whole number"):
         merge_options(defaults(), ["AIR.K", text])
 
 

@@ -247,6 +247,12 @@ def test_a_size_that_the_generator_cannot_make_is_refused_before_anything_is_mad
     assert not [path for path in store.root.rglob("*") if path.is_file()]
 
 
+def test_a_filter_of_more_classes_than_there_are_is_refused_before_anything_is_made(build, store: Store):
+    with pytest.raises(UserError, match=r"^AIR\.FILTER_TOP is 4; it must be in \[0, 3\]$"):
+        build(FILTER_TOP=4)
+    assert not [path for path in store.root.rglob("*") if path.is_file()]
+
+
 def test_another_scheduler_keeps_the_adapter_and_generates_anew(build, monkeypatch: pytest.MonkeyPatch):
     from diffusers import DDIMScheduler
 
