@@ -12,22 +12,29 @@ from small_models import SIDE, _make_vae, make_spelling_tokenizer
 
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 ARCHITECTURES = ("sd15", "sd21", "sdxl", "sd_turbo")
-TRANSFORMERS = ("sd3", "sd35", "flux_schnell", "flux_dev")
+TRANSFORMERS = ("sd3", "sd35", "flux_schnell", "flux_dev", "sana")
 T5_LENGTH = 24  # tokens
 
 
 def make_pipeline(architecture: str, *, safety_checker: bool = False) -> Any:
-    """A random pipeline for 16 x 16 pictures and 8 x 8 latents, the same on every call."""
+    """A random pipeline for pictures of `side_of` pixels and 8 x 8 latents, the same on every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if architecture in ("sd3", "sd35"):
             pipeline = _make_sd3(architecture)
         elif architecture.startswith("flux"):
             pipeline = _make_flux(architecture)
+        elif architecture == "sana":
+            pipeline = _make_sana()
         else:
             pipeline = _make_sdxl() if architecture == "sdxl" else _make_sd(architecture, safety_checker)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def side_of(architecture: str) -> int:
+    """Pixels; Sana takes multiples of 32 only."""
+    return 32 if architecture == "sana" else SIDE
 
 
 def save_pipeline(architecture: str, folder: Path, **options: Any) -> Path:
@@ -165,11 +172,65 @@ def _make_flux(architecture: str) -> Any:
     )
 
 
+def _make_sana() -> Any:
+    """Sana; its scheduler is a DPM-Solver for flows, its autoencoder has no noise, and masks tell what is padding."""
+    import diffusers
+    from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
+
+    special = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", "\n")
+    letters = (*special, *(chr(code) for code in range(33, 127)))
+    gemma = Gemma2Config(
+        vocab_size=len(letters),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    return diffusers.SanaPipeline(
+        tokenizer=GemmaTokenizer(vocab={letter: number for number, letter in enumerate(letters)}),
+        text_encoder=Gemma2Model(gemma),
+        vae=diffusers.AutoencoderDC(
+            latent_channels=4,
+            attention_head_dim=4,
+            encoder_block_types=("ResBlock", "EfficientViTBlock", "EfficientViTBlock"),
+            decoder_block_types=("ResBlock", "EfficientViTBlock", "EfficientViTBlock"),
+            encoder_block_out_channels=(8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8),
+            encoder_layers_per_block=(1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1),
+            encoder_qkv_multiscales=((), (), (5,)),
+            decoder_qkv_multiscales=((), (), (5,)),
+            scaling_factor=0.4,
+        ),
+        transformer=_told_apart(
+            diffusers.SanaTransformer2DModel(
+                in_channels=4,
+                out_channels=4,
+                num_attention_heads=2,
+                attention_head_dim=8,
+                num_layers=2,
+                num_cross_attention_heads=2,
+                cross_attention_head_dim=8,
+                cross_attention_dim=16,
+                caption_channels=16,
+                sample_size=8,
+            )
+        ),
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    )
+
+
 def _told_apart(transformer: Any) -> Any:
     """The same with larger inputs of the text, so that prompts can be seen in the pictures."""
     for name, value in transformer.named_parameters():
-        if name.startswith(("context_embedder.", "time_text_embed.text_embedder.")):
+        if name.startswith(("context_embedder.", "time_text_embed.text_embedder.", "caption_")):
             value.data *= 5
+        if name.endswith("attn2.to_v.weight"):  # Sana's cross-attention
+            value.data *= 20
         if name.startswith(("norm_out.", "proj_out.")):
             torch.nn.init.normal_(value, std=0.3)
     return transformer

@@ -6,11 +6,12 @@ from typing import Any
 
 from air_plugin.diffusion.family import Family
 from air_plugin.diffusion.flux import Flux
+from air_plugin.diffusion.sana import Sana
 from air_plugin.diffusion.sd3 import StableDiffusion3
 from air_plugin.diffusion.unet import UNetFamily
 
 UNET = UNetFamily()
-FAMILIES: tuple[Family, ...] = (UNET, StableDiffusion3(), Flux())
+FAMILIES: tuple[Family, ...] = (UNET, StableDiffusion3(), Flux(), Sana())
 PIPELINES = tuple(kind for family in FAMILIES for kind in family.pipelines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,13 +16,24 @@ class Conditioning:
 
     states: (T, L, W) states of the text towers' tokens, for cross-attention or joint attention.
     pooled: (T, P) pooled text of SDXL, Stable Diffusion 3 and FLUX; None for other models.
+    mask: (T, L) int64, 1 for tokens that are used and 0 for padding; None where all are used.
     """
 
     states: Tensor
     pooled: Tensor | None = None
+    mask: Tensor | None = None
 
-    def __getitem__(self, index: Tensor) -> Conditioning:
-        return Conditioning(self.states[index], None if self.pooled is None else self.pooled[index])
+    def __getitem__(self, index: Tensor | slice) -> Conditioning:
+        pooled, mask = (None if part is None else part[index] for part in (self.pooled, self.mask))
+        return Conditioning(self.states[index], pooled, mask)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Conditioning]) -> Conditioning:
+        """All texts of the parts, which have the same fields."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        masks = [part.mask for part in parts if part.mask is not None]
+        states = torch.cat([part.states for part in parts])
+        return cls(states, torch.cat(pooled) if pooled else None, torch.cat(masks) if masks else None)
 
     def added(self, size: int) -> dict[str, Tensor] | None:
         """The further inputs of SDXL's U-Net (Podell et al. 2023, section 2.2); None for other U-Nets.
@@ -74,6 +86,9 @@ class Family(Protocol):
     def encode_rows(self, pipeline: Any, texts: list[str], *, empty: bool) -> tuple[Rows, Rows]:
         """The pipeline's arguments for T prompts and, where `empty`, (1, ...) those of the empty prompt, else {}."""
 
+    def call_options(self) -> dict[str, Any]:
+        """Further arguments of the pipeline's call."""
+
     def guided(self, guidance: float) -> bool:
         """Whether generation needs the empty prompt: classifier-free guidance."""
 
@@ -82,6 +97,9 @@ class Family(Protocol):
 
     def shift(self, pipeline: Any, size: int) -> float | None:
         """Shift of the noise levels of flow matching at `size` pixels; None: uniform time steps of diffusion."""
+
+    def moments(self, pipeline: Any, pixels: Tensor) -> Tensor:
+        """(B, 2c, h, w) mean and log-variance of the latents of (B, 3, H, W) images in [-1, 1]."""
 
     def offset(self, pipeline: Any) -> float:
         """What is subtracted from latents before they are scaled."""

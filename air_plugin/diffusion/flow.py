@@ -1,4 +1,4 @@
-"""Flow matching, common to the transformer generators Stable Diffusion 3 and FLUX.1."""
+"""Flow matching, common to the transformer generators Stable Diffusion 3, FLUX.1 and Sana."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def sample_levels(size: int, shift: float, rng: torch.Generator) -> Tensor:
 
 
 class FlowFamily:
-    """See `Family`: what Stable Diffusion 3 and FLUX share. Text encoders are on the device only while they encode."""
+    """See `Family`: what the transformers share. Text encoders are on the device only while they encode."""
 
     pipelines: tuple[str, ...] = ()
     part = "transformer"
@@ -73,20 +73,23 @@ class FlowFamily:
     def longest_text(self, pipeline: Any) -> int | None:
         raise NotImplementedError
 
-    def encode_one(self, pipeline: Any, text: str) -> Rows:
-        """(1, ...) arguments of the pipeline for a text, by the encoders, which are on the device."""
+    def encode_one(self, pipeline: Any, text: str | None) -> Rows:
+        """(1, ...) arguments of the pipeline for a text, None: guidance's empty prompt. Encoders are on the device."""
         raise NotImplementedError
 
     def encode(self, pipeline: Any, texts: list[str]) -> Conditioning:
         rows = encode_each(pipeline, texts, self.encoders, self.encode_one)
-        return Conditioning(rows["prompt_embeds"], rows["pooled_prompt_embeds"])
+        return Conditioning(rows["prompt_embeds"], rows.get("pooled_prompt_embeds"), rows.get("prompt_attention_mask"))
 
     def encode_rows(self, pipeline: Any, texts: list[str], *, empty: bool) -> tuple[Rows, Rows]:
-        rows = encode_each(pipeline, [*texts, ""] if empty else texts, self.encoders, self.encode_one)
+        rows = encode_each(pipeline, [*texts, None] if empty else texts, self.encoders, self.encode_one)
         if not empty:
             return rows, {}
         no_rows = {f"negative_{name}": value[-1:] for name, value in rows.items()}
         return {name: value[:-1] for name, value in rows.items()}, no_rows
+
+    def call_options(self) -> dict[str, Any]:
+        return {}
 
     def guided(self, guidance: float) -> bool:
         return guidance > 1
@@ -103,6 +106,10 @@ class FlowFamily:
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         mu = config.base_shift + slope * (tokens - config.base_image_seq_len)
         return float(math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu)
+
+    def moments(self, pipeline: Any, pixels: Tensor) -> Tensor:
+        moments: Tensor = pipeline.vae.encode(pixels).latent_dist.parameters
+        return moments
 
     def offset(self, pipeline: Any) -> float:
         return float(pipeline.vae.config.shift_factor or 0.0)

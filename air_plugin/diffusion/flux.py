@@ -23,9 +23,9 @@ class Flux(FlowFamily):
     def longest_text(self, pipeline: Any) -> int | None:
         return 512 if pipeline.transformer.config.guidance_embeds else 256  # of T5: dev, schnell
 
-    def encode_one(self, pipeline: Any, text: str) -> Rows:
+    def encode_one(self, pipeline: Any, text: str | None) -> Rows:
         states, pooled, _ = pipeline.encode_prompt(
-            prompt=[text],
+            prompt=[text or ""],
             prompt_2=None,
             device=pipeline.transformer.device,
             max_sequence_length=self.longest_text(pipeline),

@@ -175,14 +175,14 @@ def _encode_images(pipeline: Any, paths: Sequence[str | Path], size: int) -> Ten
     )
     vae, moments = pipeline.vae, []
     dtype = vae.dtype
-    if dtype == torch.float16 and vae.config.force_upcast:  # SDXL's overflows in fp16
+    if dtype == torch.float16 and vae.config.get("force_upcast"):  # SDXL's overflows in fp16
         vae.to(torch.float32)
     batch = max(1, min(32, 32 * 256**2 // size**2))  # the same number of pixels at every size
     try:
         for start in range(0, len(paths), batch):
             pixels = torch.stack([transform(load_rgb(path)) for path in paths[start : start + batch]])
             pixels = pixels.to(pipeline.device, vae.dtype)
-            moments.append(vae.encode(pixels).latent_dist.parameters.float().cpu())
+            moments.append(family_of(pipeline).moments(pipeline, pixels).float().cpu())
     finally:
         if vae.dtype != dtype:
             vae.to(dtype)
@@ -193,28 +193,26 @@ def _encode_captions(pipeline: Any, captions: Sequence[str]) -> tuple[Conditioni
     """The T distinct captions, encoded, and the (S,) index of each image's caption among them."""
     distinct = sorted(set(captions))
     parts = [encode_prompts(pipeline, distinct[i : i + 64]) for i in range(0, len(distinct), 64)]
-    pooled = [part.pooled for part in parts if part.pooled is not None]
-    texts = Conditioning(torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None)
-    return texts, torch.tensor([distinct.index(caption) for caption in captions])
+    return Conditioning.joined(parts), torch.tensor([distinct.index(caption) for caption in captions])
 
 
 # What stands before the name by which a layer is the same in every block: "to_q", "ff.net.2", "proj_in", "conv1".
 _WITHIN_BLOCK = re.compile(r"^\.(.*(attn[12]|transformer_blocks\.\d+|attentions\.\d+|resnets\.\d+|samplers\.\d+)\.)?")
 
 
-def add_adapter(unet: Any, settings: LoraSettings, seed: int) -> dict[str, torch.nn.Parameter]:
+def add_adapter(denoiser: Any, settings: LoraSettings, seed: int) -> dict[str, torch.nn.Parameter]:
     """Attach low-rank adapters and return their parameters, which are fp32 at every precision of the base."""
     from peft import LoraConfig
 
     layers = [
-        f".{name}" for name, layer in unet.named_modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))
+        f".{name}" for name, layer in denoiser.named_modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))
     ]
     for target in settings.targets:  # peft reports an error only where no target exists
         if not any(name.endswith(f".{target}") for name in layers):
             raise unknown("layer in AIR.LORA.TARGETS", target, {_WITHIN_BLOCK.sub("", name) for name in layers})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed("lora-init", seed))
-        unet.add_adapter(
+        denoiser.add_adapter(
             LoraConfig(
                 r=settings.rank,
                 lora_alpha=settings.rank,
@@ -222,7 +220,7 @@ def add_adapter(unet: Any, settings: LoraSettings, seed: int) -> dict[str, torch
                 target_modules=list(settings.targets),
             )
         )
-    parameters = {name: value for name, value in unet.named_parameters() if value.requires_grad}
+    parameters = {name: value for name, value in denoiser.named_parameters() if value.requires_grad}
     for value in parameters.values():
         value.data = value.data.float()
     return parameters

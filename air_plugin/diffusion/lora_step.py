@@ -228,22 +228,22 @@ class LoraStep:
     """Trains the adapter of a denoiser step by step.
 
     Args:
-        unet: the denoiser, with an adapter whose parameters alone are trained.
+        denoiser: with an adapter whose parameters alone are trained.
         scheduler: of the base model's training.
         layers: the adapter's parameters, fp32, by name.
-        texts: the T distinct captions, encoded, on the device of the U-Net.
+        texts: the T distinct captions, encoded, on the device of the denoiser.
         lr: learning rate.
         size: side of the images in pixels.
         loss: of the base model; default: `denoising_loss`.
         added: further inputs of the denoiser, from the texts and the size.
         graphs: False: no CUDA graph.
-        master: whether there are master weights; default: on a GPU where the U-Net is in bf16.
+        master: whether there are master weights; default: on a GPU where the denoiser is in bf16.
         graph: see `GraphedStep`.
     """
 
     def __init__(
         self,
-        unet: Any,
+        denoiser: Any,
         scheduler: Any,
         layers: Mapping[str, torch.nn.Parameter],
         texts: Conditioning,
@@ -259,17 +259,17 @@ class LoraStep:
         device = texts.states.device
         self._pinned = on_gpu = device.type == "cuda"
         if master is None:
-            master = on_gpu and unet.dtype == torch.bfloat16
+            master = on_gpu and denoiser.dtype == torch.bfloat16
         fused = on_gpu or graph is not None
-        self.weights = MasterWeights(layers, lr, unet.dtype) if master else AdapterWeights(layers, lr, fused=fused)
+        self.weights = MasterWeights(layers, lr, denoiser.dtype) if master else AdapterWeights(layers, lr, fused=fused)
         step = partial(  # no method: a circle would keep the graph's memory alive
             _train_on,
-            unet=unet,
+            denoiser=denoiser,
             scheduler=scheduler,
             weights=self.weights,
             texts=texts,
             added=added(texts, size),
-            autocast=unet.dtype != torch.float32 and not master,
+            autocast=denoiser.dtype != torch.float32 and not master,
             loss_of=loss,
         )
         self._run = GraphedStep(step, list(layers.values()), device=device, name="LoRA", enabled=graphs, graph=graph)
@@ -284,7 +284,7 @@ class LoraStep:
 def _train_on(
     batch: Mapping[str, Tensor],
     *,
-    unet: Any,
+    denoiser: Any,
     scheduler: Any,
     weights: AdapterWeights,
     texts: Conditioning,
@@ -294,9 +294,9 @@ def _train_on(
 ) -> dict[str, Tensor]:
     """Forward, backward and optimiser: what may be a CUDA graph. `texts` and `added` are of the distinct captions."""
     which = batch["captions"]
-    with torch.autocast(which.device.type, dtype=unet.dtype, enabled=autocast):
+    with torch.autocast(which.device.type, dtype=denoiser.dtype, enabled=autocast):
         loss = (loss_of or denoising_loss)(
-            unet,
+            denoiser,
             scheduler,
             batch["latents"],
             states=texts.states[which],

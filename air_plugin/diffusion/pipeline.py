@@ -1,9 +1,9 @@
 """Loading a generator: a text-to-image pipeline of diffusers.
 
 Supported are the families of families.py: `StableDiffusionPipeline` (SD 1.5, SD 2.1 and SD-Turbo, whose files name the
-text tower and the kind of prediction), `StableDiffusionXLPipeline`, `StableDiffusion3Pipeline` (also 3.5) and
-`FluxPipeline`. Few-step models are one of these with another sampler: SD-Turbo and FLUX.1 schnell have their own
-scheduler, and an LCM has an adapter that is attached during generation.
+text tower and the kind of prediction), `StableDiffusionXLPipeline`, `StableDiffusion3Pipeline` (also 3.5),
+`FluxPipeline` and `SanaPipeline`. Few-step models are one of these with another sampler: SD-Turbo and FLUX.1 schnell
+have their own scheduler, and an LCM has an adapter that is attached during generation.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def load_generator(
     precision: str = "fp32",
     device: str | torch.device = "cpu",
 ) -> Generator:
-    """Load a text-to-image pipeline of a known family: Stable Diffusion 1, 2, XL, 3 or FLUX.1.
+    """Load a text-to-image pipeline of a known family: Stable Diffusion 1, 2, XL, 3, FLUX.1 or Sana.
 
     Args:
         name: `mini` (the embedded default), a hub name ("stable-diffusion-v1-5/stable-diffusion-v1-5") or a local

@@ -89,6 +89,7 @@ def start_batch(pipeline: Any, jobs: Sequence[ImageJob], prompts: EncodedPrompts
         width=first.size,
         generator=[torch.Generator("cpu").manual_seed(job.seed_of_attempt(attempt)) for job in jobs],
         output_type="pt",
+        **family_of(pipeline).call_options(),
     )
     levels, blank = to_levels(output.images)
     if not levels.is_cuda:

@@ -19,9 +19,9 @@ class StableDiffusion3(FlowFamily):
     def longest_text(self, pipeline: Any) -> int | None:
         return 256  # of T5, the pipeline's default
 
-    def encode_one(self, pipeline: Any, text: str) -> Rows:
+    def encode_one(self, pipeline: Any, text: str | None) -> Rows:
         states, _, pooled, _ = pipeline.encode_prompt(
-            prompt=[text],
+            prompt=[text or ""],
             prompt_2=None,
             prompt_3=None,
             device=pipeline.transformer.device,

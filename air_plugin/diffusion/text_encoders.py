@@ -17,7 +17,7 @@ class _Texts:
     """Of a pipeline: the encoders, by attribute, on the CPU; and what they made of each text, on the CPU."""
 
     encoders: dict[str, torch.nn.Module] = field(default_factory=dict)
-    rows: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    rows: dict[str | None, dict[str, Tensor]] = field(default_factory=dict)
 
 
 _TEXTS: WeakKeyDictionary[Any, _Texts] = WeakKeyDictionary()
@@ -39,13 +39,16 @@ def take_off(pipeline: Any, names: Sequence[str]) -> None:
 
 @torch.no_grad()
 def encode_each(
-    pipeline: Any, texts: Sequence[str], names: Sequence[str], encode_one: Callable[[Any, str], dict[str, Tensor]]
+    pipeline: Any,
+    texts: Sequence[str | None],
+    names: Sequence[str],
+    encode_one: Callable[[Any, str | None], dict[str, Tensor]],
 ) -> dict[str, Tensor]:
     """Encode texts, each by itself and once in the pipeline's life: a row depends on its text alone, bit by bit.
 
     Args:
         pipeline: of diffusers, with its encoders or after `take_off`.
-        texts: T texts, not all different.
+        texts: T texts, not all different; None is the empty prompt of guidance.
         names: the attributes of the encoders.
         encode_one: (1, ...) tensors of a text, by name.
 

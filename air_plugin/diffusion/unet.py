@@ -65,6 +65,9 @@ class UNetFamily:
                 no_rows["negative_pooled_prompt_embeds"] = pooled[1][:1]
         return rows, no_rows
 
+    def call_options(self) -> dict[str, Any]:
+        return {}
+
     def guided(self, guidance: float) -> bool:
         return guidance > 1
 
@@ -75,6 +78,10 @@ class UNetFamily:
 
     def shift(self, pipeline: Any, size: int) -> float | None:
         return None
+
+    def moments(self, pipeline: Any, pixels: Tensor) -> Tensor:
+        moments: Tensor = pipeline.vae.encode(pixels).latent_dist.parameters
+        return moments
 
     def offset(self, pipeline: Any) -> float:
         return 0.0

@@ -1,8 +1,9 @@
-"""Transformer generators: Stable Diffusion 3, 3.5 and FLUX.1, adapted, interrupted, and read by plain diffusers."""
+"""Transformer generators (Stable Diffusion 3, 3.5, FLUX.1, Sana): adapted, interrupted, read by plain diffusers."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from fake_pipeline import plan
 from safetensors.torch import load_file
-from small_generators import TRANSFORMERS, make_pipeline, save_pipeline
+from small_generators import TRANSFORMERS, make_pipeline, save_pipeline, side_of
 from small_models import write_pictures
 
 from air_plugin.config import LoraSettings
@@ -50,7 +51,17 @@ def load(folder: Path) -> Generator:
 
 
 def train(generator: Generator, pictures: list[str], store: Store) -> Path:
-    return train_lora(generator, pictures, CAPTIONS, settings=SETTINGS, size=16, seed=0, store=store)[0]
+    sana = type(generator.pipeline).__name__ == "SanaPipeline"
+    settings = replace(SETTINGS, targets=("to_q", "to_v", "to_out.0")) if sana else SETTINGS
+    size = 32 if sana else 16
+    return train_lora(generator, pictures, CAPTIONS, settings=settings, size=size, seed=0, store=store)[0]
+
+
+def options_of(pipeline: Any) -> dict[str, Any]:
+    """What a user gives to diffusers' own call."""
+    if type(pipeline).__name__ == "SanaPipeline":
+        return {"use_resolution_binning": False}
+    return {"max_sequence_length": family_of(pipeline).longest_text(pipeline)}
 
 
 def pixels(report: Any) -> list[bytes]:
@@ -61,7 +72,8 @@ def pixels(report: Any) -> list[bytes]:
 def test_killed_and_resumed_is_bit_identical_and_plain_diffusers_makes_the_same_images(
     architecture: str, folders: dict[str, Path], pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    jobs = plan(NAMES, images=2)
+    size = side_of(architecture)
+    jobs = [replace(job, size=size) for job in plan(NAMES, images=2)]
     whole = load(folders[architecture])
     adapter = train(whole, pictures, Store(tmp_path / "whole"))
     with adapter_loaded(whole.pipeline, adapter):
@@ -100,10 +112,10 @@ def test_killed_and_resumed_is_bit_identical_and_plain_diffusers_makes_the_same_
         "prompt": jobs[0].prompt,
         "num_inference_steps": 2,
         "guidance_scale": 3.0,
-        "height": 16,
-        "width": 16,
+        "height": size,
+        "width": size,
         "output_type": "np",
-        "max_sequence_length": family_of(plain).longest_text(plain),
+        **options_of(plain),
     }
 
     def image() -> torch.Tensor:
@@ -122,17 +134,22 @@ def test_training_gives_the_transformer_what_generation_gives_it(architecture: s
     pipeline, seen = make_pipeline(architecture), []
     family = family_of(pipeline)
     forward = pipeline.transformer.forward
-    monkeypatch.setattr(pipeline.transformer, "forward", lambda *a, **named: seen.append(named) or forward(*a, **named))
+
+    def called(*positional: Any, **named: Any) -> Any:
+        seen.append(named | dict(zip(("hidden_states",), positional, strict=False)))
+        return forward(*positional, **named)
+
+    monkeypatch.setattr(pipeline.transformer, "forward", called)
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    flux = architecture.startswith("flux")
+    flux, size = architecture.startswith("flux"), side_of(architecture)
     pipeline(
         prompt=["a dog", "a sea"],
-        height=16,
-        width=16,
+        height=size,
+        width=size,
         num_inference_steps=1,
         guidance_scale=1.0,
         latents=pack(latents) if flux else latents,
-        max_sequence_length=family.longest_text(pipeline),
+        **options_of(pipeline),
     )
     texts = encode_prompts(pipeline, ["a dog", "a sea"])
     level = seen[0]["timestep"] / (1 if flux else 1000)
@@ -143,14 +160,15 @@ def test_training_gives_the_transformer_what_generation_gives_it(architecture: s
         states=texts.states,
         noise=latents / level[0],
         steps=level,
-        added=family.added(texts, 16),
+        added=family.added(texts, size),
     )
     for name, value in seen[0].items():
         if isinstance(value, torch.Tensor):
             assert torch.allclose(value.float(), seen[1][name].float(), atol=1e-5), name
         elif name == "guidance":
             assert value is None and seen[1][name] is None
-    assert {"hidden_states", "timestep", "encoder_hidden_states", "pooled_projections"} <= seen[0].keys()
+    further = "encoder_attention_mask" if architecture == "sana" else "pooled_projections"
+    assert {"hidden_states", "timestep", "encoder_hidden_states", further} <= seen[0].keys()
 
 
 def test_the_flow_loss_by_hand():
@@ -178,7 +196,7 @@ def test_noise_levels_are_logit_normal_and_shifted():
 
 
 def test_the_shift_is_the_schedulers_and_depends_on_the_size_where_it_does():
-    for architecture, expected in (("sd3", 3.0), ("flux_schnell", 1.0)):
+    for architecture, expected in (("sd3", 3.0), ("flux_schnell", 1.0), ("sana", 3.0)):
         pipeline = make_pipeline(architecture)
         assert family_of(pipeline).shift(pipeline, 16) == family_of(pipeline).shift(pipeline, 64) == expected
     dev = make_pipeline("flux_dev")
@@ -208,7 +226,7 @@ def test_text_encoders_are_there_only_while_they_encode_and_each_text_is_encoded
         rows = encode_once(pipeline, ["a sea", "a cat"], guidance=3.0)
     finally:
         del family.encode_one
-    assert texts == ["a dog", "a sea", "a cat", ""] and pipeline.text_encoder is pipeline.text_encoder_3 is None
+    assert texts == ["a dog", "a sea", "a cat", None] and pipeline.text_encoder is pipeline.text_encoder_3 is None
     assert torch.equal(rows.prompts["prompt_embeds"][0], first.states[1]) and len(rows.empty) == 2
 
 
@@ -219,7 +237,8 @@ def test_what_is_loaded_and_saved(architecture: str, folders: dict[str, Path], p
     assert family_of(generator.pipeline) is not UNET
     folder = train(generator, pictures, Store(tmp_path))
     assert all(name.startswith("transformer.") for name in load_file(folder / WEIGHTS))
-    with pytest.raises(UserError, match=r"AIR\.SIZE is 18; .* multiple of 4"):
+    step = 32 if architecture == "sana" else 4
+    with pytest.raises(UserError, match=rf"AIR\.SIZE is 18; .* multiple of {step}"):
         require_size(generator.pipeline, 18)
 
 
@@ -236,4 +255,4 @@ def test_what_does_not_fit_is_refused_in_one_line(folders: dict[str, Path]):
 
 def test_every_pipeline_belongs_to_one_family():
     kinds = [kind for family in FAMILIES for kind in family.pipelines]
-    assert len(kinds) == len(set(kinds)) == 4 and all(family_of(kind).pipelines.count(kind) == 1 for kind in kinds)
+    assert len(kinds) == len(set(kinds)) == 5 and all(family_of(kind).pipelines.count(kind) == 1 for kind in kinds)
