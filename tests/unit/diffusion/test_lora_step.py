@@ -181,7 +181,7 @@ def test_after_the_first_step_nothing_is_copied_between_devices(architecture: st
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     step = partial(
         _train_on,
-        unet=pipeline.unet,
+        denoiser=pipeline.unet,
         scheduler=scheduler,
         weights=AdapterWeights(layers, 0.1),
         texts=texts,
