@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_backbones import clip_of_transformers, make_model, siglip_of_transformers, write_tokenizer
+from small_backbones import WORDS, clip_of_transformers, make_model, scramble, siglip_of_transformers, write_tokenizer
 
-KINDS = ("clip", "siglip", "altclip")
+KINDS = ("clip", "siglip", "altclip", "blip2")
 
 
 def write_clip_tokenizer(folder: Path) -> None:
@@ -53,9 +53,62 @@ def small_altclip() -> Any:
     return model.eval()
 
 
+def write_bert_tokenizer(folder: Path) -> None:
+    """BERT's word pieces with a token [DEC], as BLIP-2 has them; a text is [CLS] .. [SEP]."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = [*special, ".", *letters, *(f"##{letter}" for letter in letters), *WORDS[1:]]
+    vocabulary = {piece: n for n, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="[DEC]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(folder)
+
+
+def small_blip2(*, queries: int = 5) -> Any:
+    """BLIP-2's image-text model, whose images have several vectors."""
+    from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2QFormerConfig, Blip2VisionConfig
+
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Blip2Config(
+        vision_config=Blip2VisionConfig(**tower, image_size=32, patch_size=8).to_dict(),
+        qformer_config=Blip2QFormerConfig(
+            **tower, vocab_size=80, max_position_embeddings=40, encoder_hidden_size=32, use_qformer_text_input=True
+        ).to_dict(),
+        num_query_tokens=queries,
+        image_text_hidden_size=24,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Blip2ForImageTextRetrieval(config)
+    scramble(model)
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        model.query_tokens.normal_(generator=rng)
+        for weight in model.parameters():
+            if weight.ndim == 2:  # so that what an image or a text shows decides which vector is the nearest
+                weight.normal_(std=2 * weight.shape[1] ** -0.5, generator=rng)
+        model.vision_projection.bias.zero_()
+        model.text_projection.bias.zero_()
+    return model.eval()
+
+
 def write_folder(folder: Path, kind: str) -> Any:
     """A small random model as transformers saves it; returns the model."""
-    from transformers import CLIPImageProcessor, SiglipImageProcessor
+    from transformers import BlipImageProcessor, CLIPImageProcessor, SiglipImageProcessor
 
     folder.mkdir()
     if kind == "siglip":
@@ -64,6 +117,10 @@ def write_folder(folder: Path, kind: str) -> Any:
         config = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_input_names": ["input_ids"]}))
         SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    elif kind == "blip2":
+        model = small_blip2()
+        write_bert_tokenizer(folder)
+        BlipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     else:
         model = clip_of_transformers(make_model("vit")) if kind == "clip" else small_altclip()
         write_clip_tokenizer(folder) if kind == "clip" else write_tokenizer(folder, "siglip2")

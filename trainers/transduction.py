@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from air_plugin.functional.similarity import as_images
 from air_plugin.functional.stata import stata
 from air_plugin.functional.transclip import Mixture, transclip
 from air_plugin.functional.zlap import propagate
@@ -38,7 +39,7 @@ def refined_heads(
     settings = TransductionSettings.from_cfg(trainer.cfg)
     if settings.method == "none":
         return heads
-    refiner = _refiner(trainer, settings)
+    refiner = _refiner(trainer, settings, features)
     if settings.on == "unlabelled":
         unlabelled = trainer.unlabelled.features  # of the frozen tower, as those of test images: MODALITY is text
         given = trainer.head_probs(unlabelled)
@@ -57,12 +58,12 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 def _refiner(
-    trainer: PromptTrainer, settings: TransductionSettings
+    trainer: PromptTrainer, settings: TransductionSettings, features: Tensor
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Predict]]:
     """The method: from (N, D) features and (N, C) predictions to refined ones, and to what classifies other images."""
     if settings.method == "transclip":
         return lambda x, y: _with_prediction(*transclip(x, y))
-    text = normalize(trainer.text_features().mean(dim=0), dim=1)  # (C, D)
+    text = as_images(normalize(trainer.text_features().mean(dim=0), dim=1), features)  # (C, D)
     images = None if settings.anchors == "text" else _means_of_images(trainer)
     if settings.method == "stata":
         anchors, weight = text if images is None else images, settings.anchor_weight

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from air_plugin.clip.text_encoder import TextEncoder
+from air_plugin.functional.similarity import cosines
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.tensors import tensor_digest, unit_rows
 
@@ -74,7 +75,10 @@ class Backbone:
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """(N, 3, H, W) preprocessed pixels to (N, D) unit features in float32."""
+        """(N, 3, H, W) preprocessed pixels to (N, D) unit features in float32.
+
+        Of a model with Q vectors an image (BLIP-2) a row is Q times as long as a text's; see `functional.similarity`.
+        """
         weights = list(self.model.visual.parameters())
         # In half precision open_clip leaves embeddings and norms in fp32; the convolution that reads the pixels is not.
         dtype = next((weight.dtype for weight in weights if weight.ndim == 4), weights[0].dtype)
@@ -125,9 +129,9 @@ class Backbone:
         return nn.functional.normalize(self.text_encoder.encode_tokens(tokens).float(), dim=1)
 
     def text_probs(self, features: Tensor, text_features: Tensor) -> Tensor:
-        """Zero-shot CLIP: (N, D) image and (C, D) text features to (N, C) probabilities softmax(s f t).
+        """Zero-shot CLIP: (N, D) image and (C, D) text features to (N, C) probabilities softmax(s cosines).
 
         Features that are not of unit length are normalised, with a warning; see `unit_rows`.
         """
         features, text_features = unit_rows(features, "images"), unit_rows(text_features, "texts")
-        return (self.logit_scale * features @ text_features.T).softmax(dim=1)
+        return cosines(self.logit_scale * features, text_features).softmax(dim=1)

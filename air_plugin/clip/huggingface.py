@@ -1,7 +1,8 @@
 """Backbones of transformers: any dual encoder with `get_image_features` and `get_text_features`, hub or folder.
 
 The models themselves are not taken apart: their text tower runs as it is, and a learned prompt takes the place of what
-its token embedding gives. So every text tower serves prompt learning, causal or not.
+its token embedding gives. So every text tower serves prompt learning, causal or not. BLIP-2's image-text model is made
+such a dual encoder in `clip.blip2`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.blip2 import ARCHITECTURE, BLIP2DualEncoder, require_contrastive_head
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.hub import is_unreachable, refusal
 from air_plugin.utils.offline import is_offline
@@ -29,8 +31,6 @@ INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, i
 def load_huggingface(name: str) -> Backbone:
     """Load `hf:OWNER/MODEL` or `hf:FOLDER`; weights as safetensors only, and no code of a repository is run.
 
-    BLIP-2's Q-Former is left out: it gives 32 vectors an image, and a class's score is the largest of them.
-
     Raises:
         UserError: there is no such model, it is no dual encoder, or it cannot be used here.
     """
@@ -42,33 +42,50 @@ def load_huggingface(name: str) -> Backbone:
     own = _OpenClipFace(name, model, tokenizer)
     preprocess, size = _preparation(name, processor)
     length = min(LONGEST, own.text_encoder.longest)
-    return Backbone(name, own, preprocess, _Tokenizer(tokenizer), size, length)
+    return Backbone(name, own, preprocess, _Tokenizer(tokenizer, own.text_encoder.end_id), size, length)
 
 
 def _read(name: str, source: str) -> tuple[Any, Any, Any]:
     """Model, tokenizer and image processor; the configuration is read first, which tells what cannot be used."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
     options = {"local_files_only": is_offline() or Path(source).is_dir()}
-    config = AutoConfig.from_pretrained(source, **options)
+    kind = _model_class(name, AutoConfig.from_pretrained(source, **options))
+    model = kind.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **options)
+    return (
+        BLIP2DualEncoder(model) if kind.__name__ == ARCHITECTURE else model,
+        AutoTokenizer.from_pretrained(source, **options),
+        AutoImageProcessor.from_pretrained(source, **options),
+    )
+
+
+def _model_class(name: str, config: Any) -> Any:
+    """transformers' class of a model.
+
+    Raises:
+        UserError: it is no dual encoder, or one whose images have several sizes.
+    """
+    from transformers import AutoModel
+
+    if config.model_type == "blip-2":
+        from transformers import Blip2ForImageTextRetrieval
+
+        require_contrastive_head(name, config)
+        return Blip2ForImageTextRetrieval
     kind: Any = AutoModel._model_mapping.get(type(config), None)
     kind = kind[0] if isinstance(kind, tuple) else kind
     if not (hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features")):
         raise UserError(
             f"backbone '{name}' is a model of type {config.model_type}, which is no dual encoder of images and texts; "
-            "take for instance a CLIP, SigLIP, AltCLIP or MetaCLIP"
+            "take for instance a CLIP, SigLIP, AltCLIP, MetaCLIP or BLIP-2's image-text model"
         )
-    if not hasattr(config, "text_config") or config.model_type in ("siglip2", "blip-2", "blip"):
+    if not hasattr(config, "text_config") or config.model_type in ("siglip2", "blip"):
         raise UserError(
             f"backbone '{name}' is a model of type {config.model_type}, whose features are no plain vectors of images "
             "of one size; of SigLIP 2 take a model with a fixed image size, for instance "
             "google/siglip2-base-patch16-224"
         )
-    return (
-        AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **options),
-        AutoTokenizer.from_pretrained(source, **options),
-        AutoImageProcessor.from_pretrained(source, **options),
-    )
+    return kind
 
 
 @contextmanager
@@ -123,10 +140,13 @@ def _preparation(name: str, processor: Any) -> tuple[Callable[[Any], Tensor], in
 
 
 class _Tokenizer:
-    """transformers' tokenizer as open_clip's are called: texts to (T, L) ids, padded behind."""
+    """transformers' tokenizer as open_clip's are called: texts to (T, L) ids, padded behind.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    eot_token_id: ends every text.
+    """
+
+    def __init__(self, tokenizer: Any, end_id: int) -> None:
+        self.tokenizer, self.eot_token_id = tokenizer, end_id
         tokenizer.padding_side = "right"
 
     def __call__(self, texts: str | Sequence[str], context_length: int) -> Tensor:

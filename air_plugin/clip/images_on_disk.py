@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from air_plugin.functional.similarity import cosines
 from air_plugin.utils.files import digest, file_digest
 from air_plugin.utils.tables import Table
 from air_plugin.utils.tensors import unit_rows
@@ -72,7 +73,7 @@ class ImagesOnDisk:
     def text_probs(self, start: int, stop: int) -> Tensor:
         """(stop - start, C) zero-shot probabilities softmax(s f t)."""
         features = self.features(start, stop)
-        return (self.logit_scale * features @ torch.tensor(self.texts).to(features).T).softmax(dim=1)
+        return cosines(self.logit_scale * features, torch.tensor(self.texts).to(features)).softmax(dim=1)
 
     def _plain(self, rows: np.ndarray) -> Tensor:
         """A copy of view 0."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from air_plugin.functional.similarity import cosines
 from air_plugin.utils.class_names import listed
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.files import to_json
@@ -200,7 +201,7 @@ class PromptedCLIP(nn.Module):
     def logits(self, features: Tensor, text: Tensor) -> Tensor:
         """(E * B, D) image features, B for each member, and (E, C, D) text features to (E * B, C) logits s f t."""
         images = features.unflatten(0, (len(text), -1))
-        return self.logit_scale * (images @ text.transpose(1, 2)).flatten(0, 1)
+        return self.logit_scale * cosines(images, text).flatten(0, 1)
 
     @property
     def loss_scale(self) -> float:

@@ -1,6 +1,7 @@
 """Every formula of the method, as pure functions of tensors. They import nothing of this package but each other.
 
 fusion: p* = p + lambda p^ (AiR, PLG), and lambda without labels.
+similarity: the cosine of an image and a text, also of several vectors an image.
 prototypes: the k generated images nearest to their class mean (AiR, ACG).
 gaussian: Gaussian classes and their refinement by EM (ours).
 shards: sums over images in shards of a fixed size, for images that are not in memory.

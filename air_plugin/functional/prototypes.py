@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from air_plugin.functional.ranking import largest
+from air_plugin.functional.similarity import cosines
 
 
 def names_own_class(features: Tensor, text_features: Tensor, *, top: int) -> Tensor:
@@ -21,7 +22,7 @@ def names_own_class(features: Tensor, text_features: Tensor, *, top: int) -> Ten
     Returns:
         (C, M) bool. A class of which no image would remain keeps all.
     """
-    cosine = features @ text_features.T  # (C, M, C)
+    cosine = cosines(features, text_features)  # (C, M, C)
     own = cosine.diagonal(dim1=0, dim2=2).T[..., None]  # (C, M, 1)
     usable = (cosine > own).sum(dim=2) < top
     return usable | ~usable.any(dim=1, keepdim=True)

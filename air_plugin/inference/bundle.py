@@ -63,9 +63,10 @@ def save_bundle(
         ValueError: the arguments do not fit each other.
     """
     text = unit_rows((text if text.ndim == 3 else text[None]).float(), "texts")
-    shape = (len(classnames), text.shape[2])
-    if text.shape[1:] != shape or (auxiliary is not None and auxiliary.weight.shape != shape):
-        raise ValueError(f"heads must be {shape}, classes by features")
+    heads = {"text": text[0]} if auxiliary is None else {"text": text[0], "auxiliary": auxiliary.weight}
+    for name, head in heads.items():
+        if len(head) != len(classnames) or head.shape[1] % text.shape[2]:
+            raise ValueError(f"the {name} head is {tuple(head.shape)}, not {len(classnames)} classes by features")
     if primary not in (["text"] if auxiliary is None else ["text", "fused"]):
         raise ValueError(f"there is no {primary} head")
     folder = Path(folder)

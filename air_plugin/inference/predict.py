@@ -19,6 +19,7 @@ from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.visual_prompts import PromptedTower, require_vision_transformer
 from air_plugin.functional.fusion import fuse
+from air_plugin.functional.similarity import cosines
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.image_files import find_images
 from air_plugin.utils.images import READERS, UnreadableImage, load_rgb
@@ -224,7 +225,7 @@ def head_probs(
     Returns:
         By the head's name (N, C), rows sum to 1.
     """
-    probs = (logit_scale * (features @ text.transpose(1, 2))).softmax(dim=2).mean(dim=0)  # (E, N, C) -> (N, C)
+    probs = (logit_scale * cosines(features, text)).softmax(dim=2).mean(dim=0)  # (E, N, C) -> (N, C)
     if auxiliary is None:
         return {"text": probs}
     beside = auxiliary.probs(features if frozen is None else frozen)
