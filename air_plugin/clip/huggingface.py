@@ -7,7 +7,7 @@ such a dual encoder in `clip.blip2`.
 
 from __future__ import annotations
 
-import logging
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.blip2 import ARCHITECTURE, BLIP2DualEncoder, require_contrastive_head
+from air_plugin.utils.class_names import listed
+from air_plugin.utils.downloads import HUB_NAME
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.hub import is_unreachable, refusal
 from air_plugin.utils.offline import is_offline
@@ -37,6 +39,10 @@ def load_huggingface(name: str) -> Backbone:
     source = name.removeprefix(PREFIX)
     if not source:
         raise UserError(f"backbone '{name}' names no model; write hf:OWNER/MODEL or hf:FOLDER")
+    if not Path(source).is_dir() and not re.fullmatch(HUB_NAME, source):
+        if Path(source).exists():
+            raise UserError(f"backbone '{name}' names a file; give the folder that transformers saved")
+        raise UserError(f"backbone '{name}' names the folder {source}, which does not exist")
     with _explained(name, source):
         model, tokenizer, processor = _read(name, source)
     own = _OpenClipFace(name, model, tokenizer)
@@ -51,9 +57,19 @@ def _read(name: str, source: str) -> tuple[Any, Any, Any]:
 
     options = {"local_files_only": is_offline() or Path(source).is_dir()}
     kind = _model_class(name, AutoConfig.from_pretrained(source, **options))
-    model = kind.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **options)
+    model, loaded = kind.from_pretrained(
+        source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    # transformers gives random values to all of these.
+    random = {key if isinstance(key, str) else key[0] for key in (*loaded["missing_keys"], *loaded["mismatched_keys"])}
+    random = {key for key in random if not key.endswith("position_ids")}
+    if random:
+        raise UserError(
+            f"backbone '{name}': its files lack weights of its configuration, or have them in other shapes: "
+            f"{listed(sorted(random), first=3)}"
+        )
     return (
-        BLIP2DualEncoder(model) if kind.__name__ == ARCHITECTURE else model,
+        BLIP2DualEncoder(model.float()) if kind.__name__ == ARCHITECTURE else model.float(),
         AutoTokenizer.from_pretrained(source, **options),
         AutoImageProcessor.from_pretrained(source, **options),
     )
@@ -91,16 +107,20 @@ def _model_class(name: str, config: Any) -> Any:
 @contextmanager
 def _explained(name: str, source: str) -> Any:
     """Errors of transformers as one line; its notes about files and speed do not reach the terminal."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    from safetensors import SafetensorError
+    from transformers.utils import logging as notes
+
+    verbosity, shows_bars = notes.get_verbosity(), notes.is_progress_bar_enabled()
+    notes.set_verbosity_error()
+    if Path(source).is_dir():  # else they also show a download
+        notes.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         refused = refusal(error, source)
         if refused:
             raise UserError(f"backbone '{name}' cannot be fetched: {refused}") from error
@@ -109,10 +129,14 @@ def _explained(name: str, source: str) -> Any:
                 f"backbone '{name}' is not on this machine, and the network is off or does not answer; with a network: "
                 f"hf download {source}"
             ) from error
+        if "trust_remote_code" in str(error):
+            raise UserError(f"backbone '{name}' needs the code of its repository, which is never run here") from error
         message = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"backbone '{name}' cannot be loaded: {message[:300]}") from error
     finally:
-        logger.setLevel(level)
+        notes.set_verbosity(verbosity)
+        if shows_bars:
+            notes.enable_progress_bar()
 
 
 def _preparation(name: str, processor: Any) -> tuple[Callable[[Any], Tensor], int]:
@@ -188,7 +212,10 @@ class _TextEncoder(nn.Module):
         config = model.config.text_config
         names = getattr(tokenizer, "model_input_names", [])
         self.is_masked = "attention_mask" in names
-        end_id = next((i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id) if i is not None), None)
+        ids, other = (tokenizer(text)["input_ids"] for text in ("dog", "cat"))
+        if ids == other:  # what transformers makes where the tokenizer's files are missing
+            raise UserError(f"backbone '{name}' has a tokenizer that knows no words; its files are missing or damaged")
+        end_id = next((i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id) if i in ids), None)
         if end_id is None or tokenizer.pad_token_id is None:
             raise UserError(f"backbone '{name}' has a tokenizer without a token that ends a text or fills it up")
         self.end_id, self.pad_id = int(end_id), int(tokenizer.pad_token_id)

@@ -1,7 +1,7 @@
 """The cosine of an image and a text, also where an image has several vectors, as in BLIP-2.
 
-An image of Q vectors is one row f = [q_1 .. q_Q] / sqrt(Q), with q_1 .. q_Q unit vectors of a text's length D. So f is a
-unit vector of length Q D, and the product of two images is the mean cosine of their vectors of the same place.
+An image of Q vectors is one row f = [q_1 .. q_Q] / sqrt(Q), with unit vectors q_1 .. q_Q of as many numbers D as a text
+has. So f is a unit row of Q D numbers, and the product of two images is the mean cosine of their vectors of one place.
 """
 
 from __future__ import annotations

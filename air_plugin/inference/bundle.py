@@ -18,6 +18,7 @@ from torch import Tensor
 
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
 from air_plugin.clip.backbone import Backbone
+from air_plugin.clip.huggingface import PREFIX
 from air_plugin.clip.loading import load_backbone
 from air_plugin.inference.predict import Bundle
 from air_plugin.mini import BACKBONES
@@ -224,4 +225,5 @@ def _absolute(name: str) -> str:
     architecture, colon, source = name.partition(":")
     if name not in BACKBONES and Path(name).is_dir():
         return str(Path(name).resolve())
-    return f"{architecture}:{Path(source).resolve()}" if colon and Path(source).is_file() else name
+    is_local = Path(source).is_file() or (name.startswith(PREFIX) and Path(source).is_dir())
+    return f"{architecture}:{Path(source).resolve()}" if colon and is_local else name

@@ -135,7 +135,11 @@ def test_a_context_in_the_model_itself(kind: str, folders: dict[str, tuple[Path,
 
     with torch.no_grad():
         expected = own_forward(
-            backbone, learner.ctx, "of of of dog.", encode=encode, embedding=getattr(model, "text_model", model).get_input_embeddings()
+            backbone,
+            learner.ctx,
+            "of of of dog.",
+            encode=encode,
+            embedding=getattr(model, "text_model", model).get_input_embeddings(),
         )
         found = PromptedCLIP(backbone, learner).text_features()[0, 0]
     assert torch.allclose(found, torch.nn.functional.normalize(expected, dim=0), atol=1e-5)
@@ -160,6 +164,12 @@ def test_half_precision_reaches_both_towers(kind: str, folders: dict[str, tuple[
         assert (half * full).sum(dim=1).min() > 0.98
 
 
+def test_weights_in_half_precision_are_computed_with_in_fp32(tmp_path: Path):
+    write_folder(tmp_path / "clip", "clip").half().save_pretrained(tmp_path / "clip")
+    backbone = load_backbone(f"hf:{tmp_path / 'clip'}")
+    assert {weight.dtype for weight in backbone.model.parameters()} == {torch.float32}
+
+
 def test_what_cannot_be_used_is_one_line(tmp_path: Path, folders: dict[str, tuple[Path, Any]]):
     from transformers import BertConfig, Blip2Config, Siglip2Config
 
@@ -175,7 +185,8 @@ def test_what_cannot_be_used_is_one_line(tmp_path: Path, folders: dict[str, tupl
             load_backbone(f"hf:{tmp_path / name}")
     for name, message in (
         ("hf:", "names no model"),
-        (f"hf:{tmp_path / 'absent'}", "cannot be loaded|not on this machine"),
+        (f"hf:{tmp_path / 'absent'}", "absent, which does not exist"),
+        (f"hf:{folders['clip'][0] / 'config.json'}", "names a file; give the folder"),
         ("hf:nobody/has-this-model", "not on this machine"),
     ):
         with pytest.raises(UserError, match=message) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from air_plugin.clip.loading import load_backbone
 from air_plugin.diffusion.pipeline import load_generator
@@ -49,6 +51,7 @@ ASK = """if True:
             line(load_generator, f"{owner}/model"),
             line(load_generator, "mini", lcm_lora=f"{owner}/model"),
             line(load_backbone, f"NEW:{owner}"),
+            line(load_backbone, f"hf:{owner}/model"),
         ]
     print(json.dumps(found))
 """
@@ -83,10 +86,15 @@ def hub() -> Iterator[str]:
         server.shutdown()
 
 
-def ask(folder: Path, endpoint: str, owners: list[str]) -> dict[str, list[str]]:
+def surroundings(folder: Path, endpoint: str) -> dict[str, str]:
+    """The environment of a process that takes `endpoint` for the hub and has nobody's token."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "AIR_"))}
     environment |= {"HOME": str(folder), "HF_HOME": str(folder / "hub"), "HF_ENDPOINT": endpoint}
-    environment |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PYTHONPATH": str(ROOT)}
+    return environment | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PYTHONPATH": str(ROOT)}
+
+
+def ask(folder: Path, endpoint: str, owners: list[str]) -> dict[str, list[str]]:
+    environment = surroundings(folder, endpoint)
     done = subprocess.run(
         [sys.executable, "-c", ASK, *owners], capture_output=True, text=True, env=environment, timeout=120
     )
@@ -110,7 +118,27 @@ def test_the_hubs_answer_is_told_as_it_is(tmp_path: Path, hub: str):
             assert message in line and owner in line and "network" not in line and "\n" not in line, line
     assert "does not appear to have a file named model_index.json" in found["other"][0]
     for line in found[DEAF]:
-        assert "the network does not answer" in line and "model_index.json" not in line, line
+        assert re.search("the network (is off or )?does not answer", line) and "model_index.json" not in line, line
+
+
+def test_a_gated_backbone_without_a_token_is_one_line(tmp_path: Path, hub: str):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "one.png")
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    command = [sys.executable, "-m", "air_plugin.cli", "prototypes", "images", "--classes", "names.txt"]
+    done = subprocess.run(
+        [*command, "MODEL.BACKBONE.NAME", "hf:login/model"],
+        capture_output=True,
+        text=True,
+        env=surroundings(tmp_path, hub),
+        cwd=tmp_path,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == (
+        "error: backbone 'hf:login/model' cannot be fetched: access to it must be granted: accept its terms at "
+        "https://huggingface.co/login/model, then log in with 'hf auth login'\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["/nowhere/sd15", "./sd15", "../sd15", "~/nowhere/sd15", "a/b/c", "models\\sd15"])
