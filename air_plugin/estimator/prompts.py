@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.features import FeatureBatches
 from air_plugin.clip.prompts import PromptedCLIP, PromptLearner
 from air_plugin.clip.zero_shot import UnlabelledImages
+from air_plugin.config import merge_file, own_config, read_yaml
 from air_plugin.functional.fusion import fuse
 from air_plugin.functional.losses import partial_label_loss, synthetic_loss
 from air_plugin.functional.pseudo_labels import candidate_sets
@@ -24,17 +27,21 @@ from air_plugin.utils.store import Store
 from air_plugin.utils.tensors import save_tensors, tensor_digest
 
 FILE = "text.safetensors"
+FOLDER = Path(__file__).with_name("training")
+EMBEDDED, PUBLISHED = ("mini_training", "mini"), ("cpl_training", "published")
 VIEWS = 8  # of an image, the first of them not augmented
 
 
 @dataclass(frozen=True)
 class Training:
-    """CPL's settings of training. Those below are the ones of configs/shared, with which a test compares them.
+    """CPL's settings of training, as the files in training/ have them, which configs/shared has, too.
+
+    Where a file names none, weight_decay, momentum and crop are Dassl's.
 
     clip_grad: largest norm of the gradient; 0 is no limit.
     crop: smallest share of an image that an augmented view shows.
     flip: whether views may be mirrored.
-    alpha, beta, per_class: of the candidate sets; see `candidate_sets`.
+    alpha, beta, per_class: of the candidate sets; see `candidate_sets`. Elsewhere alpha and beta are the data set's.
     """
 
     lr: float
@@ -43,22 +50,38 @@ class Training:
     alpha: float
     beta: float
     per_class: int
-    weight_decay: float
+    weight_decay: float = 5e-4
     momentum: float = 0.9
     clip_grad: float = 0.0
     crop: float = 0.08
     flip: bool = True
 
 
-SMALL = Training(  # for the embedded backbones
-    lr=0.01, epochs=30, batch=32, alpha=0.6, beta=0.9, per_class=64, weight_decay=5e-4, crop=0.6, flip=False
-)
-PUBLISHED = Training(lr=0.02, epochs=50, batch=64, alpha=0.75, beta=0.9, per_class=16, weight_decay=0.05, clip_grad=0.8)
+@functools.cache
+def read_training(training: str, images: str) -> Training:
+    """The settings in two files of training/, for instance "cpl_training" and "published"."""
+    cfg = own_config(0)
+    merge_file(cfg, FOLDER / f"{training}.yaml", sections=("TRAINER",))
+    found, views = (read_yaml((FOLDER / f"{name}.yaml").read_text("utf-8")) for name in (training, images))
+    optim, cpl = found["OPTIM"], cfg.TRAINER.CPL
+    given = {"weight_decay": optim.get("WEIGHT_DECAY"), "momentum": optim.get("MOMENTUM")}
+    given["crop"] = views["INPUT"].get("RRCROP_SCALE", "").strip("()").partition(",")[0]
+    return Training(
+        lr=float(optim["LR"]),
+        epochs=int(optim["MAX_EPOCH"]),
+        batch=int(found["DATALOADER"]["TRAIN_X"]["BATCH_SIZE"]),
+        alpha=cpl.ALPHA,
+        beta=cpl.BETA,
+        per_class=cpl.PER_CLASS,
+        clip_grad=cfg.TRAINER.PROMPT.CLIP_GRAD,
+        flip="random_flip" in views["INPUT"]["TRANSFORMS"],
+        **{name: float(text) for name, text in given.items() if text},
+    )
 
 
 def training_of(backbone: Backbone) -> Training:
-    """The settings for a backbone."""
-    return SMALL if backbone.name.startswith("mini") else PUBLISHED
+    """The settings for a backbone: those of the embedded ones, or the published ones."""
+    return read_training(*(EMBEDDED if backbone.name.startswith("mini") else PUBLISHED))
 
 
 def views_of(backbone: Backbone, *, seed: int) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def test_inheritance_is_two_levels_deep_and_every_shared_file_is_used():
     for path in CONFIGS.rglob("*.yaml"):
         used.update(bases(path))
         assert not [base for one in bases(path) for base in bases(one)], label(path)
-    assert used >= {*SHARED}
+    assert used >= {path.resolve() for path in SHARED}
 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS.rglob("*.yaml") if path != EMBEDDED], ids=label)
@@ -140,7 +140,7 @@ def test_a_file_begins_with_its_command_and_what_to_expect(path: Path):
     elif path in TRAINERS:
         assert path.parent.name in trainers_of(script) and path in run.compose(path.parent.name, config[0])
     elif path in SHARED:
-        assert path in [base for one in run.compose(trainers_of(script)[0], config[0]) for base in bases(one)]
+        assert path.resolve() in [base for one in run.compose(trainers_of(script)[0], config[0]) for base in bases(one)]
     else:
         assert script == "scripts/air/main.sh" and path in run.compose("AiR", config[0])
 
