@@ -54,7 +54,7 @@ class BLIP2DualEncoder(nn.Module):
     def get_image_features(self, *, pixel_values: Tensor) -> Tensor:
         """(N, 3, H, W) to (N, Q D): Q unit vectors of D numbers, one after the other, over sqrt(Q)."""
         states = self.model.vision_model(pixel_values=pixel_values).last_hidden_state
-        queries = self.model.query_tokens.expand(len(states), -1, -1)
+        queries = self.model.query_tokens.expand(states.shape[0], -1, -1)
         mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
         found = self.model.qformer(query_embeds=queries, encoder_hidden_states=states, encoder_attention_mask=mask)
         projection = self.model.vision_projection

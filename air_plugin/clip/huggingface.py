@@ -196,6 +196,20 @@ class _OpenClipFace(nn.Module):
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(N, 3, H, W) to (N, D), not normalised."""
+        return self.image_tower(pixels)
+
+    @property
+    def image_tower(self) -> nn.Module:
+        """Pixels to features as one module, for ONNX; `visual` alone gives no features."""
+        return _ImageTower(self.model)
+
+
+class _ImageTower(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
         return _vectors(self.model.get_image_features(pixel_values=pixels))
 
 

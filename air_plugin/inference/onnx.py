@@ -34,7 +34,8 @@ class WholeClassifier(nn.Module):
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
-        self.tower = copy.deepcopy(bundle.backbone.model.visual).cpu().float().eval()
+        model = bundle.backbone.model
+        self.tower = copy.deepcopy(getattr(model, "image_tower", model.visual)).cpu().float().eval()
         self.prompted, self.reads_frozen = PromptedTower(self.tower), bundle.reads_frozen
         self.register_buffer("tokens", None if bundle.tokens is None else bundle.tokens.cpu().float())
         self.auxiliary = None if bundle.auxiliary is None else bundle.auxiliary.to("cpu")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hf_folders import write_folder
 from small_backbones import small_backbone
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -38,7 +40,8 @@ def make_bundle(backbone: Backbone, *, members: int = 2, fused: bool = True) -> 
     width = backbone.encode_images(pixels(backbone, 1)).shape[1]
     head = AuxiliaryClassifier.from_prototypes(unit(3, 5, width, seed=1), scale=9.0)
     head = replace(head, bias=0.1 * unit(3, seed=2), fusion_weight=0.5)
-    return Bundle(backbone, NAMES, unit(members, 3, width), 20.0, head if fused else None, "text", {})
+    texts = unit(members, 3, backbone.encode_texts(["dog"]).shape[1])
+    return Bundle(backbone, NAMES, texts, 20.0, head if fused else None, "text", {})
 
 
 def outputs(path: Path, images: Tensor) -> dict[str, Tensor]:
@@ -49,10 +52,19 @@ def outputs(path: Path, images: Tensor) -> dict[str, Tensor]:
     return dict(zip(names, map(torch.from_numpy, session.run(None, {"pixels": images.numpy()})), strict=True))
 
 
+def of_transformers(kind: str) -> Backbone:
+    with tempfile.TemporaryDirectory() as folder:
+        write_folder(Path(folder) / kind, kind)
+        return load_backbone(f"hf:{Path(folder) / kind}")
+
+
 BACKBONES = {
     "mini": lambda: load_backbone("mini"),
     "vit": lambda: small_backbone("vit"),
     "siglip": lambda: small_backbone("siglip"),
+    "hf:clip": lambda: of_transformers("clip"),
+    "hf:siglip": lambda: of_transformers("siglip"),
+    "hf:blip2": lambda: of_transformers("blip2"),
 }
 
 
