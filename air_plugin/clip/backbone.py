@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from air_plugin.clip.text_encoder import TextEncoder
+from air_plugin.clip.text_encoder import TextEncoder, end_positions
 from air_plugin.functional.similarity import cosines
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.tensors import tensor_digest, unit_rows
@@ -119,8 +119,7 @@ class Backbone:
         """
         if self.end_token is None:
             return tokens.argmax(dim=1)
-        hits = tokens == self.end_token
-        return torch.where(hits.any(dim=1), hits.int().argmax(dim=1), tokens.shape[1])
+        return end_positions(tokens, self.end_token, missing=tokens.shape[1])
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.blip2 import ARCHITECTURE, BLIP2DualEncoder, require_contrastive_head
+from air_plugin.clip.text_encoder import end_positions
 from air_plugin.utils.class_names import listed
 from air_plugin.utils.downloads import HUB_NAME
 from air_plugin.utils.errors import UserError
@@ -248,7 +249,7 @@ class _TextEncoder(nn.Module):
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """(T, L) token ids to (T, D) features, not normalised."""
-        return self._features(tokens, self._end(tokens))
+        return self._features(tokens, end_positions(tokens, self.end_id, missing=tokens.shape[1] - 1))
 
     def forward(self, embeddings: Tensor, end: Tensor, *, length: int | None = None) -> Tensor:
         """Encode prompts.
@@ -275,11 +276,6 @@ class _TextEncoder(nn.Module):
     def _features(self, tokens: Tensor, end: Tensor) -> Tensor:
         mask = (torch.arange(tokens.shape[1], device=tokens.device) <= end[:, None]).long() if self.is_masked else None
         return _vectors(self.model.get_text_features(input_ids=tokens, attention_mask=mask))
-
-    def _end(self, tokens: Tensor) -> Tensor:
-        """(T,) positions of the end-of-text tokens; the last position where there is none."""
-        hits = torch.eq(tokens, self.end_id)
-        return torch.where(hits.any(dim=1), hits.int().argmax(dim=1), tokens.shape[1] - 1)
 
 
 def _vectors(found: Any) -> Tensor:

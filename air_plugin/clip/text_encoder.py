@@ -135,6 +135,12 @@ class TextEncoder(nn.Module):
         return x.transpose(0, 1)
 
 
+def end_positions(tokens: Tensor, end: int, *, missing: int) -> Tensor:
+    """(T, L) token ids to the (T,) positions of the first token `end`; `missing` where there is none."""
+    hits = torch.eq(tokens, end)
+    return torch.where(hits.any(dim=1), hits.int().argmax(dim=1), missing)
+
+
 def _common(tokens: Tensor, end: Tensor) -> int:
     """Number of tokens before their ends with which all of (T, L) texts begin."""
     if not len(tokens):
