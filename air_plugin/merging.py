@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -155,10 +157,16 @@ def merge_file(
             _merge_tree(cfg, part, path, sections)
 
 
+@functools.lru_cache(maxsize=128)
+def _parsed(text: str) -> Any:
+    """As `read_yaml`; a text is parsed once, though conditions need two passes over the files, and rows share them."""
+    return read_yaml(text)
+
+
 def _read_file(path: Path) -> dict[Any, Any]:
     """The tree of a YAML file."""
     try:
-        tree = read_yaml(path.read_text(encoding="utf-8")) or {}
+        tree = deepcopy(_parsed(path.read_text(encoding="utf-8"))) or {}
     except FileNotFoundError:
         folder = path.parent
         known = [file.stem for file in folder.glob("*.yaml")]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import scripts.compose
+from air_plugin import merging
+from air_plugin.merging import read_yaml
 from air_plugin.utils.errors import UserError
 from scripts.compose import ROOT, dataset_class, facts_of, register_all, resolve, settings_of
 from scripts.identity import Inputs, claim, inputs_of
@@ -75,6 +77,24 @@ def test_conditional_parts_follow_options_and_give_way_to_them(tmp_path: Path):
     assert seen("TRAINER.CPL.LOSS", "lw", SEED=3) == (30, 120, 11, 64)
     _, label = resolve([early, late], dataset_file=DIGITS, options=["TRAINER.CPL.LOSS", "rc"])
     assert label == "early+late+TRAINER.CPL.LOSS=rc"  # the option, not what follows from it
+
+
+def test_a_file_is_parsed_once_and_configs_share_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "AIR: {LORA: {TARGETS: [to_q]}}\n_WHERE_: {TRAINER.CPL.LOSS rc: {AIR: {LORA: {TARGETS: [to_k]}}}}\n"
+    )
+    parsed: list[str] = []
+    monkeypatch.setattr(merging, "read_yaml", lambda text: parsed.append(text) or read_yaml(text))
+    for options, targets in ((["TRAINER.CPL.LOSS", "rc"], ["to_k"]), ([], ["to_q"])):
+        for _ in range(2):
+            cfg, _ = resolve([file], options=options)
+            found = cfg.AIR.LORA.TARGETS
+            assert found == targets
+            found.append("to_v")
+    assert parsed.count(file.read_text()) == 1
+    file.write_text("AIR: {LORA: {TARGETS: [to_v]}}")
+    assert resolve([file])[0].AIR.LORA.TARGETS == ["to_v"]
 
 
 def test_a_class_of_somebody_elses_has_the_default_facts(monkeypatch: pytest.MonkeyPatch):
