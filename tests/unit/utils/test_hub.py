@@ -121,22 +121,24 @@ def test_the_hubs_answer_is_told_as_it_is(tmp_path: Path, hub: str):
         assert re.search("the network (is off or )?does not answer", line) and "model_index.json" not in line, line
 
 
-def test_a_gated_backbone_without_a_token_is_one_line(tmp_path: Path, hub: str):
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        (["MODEL.BACKBONE.NAME", "hf:login/model"], "backbone 'hf:login/model' cannot be fetched"),
+        (["MODEL.BACKBONE.NAME", "mini", "AIR.GENERATOR", "login/model"], "generator 'login/model' cannot be loaded"),
+    ],
+)
+def test_a_gated_model_without_a_token_is_one_line(options: list[str], refused: str, tmp_path: Path, hub: str):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "one.png")
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     command = [sys.executable, "-m", "air_plugin.cli", "prototypes", "images", "--classes", "names.txt"]
     done = subprocess.run(
-        [*command, "MODEL.BACKBONE.NAME", "hf:login/model"],
-        capture_output=True,
-        text=True,
-        env=surroundings(tmp_path, hub),
-        cwd=tmp_path,
-        timeout=120,
+        [*command, *options], capture_output=True, text=True, env=surroundings(tmp_path, hub), cwd=tmp_path, timeout=120
     )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr == (
-        "error: backbone 'hf:login/model' cannot be fetched: access to it must be granted: accept its terms at "
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.endswith(
+        f"error: {refused}: access to it must be granted: accept its terms at "
         "https://huggingface.co/login/model, then log in with 'hf auth login'\n"
     )
 
