@@ -244,6 +244,7 @@ class AirSettings(Section):
     lcm_lora_revision: str = setting("", "its commit on the hub; empty: the newest")
     safety_checker: bool = setting(False, "use the generator's safety checker; images that it blackens are made again")
     precision: str = setting("fp32", "precision of the generator: fp32, fp16 or bf16")
+    int8: bool = setting(False, "8-bit weights of the generator's blocks: half of bf16's memory, other images")
     prompt: str = setting("", "prompt of the images; empty: DATASET.TEMPLATE", template=True)
     steps: int = setting(20, "sampling steps; at most 50 where SCHEDULER is lcm", low=1, high=1000)
     guidance: float = setting(
@@ -296,8 +297,8 @@ class AirSettings(Section):
     @property
     def loading(self) -> dict[str, Any]:
         """How the generator is loaded: load_generator's arguments after the name."""
-        keys = ("revision", "variant", "scheduler", "lcm_lora", "lcm_lora_revision", "safety_checker", "precision")
-        return {key: getattr(self, key) for key in keys}
+        keys = "revision variant scheduler lcm_lora lcm_lora_revision safety_checker precision int8"
+        return {key: getattr(self, key) for key in keys.split()}
 
     @classmethod
     def from_cfg(cls, cfg: Any) -> AirSettings:

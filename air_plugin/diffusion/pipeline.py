@@ -23,6 +23,7 @@ import torch
 from air_plugin.config import Sampler
 from air_plugin.diffusion.families import PIPELINES, denoiser_of, family_of
 from air_plugin.diffusion.family import Conditioning
+from air_plugin.diffusion.int8 import quantize
 from air_plugin.diffusion.text_limits import require_fit
 from air_plugin.utils.digests import content_digest
 from air_plugin.utils.downloads import HUB_NAME, announce_generator
@@ -86,6 +87,7 @@ def load_generator(
     lcm_lora_revision: str = "",
     safety_checker: bool = False,
     precision: str = "fp32",
+    int8: bool = False,
     device: str | torch.device = "cpu",
 ) -> Generator:
     """Load a text-to-image pipeline of a known family: Stable Diffusion 1, 2, XL, 3, FLUX.1 or Sana.
@@ -100,6 +102,7 @@ def load_generator(
         lcm_lora_revision: commit of it.
         safety_checker: use the one that comes with the pipeline.
         precision: fp32, fp16 or bf16.
+        int8: 8-bit weights, see `int8.quantize`; the fingerprint is theirs.
         device: of the models.
 
     Raises:
@@ -122,10 +125,7 @@ def load_generator(
     if scheduler != "own":
         pipeline.scheduler = _make_scheduler(SCHEDULERS[scheduler], pipeline.scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False).eval()
-    fingerprint = _fingerprint(pipeline)
+    fingerprint = _freeze(pipeline, int8=int8)
     family_of(pipeline).release(pipeline)
     pipeline.to(device)
     accelerator = _find_adapter(lcm_lora, lcm_lora_revision) if lcm_lora else None
@@ -216,6 +216,19 @@ def _kind_of(name: str, index: dict[str, Any]) -> str:
         if library is not None and library not in LIBRARIES:
             raise UserError(f"generator '{name}': its {part} needs code of its own ('{library}'), which is not run")
     return str(kind)
+
+
+def _freeze(pipeline: Any, *, int8: bool) -> str:
+    """Make the weights constants, in 8 bits where `int8`; returns their fingerprint."""
+    family = family_of(pipeline)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    models = [getattr(pipeline, name, None) for name in (family.part, *family.encoders)]
+    for model in models if int8 else ():
+        if model is not None:
+            quantize(model)
+    return _fingerprint(pipeline)
 
 
 def _require_what_it_takes(pipeline: Any, name: str, scheduler: str, lcm_lora: str) -> None:

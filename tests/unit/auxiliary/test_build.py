@@ -144,6 +144,7 @@ def test_the_generator_is_loaded_as_the_settings_say(
         "LCM_LORA_REVISION": "def",
         "SAFETY_CHECKER": True,
         "PRECISION": "bf16",
+        "INT8": True,
     }
     build_auxiliary(
         tiny_backbone,
