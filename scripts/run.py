@@ -162,7 +162,24 @@ def resolve_row(row: Row, dataset: str, config: str, *, root: Path, output: Path
     if learns_from_labels and cfg.DATASET.NUM_SHOTS >= 1 and not has_labels:
         print(f"left out: {row.name}, which needs training labels")
         return None
+    if not _has_test_labels(cfg):
+        print(f"left out: {row.name}, which needs test labels")
+        return None
     return cfg, label
+
+
+def _has_test_labels(cfg: Any) -> bool:
+    """Whether test images have labels, where TRAINER.TRANSDUCTION makes batches by them."""
+    if facts_of(cfg).has_training_labels or not cfg.TRAINER.TRANSDUCTION.CLASSES_PER_BATCH:
+        return True
+    from trainers.transduction import require_test_labels
+
+    test = facts_of(cfg)(cfg).test
+    try:
+        require_test_labels(cfg, (item.label for item in test))
+    except UserError:
+        return False
+    return True
 
 
 def list_runs(rows: list[Row], dataset: str, config: str) -> tuple[list[Run], dict[str, Titles]]:

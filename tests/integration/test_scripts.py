@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,11 @@ import pytest
 import torch
 from runs import ROOT, SHORT, arguments, bash, figures, python_that_prints_its_arguments, script, weights
 from shared import copy_to_change
+from small_models import write_pictures
 
 from scripts.compose import config_file
+from scripts.experiments import Row
+from scripts.run import list_runs
 
 
 def test_main_script_runs_every_seed_prints_the_table_and_skips_what_is_complete(data: Path, tmp_path: Path) -> None:
@@ -178,6 +182,22 @@ def test_a_methods_script_with_visual_prompts_and_no_vision_transformer_ends_bef
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "visual prompts need a vision transformer, and CONFIG mini has none" in done.stderr
     assert not list(tmp_path.glob("out/**/result.json"))
+
+
+@pytest.mark.parametrize("has_labels", [True, False])
+def test_rows_with_batches_of_few_classes_are_left_out_where_there_are_no_test_labels(
+    tmp_path: Path, has_labels: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    for place in ("train", "test/cat", "test/dog") if has_labels else ("train",):
+        write_pictures(tmp_path / place, 2)
+    batches = ["TRAINER.TRANSDUCTION.METHOD", "stata", "TRAINER.TRANSDUCTION.CLASSES_PER_BATCH", "1"]
+    options = [[], batches, batches[2:], [*batches, "TRAINER.TRANSDUCTION.ON", "unlabelled"]]
+    rows = [Row("ZeroshotCLIP", given, f"row {number}") for number, given in enumerate(options)]
+    with mock.patch.dict(os.environ, {"DATA": str(tmp_path), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1"}):
+        runs, _ = list_runs(rows, "folder", "mini")
+    assert [run.name.split(" / ")[1] for run in runs] == [f"row {row}" for row in range(4) if has_labels or row != 1]
+    assert capsys.readouterr().out == ("" if has_labels else "left out: row 1, which needs test labels\n")
 
 
 @pytest.mark.parametrize(("key", "name"), [("SEED", "SEEDS"), ("OUTPUT_DIR", "OUTPUT")])
