@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from small_backbones import WORDS, clip_of_transformers, make_model, scramble, siglip_of_transformers, write_tokenizer
 
-KINDS = ("clip", "siglip", "altclip", "blip2")
+KINDS = ("clip", "siglip", "siglip2", "altclip", "blip2")
 
 
 def write_clip_tokenizer(folder: Path) -> None:
@@ -51,6 +51,17 @@ def small_altclip() -> Any:
     with torch.no_grad():
         model.text_model.get_input_embeddings().weight.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
     return model.eval()
+
+
+def write_siglip2_tokenizer(folder: Path) -> None:
+    """Gemma's byte pairs in transformers' class for SigLIP 2: lower case, no token ends a text."""
+    from transformers import Siglip2Tokenizer
+
+    letters = ["\u2581", ".", *"abcdefghijklmnopqrstuvwxyz"]
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *letters, "do", "dog", "ca", "cat", "of", "\u2581of"]
+    merges = [("d", "o"), ("do", "g"), ("c", "a"), ("ca", "t"), ("o", "f"), ("\u2581", "of")]
+    vocabulary = {piece: n for n, piece in enumerate(pieces)}
+    Siglip2Tokenizer(vocab=vocabulary, merges=merges, padding_side="right").save_pretrained(folder)
 
 
 def write_bert_tokenizer(folder: Path) -> None:
@@ -111,11 +122,14 @@ def write_folder(folder: Path, kind: str) -> Any:
     from transformers import BlipImageProcessor, CLIPImageProcessor, SiglipImageProcessor
 
     folder.mkdir()
-    if kind == "siglip":
+    if kind in ("siglip", "siglip2"):
         model = siglip_of_transformers(make_model("siglip2"), text_act="gelu_pytorch_tanh")
-        write_tokenizer(folder, "siglip2")
-        config = json.loads((folder / "tokenizer_config.json").read_text())
-        (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_input_names": ["input_ids"]}))
+        if kind == "siglip2":
+            write_siglip2_tokenizer(folder)
+        else:
+            write_tokenizer(folder, "siglip2")
+            config = json.loads((folder / "tokenizer_config.json").read_text())
+            (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_input_names": ["input_ids"]}))
         SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     elif kind == "blip2":
         model = small_blip2()

@@ -225,12 +225,16 @@ class _TextEncoder(nn.Module):
         self.model = model
         self.token_embedding: nn.Embedding = model.text_model.get_input_embeddings()
         config = model.config.text_config
-        names = getattr(tokenizer, "model_input_names", [])
-        self.is_masked = "attention_mask" in names
-        ids, other = (tokenizer(text)["input_ids"] for text in ("dog", "cat"))
-        if ids == other:  # what transformers makes where the tokenizer's files are missing
+        if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
+            # what transformers makes where the tokenizer's files are missing
             raise UserError(f"backbone '{name}' has a tokenizer that knows no words; its files are missing or damaged")
-        end_id = next((i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id) if i in ids), None)
+        names = getattr(tokenizer, "model_input_names", [])
+        # SigLIP's tower was trained without a mask, and pools the last position, whatever its tokenizer gives.
+        self.is_masked = "attention_mask" in names and "siglip" not in config.model_type
+        candidates = [tokenizer.eos_token_id, tokenizer.sep_token_id]
+        end_id = next((i for i in candidates if i in tokenizer("a")["input_ids"]), None)
+        if end_id is None and not self.is_masked:
+            end_id = tokenizer.pad_token_id  # its padding follows the text
         if end_id is None or tokenizer.pad_token_id is None:
             raise UserError(f"backbone '{name}' has a tokenizer without a token that ends a text or fills it up")
         self.end_id, self.pad_id = int(end_id), int(tokenizer.pad_token_id)

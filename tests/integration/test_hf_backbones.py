@@ -15,18 +15,19 @@ from air_plugin.cli import main
 from air_plugin.inference.bundle import load_bundle
 from air_plugin.utils.files import to_json
 
-PROMPT = ["TRAINER.PROMPT.N_CTX", "4", "TRAINER.PROMPT.CTX_INIT", ""]
+# Short texts: the small towers take few tokens, and their tokenizers know letters more than words.
+PROMPT = ["TRAINER.PROMPT.N_CTX", "4", "TRAINER.PROMPT.CTX_INIT", "", "DATASET.TEMPLATE", "digit {}."]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hf")
-    for kind in ("clip", "siglip", "blip2"):
+    for kind in ("clip", "siglip2", "blip2"):
         write_folder(root / kind, kind)
     return root
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip", "blip2"])
+@pytest.mark.parametrize("kind", ["clip", "siglip2", "blip2"])
 def test_air_predict_gives_what_the_trainer_gave(
     kind: str,
     folders: Path,
