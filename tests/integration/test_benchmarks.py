@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from air_plugin.utils.errors import UserError
-from benchmarks import lora_step, same_results
+from benchmarks import lora_step, same_results, transformer_flops
 from benchmarks.generator_flops import lora_cost
 from benchmarks.scaling_work import Finish, Timing, share, steady
 
@@ -165,3 +165,16 @@ def test_the_benchmark_of_features_needs_the_device_that_it_is_asked_for(
     with pytest.raises(SystemExit):
         importlib.import_module("benchmarks.features").main(["--device", "cuda"])
     assert "this machine has no GPU" in capsys.readouterr().err
+
+
+def test_the_transformers_are_counted_at_their_published_size(capsys: pytest.CaptureFixture):
+    """Sizes of the files on the hub: Sana's transformer has 3.21 GB in fp16, its autoencoder 1.25 GB in fp32."""
+    counts = transformer_flops.parameters("sana")
+    assert round(2 * counts["transformer"] / 1e9, 2) == 3.21 and round(4 * counts["vae"] / 1e9, 2) == 1.25
+    assert counts["text"] == 2_614_341_888  # Gemma 2 2B
+    assert transformer_flops.parameters("flux_dev")["transformer"] == pytest.approx(11.9e9, rel=0.001)
+    plain, small = (transformer_flops.step_cost("sana", 512, int8=int8) for int8 in (False, True))
+    assert plain.flops == small.flops > 2 * 256 * 1e9 and plain.peak - small.peak > 0.4 * counts["transformer"]
+    assert transformer_flops.main(["--models", "sana", "--sizes", "512", "--int8", "--batch", "1"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| sana")]
+    assert f"{small.flops / 1e12:.2f}" in row
