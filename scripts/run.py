@@ -28,13 +28,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from air_plugin.config import upgrade_options  # noqa: E402
+from air_plugin.config import AirSettings, upgrade_options  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code  # noqa: E402
 from air_plugin.utils.extras import require_extra  # noqa: E402
 from air_plugin.utils.files import require_writable  # noqa: E402
 from air_plugin.utils.logs import show_logs  # noqa: E402
 from air_plugin.utils.sections import LARGEST_SEED  # noqa: E402
-from scripts.compose import compose, config_file, facts_of, resolve, settings_of  # noqa: E402
+from scripts.compose import compose, config_file, facts_of, resolve, settings_of, uses_generator  # noqa: E402
 from scripts.data import announce_weights, require_data  # noqa: E402
 from scripts.display import Display  # noqa: E402
 from scripts.experiments import Row, default_config, experiment_of, in_table, rows_of  # noqa: E402
@@ -157,6 +157,8 @@ def resolve_row(row: Row, dataset: str, config: str, *, root: Path, output: Path
         flags={"DATASET.ROOT": str(root), "TRAINER.NAME": row.trainer, "AIR.CACHE": str(output / "cache")},
         taken=output / dataset / row.trainer,
     )
+    if uses_generator(row.trainer):
+        AirSettings.from_cfg(cfg)  # what does not go together is found before the controls run
     learns_from_labels = row.trainer.removesuffix("+AiR") == "CoOp"
     has_labels = cfg.DATASET.PARADIGM != "ul" or facts_of(cfg).has_training_labels
     if learns_from_labels and cfg.DATASET.NUM_SHOTS >= 1 and not has_labels:

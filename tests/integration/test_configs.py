@@ -497,11 +497,11 @@ def test_where_config_names_the_preset_rows_that_differ_in_it_alone_are_one(cell
 
 
 def test_options_of_a_row_come_after_the_preset_and_the_command_line(cells: Callable[..., Cells]):
-    found = cells("--experiment", "ablation_plus", "digits", "mini", "AIR.LORA.CAPTIONS", "all", "AIR.M", "6")
+    found = cells("--experiment", "ablation_plus", "digits", "mini", "AIR.LORA.CAPTIONS", "all", "AIR.M", "70")
     captions = {title: settings["AIR.LORA.CAPTIONS"] for title, settings in found.values()}
     assert captions["+ gaussian, em, auto"] == "confident" and captions["+ captions"] == "above_median"
     assert captions["+ gaussian, em, auto, captions: AiR plus"] == "all"  # as main.sh digits mini+plus would have it
-    assert {settings["AIR.M"] for _, settings in found.values()} == {6}
+    assert {settings["AIR.M"] for _, settings in found.values()} == {70}
 
 
 def test_the_parts_of_the_preset_alone_and_together(cells: Callable[..., Cells]):

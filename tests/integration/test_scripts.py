@@ -133,6 +133,22 @@ def test_bad_names_and_places(tmp_path: Path) -> None:
         assert done.stderr.startswith("error: ") and named in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["AIR.K", "61"], "AIR.K is 61; it must be at most AIR.M = 60"),
+        (["AIR.FILTER_TOP", "2", "AIR.PROTOTYPES", "real"], "AIR.FILTER_TOP is 2; it must be 0"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_before_the_controls_run(
+    data: Path, tmp_path: Path, options: list[str], says: str
+) -> None:
+    places = {"DATA": str(data), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1"}
+    done = script("scripts/air/main.sh", "digits", "mini", *options, **places)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {says}") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("out/**/result.json"))
+
+
 def test_an_experiment_without_a_row_that_can_be_run_ends_with_one_line(tmp_path: Path) -> None:
     """All rows of drop_in learn from labels, which a person's folder lacks."""
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
