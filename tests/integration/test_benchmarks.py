@@ -22,6 +22,7 @@ from benchmarks.scaling_work import Finish, Timing, share, steady
     [
         ("auxiliary_head", "--backbone mini --classes 10 --batch 4 --repeats 1"),
         ("em", "--images 300 --dimensions 8 --classes 3 --chunk 64"),
+        ("rivals", "--images 300 --dimensions 8 --classes 3"),
         ("lora_step", "--size tiny --batch 2 --turns 1 --steps 1"),
         ("generation", "--batch 4 --batches 1 --turns 1 --steps 2"),
         ("features", "--images 6 --views 3 --repeats 1 --workers 2"),
