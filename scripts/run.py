@@ -164,6 +164,10 @@ def resolve_row(row: Row, dataset: str, config: str, *, root: Path, output: Path
     if learns_from_labels and cfg.DATASET.NUM_SHOTS >= 1 and not has_labels:
         print(f"left out: {row.name}, which needs training labels")
         return None
+    rival = cfg.TRAINER.TRANSDUCTION
+    if rival.METHOD != "none" and rival.ANCHORS == "images" and not uses_generator(row.trainer):
+        print(f"left out: {row.name}, which makes no images as anchors of {rival.METHOD}")
+        return None
     if not _has_test_labels(cfg):
         print(f"left out: {row.name}, which needs test labels")
         return None

@@ -475,6 +475,17 @@ def test_rows_with_a_preset_are_the_cells_of_main(cells: Callable[..., Cells]):
     assert cells("--experiment", "incomplete", "digits")[folder] == ("AiR plus, all classes", benchmark[folder][1])
 
 
+def test_a_control_without_images_is_left_out_where_the_anchors_of_a_rival_are_images(
+    cells: Callable[..., Cells], capsys: pytest.CaptureFixture[str]
+):
+    rival = ["TRAINER.TRANSDUCTION.METHOD", "stata", "TRAINER.TRANSDUCTION.ANCHORS"]
+    assert len(cells("--trainers", "CPL,AiR", "digits", "mini", *rival, "text")) == 2
+    capsys.readouterr()
+    (folder,) = cells("--trainers", "CPL,AiR", "digits", "mini", *rival, "images")
+    assert folder.startswith("digits/AiR/")
+    assert "left out: CPL, which makes no images as anchors of stata\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("config", ["mini", "mini+plus"])
 def test_cells_and_titles_are_clear_over_all_experiments(config: str, cells: Callable[..., Cells]):
     """A folder has the same settings in every experiment, and a title never stands for two folders."""
