@@ -173,7 +173,7 @@ class LoraSettings(Section):
     enabled: bool = setting(True, "adapt the generator; False: use it as it is")
     rank: int = setting(16, "rank of the adapter", low=1)
     targets: tuple[str, ...] = setting(
-        ("to_q", "to_k", "to_v", "to_out.0"), "modules of the U-Net that are adapted", filled=True
+        ("to_q", "to_k", "to_v", "to_out.0"), "modules of the U-Net or transformer that are adapted", filled=True
     )
     steps: int = setting(1000, "training steps", low=1)
     lr: float = setting(1e-4, "learning rate", above=0)

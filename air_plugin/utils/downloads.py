@@ -104,7 +104,7 @@ def announce_generator(
     if not _is_hub_name(name):
         return
     index = _cached(name, "model_index.json", revision)
-    if index is not None and list(index.parent.glob("unet/*.safetensors")):
+    if index is not None and any(list(index.parent.glob(f"{part}/*.safetensors")) for part in ("unet", "transformer")):
         return
 
     def is_read(file: str) -> bool:

@@ -121,11 +121,12 @@ def test_a_backbone_with_an_address_of_its_own(
     assert len(lines(caplog)) == 1
 
 
+@pytest.mark.parametrize("part", ["unet", "transformer"])
 def test_nothing_is_asked_where_nothing_is_downloaded(
-    asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    part: str, asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    (tmp_path / "unet").mkdir()
-    for name in ("model_index.json", "unet/a.safetensors"):
+    (tmp_path / part).mkdir()
+    for name in ("model_index.json", f"{part}/a.safetensors"):
         (tmp_path / name).touch()
     with monkeypatch.context() as patch:
         patch.setenv("AIR_OFFLINE", "1")
