@@ -1,4 +1,8 @@
-"""Weights in 8 bits, for cards of 24 GB: half the memory of bf16, and no further package."""
+"""Weights in 8 bits, for cards of 24 GB: half the memory of bf16, and no further package.
+
+Why not torchao: its int8 tensors (0.18) cannot be viewed as bytes, so weights would have no fingerprint, by which the
+store finds adapters and images again.
+"""
 
 from __future__ import annotations
 
