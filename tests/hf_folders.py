@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from small_backbones import WORDS, clip_of_transformers, make_model, scramble, siglip_of_transformers, write_tokenizer
 
-KINDS = ("clip", "siglip", "siglip2", "altclip", "blip2")
+KINDS = ("clip", "siglip", "siglip2", "siglip2_naflex", "altclip", "blip2")
 
 
 def write_clip_tokenizer(folder: Path) -> None:
@@ -62,6 +62,22 @@ def write_siglip2_tokenizer(folder: Path) -> None:
     merges = [("d", "o"), ("do", "g"), ("c", "a"), ("ca", "t"), ("o", "f"), ("\u2581", "of")]
     vocabulary = {piece: n for n, piece in enumerate(pieces)}
     Siglip2Tokenizer(vocab=vocabulary, merges=merges, padding_side="right").save_pretrained(folder)
+
+
+def small_naflex(*, positions: int = 16) -> Any:
+    """SigLIP 2 NaFlex, which takes images as sequences of patches, with so many position embeddings."""
+    from transformers import Siglip2Config, Siglip2Model
+
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Siglip2Config(
+        text_config={**tower, "vocab_size": 80, "max_position_embeddings": 24, "projection_size": 32},
+        vision_config={**tower, "patch_size": 8, "num_patches": positions},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Siglip2Model(config)
+    scramble(model)
+    return model.eval()
 
 
 def write_bert_tokenizer(folder: Path) -> None:
@@ -119,7 +135,7 @@ def small_blip2(*, queries: int = 5) -> Any:
 
 def write_folder(folder: Path, kind: str) -> Any:
     """A small random model as transformers saves it; returns the model."""
-    from transformers import BlipImageProcessor, CLIPImageProcessor, SiglipImageProcessor
+    from transformers import BlipImageProcessor, CLIPImageProcessor, Siglip2ImageProcessor, SiglipImageProcessor
 
     folder.mkdir()
     if kind in ("siglip", "siglip2"):
@@ -131,6 +147,10 @@ def write_folder(folder: Path, kind: str) -> Any:
             config = json.loads((folder / "tokenizer_config.json").read_text())
             (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_input_names": ["input_ids"]}))
         SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    elif kind == "siglip2_naflex":
+        model = small_naflex()
+        write_siglip2_tokenizer(folder)
+        Siglip2ImageProcessor(patch_size=8, max_num_patches=16).save_pretrained(folder)
     elif kind == "blip2":
         model = small_blip2()
         write_bert_tokenizer(folder)

@@ -2,7 +2,7 @@
 
 The models themselves are not taken apart: their text tower runs as it is, and a learned prompt takes the place of what
 its token embedding gives. So every text tower serves prompt learning, causal or not. BLIP-2's image-text model is made
-such a dual encoder in `clip.blip2`.
+such a dual encoder in `clip.blip2`, and SigLIP 2 NaFlex in `clip.naflex`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from air_plugin.clip.backbone import Backbone
 from air_plugin.clip.blip2 import ARCHITECTURE, BLIP2DualEncoder, require_contrastive_head
+from air_plugin.clip.naflex import NaFlexDualEncoder, side_of
 from air_plugin.clip.text_encoder import end_positions
 from air_plugin.utils.class_names import listed
 from air_plugin.utils.downloads import HUB_NAME
@@ -69,8 +70,9 @@ def _read(name: str, source: str) -> tuple[Any, Any, Any]:
             f"backbone '{name}': its files lack weights of its configuration, or have them in other shapes: "
             f"{listed(sorted(random), first=3)}"
         )
+    dual = {ARCHITECTURE: BLIP2DualEncoder, "Siglip2Model": NaFlexDualEncoder}.get(kind.__name__, lambda own: own)
     return (
-        BLIP2DualEncoder(model.float()) if kind.__name__ == ARCHITECTURE else model.float(),
+        dual(model.float()),
         AutoTokenizer.from_pretrained(source, **options),
         AutoImageProcessor.from_pretrained(source, **options),
     )
@@ -80,7 +82,7 @@ def _model_class(name: str, config: Any) -> Any:
     """transformers' class of a model.
 
     Raises:
-        UserError: it is no dual encoder, or one whose images have several sizes.
+        UserError: it is no dual encoder.
     """
     from transformers import AutoModel
 
@@ -96,11 +98,9 @@ def _model_class(name: str, config: Any) -> Any:
             f"backbone '{name}' is a model of type {config.model_type}, which is no dual encoder of images and texts; "
             "take for instance a CLIP, SigLIP, AltCLIP, MetaCLIP or BLIP-2's image-text model"
         )
-    if not hasattr(config, "text_config") or config.model_type in ("siglip2", "blip"):
+    if not hasattr(config, "text_config") or config.model_type == "blip":
         raise UserError(
-            f"backbone '{name}' is a model of type {config.model_type}, whose features are no plain vectors of images "
-            "of one size; of SigLIP 2 take a model with a fixed image size, for instance "
-            "google/siglip2-base-patch16-224"
+            f"backbone '{name}' is a model of type {config.model_type}, whose features are no plain vectors"
         )
     return kind
 
@@ -144,7 +144,8 @@ def _preparation(name: str, processor: Any) -> tuple[Callable[[Any], Tensor], in
     """How images are prepared, as open_clip's steps, so that bundles and ONNX files can describe it; and their side."""
     import open_clip
 
-    size = dict(processor.size)
+    naflex = hasattr(processor, "max_num_patches")
+    size = {"height": side_of(processor), "width": side_of(processor)} if naflex else dict(processor.size)
     crops = bool(getattr(processor, "do_center_crop", False))
     crop = dict(getattr(processor, "crop_size", None) or size) if crops else size
     side = crop.get("height", size.get("shortest_edge"))

@@ -22,12 +22,12 @@ PROMPT = ["TRAINER.PROMPT.N_CTX", "4", "TRAINER.PROMPT.CTX_INIT", "", "DATASET.T
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hf")
-    for kind in ("clip", "siglip2", "blip2"):
+    for kind in ("clip", "siglip2", "siglip2_naflex", "blip2"):
         write_folder(root / kind, kind)
     return root
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip2", "blip2"])
+@pytest.mark.parametrize("kind", ["clip", "siglip2", "siglip2_naflex", "blip2"])
 def test_air_predict_gives_what_the_trainer_gave(
     kind: str,
     folders: Path,
@@ -74,11 +74,11 @@ def test_methods_take_images_of_several_vectors(
 
 def spoil(folder: Path, kind: str) -> None:
     """Make a folder one that cannot be used."""
-    from transformers import BertConfig, Blip2Config, Siglip2Config
+    from transformers import BertConfig, Blip2Config, BlipConfig
 
     configs = {
         "bert": BertConfig(),
-        "naflex": Siglip2Config(),
+        "blip": BlipConfig(),
         "captions": Blip2Config(architectures=["Blip2ForConditionalGeneration"]),
     }
     if kind in configs:
@@ -105,7 +105,7 @@ def spoil(folder: Path, kind: str) -> None:
     ("kind", "message"),
     [
         ("bert", "is a model of type bert, which is no dual encoder of images and texts; take for instance a CLIP"),
-        ("naflex", "of SigLIP 2 take a model with a fixed image size, for instance google/siglip2-base-patch16-224"),
+        ("blip", "is a model of type blip, whose features are no plain vectors"),
         ("captions", "a BLIP-2 (Blip2ForConditionalGeneration) without the head that compares images and texts"),
         ("empty", "cannot be loaded: Unrecognized model in"),
         ("model.safetensors", "no file named model.safetensors found"),

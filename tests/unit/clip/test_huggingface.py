@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_folders import KINDS, write_folder
+from hf_folders import KINDS, small_naflex, write_folder
 from PIL import Image
 from small_backbones import own_forward, small_backbone
 
@@ -30,7 +30,7 @@ def unit(found: Any) -> torch.Tensor:
     return torch.nn.functional.normalize(getattr(found, "pooler_output", found), dim=1)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "blip2"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("blip2", "siglip2_naflex")])
 def test_features_are_those_of_transformers(kind: str, folders: dict[str, tuple[Path, Any]]):
     from transformers import AutoImageProcessor, AutoTokenizer
 
@@ -49,6 +49,27 @@ def test_features_are_those_of_transformers(kind: str, folders: dict[str, tuple[
             backbone.encode_images(pixels), unit(model.get_image_features(pixel_values=pixels)), atol=1e-5
         )
     assert backbone.logit_scale == pytest.approx(float(model.logit_scale.detach().exp()))
+
+
+@pytest.mark.parametrize("positions", [16, 25, 4])
+def test_features_of_naflex_are_those_of_transformers_for_a_square_image(positions: int, tmp_path: Path):
+    from transformers import AutoImageProcessor
+
+    folder = tmp_path / "naflex"
+    write_folder(folder, "siglip2_naflex")
+    model = small_naflex(positions=positions)
+    model.save_pretrained(folder)
+    backbone = load_backbone(f"hf:{folder}")
+    picture = Image.effect_noise((32, 32), 90).convert("RGB")  # 16 patches of 8 x 8: nothing is resized
+    picture.putpixel((3, 20), (255, 0, 90))
+    inputs = AutoImageProcessor.from_pretrained(folder)(images=picture, return_tensors="pt")
+    with torch.no_grad():
+        expected = unit(model.get_image_features(**inputs))
+    found = backbone.encode_images(backbone.preprocess(picture)[None])
+    assert backbone.image_size == 32 and torch.allclose(found, expected, atol=1e-5)
+    wide = Image.effect_noise((90, 32), 90).convert("RGB")  # becomes a square
+    assert backbone.preprocess(wide).shape == (3, 32, 32)
+    assert (found * backbone.encode_images(backbone.preprocess(wide)[None])).sum() < 0.9999
 
 
 def test_blip2_scores_are_those_of_transformers(folders: dict[str, tuple[Path, Any]]):
@@ -171,14 +192,14 @@ def test_weights_in_half_precision_are_computed_with_in_fp32(tmp_path: Path):
 
 
 def test_what_cannot_be_used_is_one_line(tmp_path: Path, folders: dict[str, tuple[Path, Any]]):
-    from transformers import BertConfig, Blip2Config, Siglip2Config
+    from transformers import BertConfig, Blip2Config, BlipConfig
 
     captions = Blip2Config(architectures=["Blip2ForConditionalGeneration"])
     for name, config, message in (
         ("bert", BertConfig(), "type bert, which is no dual encoder"),
         ("captions", captions, "without the head that compares images and texts; take a Blip2ForImageTextRetrieval"),
         ("unnamed", Blip2Config(), "without the head that compares images and texts"),
-        ("naflex", Siglip2Config(), "google/siglip2-base-patch16-224"),
+        ("blip", BlipConfig(), "type blip, whose features are no plain vectors"),
     ):
         config.save_pretrained(tmp_path / name)
         with pytest.raises(UserError, match=message):

@@ -64,6 +64,7 @@ BACKBONES = {
     "siglip": lambda: small_backbone("siglip"),
     "hf:clip": lambda: of_transformers("clip"),
     "hf:siglip": lambda: of_transformers("siglip"),
+    "hf:siglip2_naflex": lambda: of_transformers("siglip2_naflex"),
     "hf:blip2": lambda: of_transformers("blip2"),
 }
 
