@@ -254,7 +254,7 @@ class AirSettings(Section):
     batch: int = setting(16, "images generated at once; halved where the memory is too small", low=1)
     compile: bool | None = setting(
         None,
-        "torch.compile of the U-Net for generation; auto: on a GPU, where 5,000 or more images are missing",
+        "torch.compile of the U-Net or transformer; auto: on a GPU, where 5,000 or more images are missing",
         auto=True,
     )
     seed: int = 0
