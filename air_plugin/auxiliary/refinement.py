@@ -131,42 +131,44 @@ def refine_cached(
     """`refine`, or its result from the store: with many images only generation takes longer."""
     inputs = {"features": features, "probs": probs}
     if prior is not None:
-        inputs |= {"mean": prior.mean, "covariance": prior.covariance, "counts": prior.counts}
-    settings = {"recipe": 2, "inputs": tensor_digest(inputs), "weight": LIKELIHOOD_WEIGHT, **named(prior_strength)}
+        inputs |= prior.tensors()
 
     def make(_: Path) -> Refined:
         return refine(features, probs, prior=prior, prior_strength=prior_strength)
 
-    return stored_result(settings, make, store=store, device=features.device)
-
-
-def named(prior_strength: PriorStrength) -> dict[str, str]:
-    """What a key of the store has of it: nothing by default, as before there was a choice."""
-    return {} if prior_strength == "moments" else {"prior_strength": prior_strength}
+    settings = {"inputs": tensor_digest(inputs)}
+    return stored_result(settings, make, prior_strength=prior_strength, store=store, device=features.device)
 
 
 def stored_result(
-    settings: dict[str, Any], make: Callable[[Path], Refined], *, store: Store, device: torch.device | str = "cpu"
+    settings: dict[str, Any],
+    make: Callable[[Path], Refined],
+    *,
+    prior_strength: PriorStrength,
+    store: Store,
+    device: torch.device | str = "cpu",
 ) -> Refined:
     """The result of EM that the store has under some settings, or that `make` makes.
 
     Args:
-        settings: all that decides the result.
+        settings: what decides the result beside `prior_strength` and the constants.
         make: is called with the folder of the artifact; files that it leaves there are removed at the end.
         store: keeps the result.
         device: of the result.
     """
+    settings = {"recipe": 2, "weight": LIKELIHOOD_WEIGHT, **settings}
+    if prior_strength != "moments":  # keys are as before there was a choice
+        settings["prior_strength"] = prior_strength
     with store.open("refined", settings) as entry:
         if not entry.complete:
             found = make(entry.path)
             numbers = torch.tensor([found.prior_strength, found.iterations, found.converged], dtype=torch.float64)
-            model = found.model
-            tensors = {"mean": model.mean, "covariance": model.covariance, "counts": model.counts}
-            save_tensors(entry.path / FILE, {**tensors, "soft_counts": found.soft_counts, "numbers": numbers})
+            tensors = {**found.model.tensors(), "soft_counts": found.soft_counts, "numbers": numbers}
+            save_tensors(entry.path / FILE, tensors)
             entry.finish([FILE])
         saved = {name: tensor.to(device) for name, tensor in entry.tensors(FILE).items()}
         if "mass" in saved:  # the former name of the soft counts
             saved["soft_counts"] = saved.pop("mass")
-    prior_strength, iterations, converged = saved["numbers"].tolist()
+    n0, iterations, converged = saved["numbers"].tolist()
     model = Gaussians(saved["mean"], saved["covariance"], saved["counts"])
-    return Refined(model, saved["soft_counts"], prior_strength, int(iterations), bool(converged))
+    return Refined(model, saved["soft_counts"], n0, int(iterations), bool(converged))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from air_plugin.auxiliary.classifier import AuxiliaryClassifier
-from air_plugin.auxiliary.refinement import fit, metrics_of, named, stored_result
+from air_plugin.auxiliary.refinement import fit, metrics_of, stored_result
 from air_plugin.clip.images_on_disk import ImagesOnDisk
 from air_plugin.config import AirSettings
 from air_plugin.functional.calibration import SAMPLE, match_confidence
@@ -100,8 +100,8 @@ def refine_on_disk(
     map_shards: ShardMap = in_this_process,
 ) -> Refined:
     """`refine_shards`, or its result from the store, which keeps the sums of finished steps of an interrupted one."""
-    parts = {} if prior is None else {"mean": prior.mean, "covariance": prior.covariance, "counts": prior.counts}
-    settings = {"recipe": 2, "inputs": tensor_digest(parts), "images": images.fingerprint(), "shard": SHARD}
+    parts = {} if prior is None else prior.tensors()
+    settings = {"inputs": tensor_digest(parts), "images": images.fingerprint(), "shard": SHARD}
 
     def make(folder: Path) -> Refined:
         return refine_shards(
@@ -114,7 +114,7 @@ def refine_on_disk(
             keep=_kept_in(folder),
         )
 
-    return stored_result(settings | {"weight": LIKELIHOOD_WEIGHT} | named(prior_strength), make, store=store)
+    return stored_result(settings, make, prior_strength=prior_strength, store=store)
 
 
 def _kept_in(folder: Path) -> Keep:

@@ -51,7 +51,7 @@ Rows = dict[str, Tensor]  # (T, ...) tensors of T prompts, by the argument of th
 
 
 class Family(Protocol):
-    """What differs between generators. Implementations have no state; `families.family_of` finds a pipeline's.
+    """What differs between generators, and what most of them share. `families.family_of` finds a pipeline's; no state.
 
     pipelines: the classes of diffusers.
     part: the pipeline's attribute with the denoiser, which is also the prefix of the adapter's weights.
@@ -73,12 +73,14 @@ class Family(Protocol):
 
     def release(self, pipeline: Any) -> None:
         """Take the text encoders off the device until texts are encoded, where they are large."""
+        return
 
     def multiple_of(self, pipeline: Any) -> int:
         """Images have sides of a multiple of so many pixels."""
 
     def longest_text(self, pipeline: Any) -> int | None:
         """Tokens of the longest text besides the tokenizers' own limits; None: no further limit."""
+        return None
 
     def encode(self, pipeline: Any, texts: list[str]) -> Conditioning:
         """The inputs of the denoiser for T texts, in training."""
@@ -88,21 +90,27 @@ class Family(Protocol):
 
     def call_options(self) -> dict[str, Any]:
         """Further arguments of the pipeline's call."""
+        return {}
 
     def guided(self, guidance: float) -> bool:
         """Whether generation needs the empty prompt: classifier-free guidance."""
+        return guidance > 1
 
     def training_scheduler(self, pipeline: Any) -> Any:
         """The scheduler of the base model's training."""
 
     def shift(self, pipeline: Any, size: int) -> float | None:
         """Shift of the noise levels of flow matching at `size` pixels; None: uniform time steps of diffusion."""
+        return None
 
     def moments(self, pipeline: Any, pixels: Tensor) -> Tensor:
         """(B, 2c, h, w) mean and log-variance of the latents of (B, 3, H, W) images in [-1, 1]."""
+        moments: Tensor = pipeline.vae.encode(pixels).latent_dist.parameters
+        return moments
 
     def offset(self, pipeline: Any) -> float:
         """What is subtracted from latents before they are scaled."""
+        return 0.0
 
     def added(self, texts: Conditioning, size: int) -> dict[str, Tensor] | None:
         """Further (T, ...) inputs of the denoiser in training."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from air_plugin.diffusion.family import Conditioning, Rows
+from air_plugin.diffusion.family import Conditioning, Family, Rows
 from air_plugin.diffusion.text_encoders import encode_each, take_off
 
 NOISE = (
@@ -50,12 +51,10 @@ def sample_levels(size: int, shift: float, rng: torch.Generator) -> Tensor:
     return shift * levels / (1 + (shift - 1) * levels)
 
 
-class FlowFamily:
+class FlowFamily(Family):
     """See `Family`: what the transformers share. Text encoders are on the device only while they encode."""
 
-    pipelines: tuple[str, ...] = ()
     part = "transformer"
-    encoders: tuple[str, ...] = ()
     samplers: tuple[str, ...] = ("own",)
     noise: tuple[str, ...] = NOISE
     keeps_text_keys = False
@@ -70,12 +69,15 @@ class FlowFamily:
         """Pixels of a token: the transformer joins 2 x 2 latents."""
         return 2 * int(pipeline.vae_scale_factor)
 
-    def longest_text(self, pipeline: Any) -> int | None:
-        raise NotImplementedError
-
+    @abstractmethod
     def encode_one(self, pipeline: Any, text: str | None) -> Rows:
         """(1, ...) arguments of the pipeline for a text, None: guidance's empty prompt. Encoders are on the device."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def velocity(
+        self, model: Any, scheduler: Any, noisy: Tensor, *, states: Tensor, levels: Tensor, added: dict[str, Tensor]
+    ) -> Tensor:
+        """(B, c, h, w) predictions for noisy latents at (B,) noise levels in [0, 1]; latents and states in its type."""
 
     def encode(self, pipeline: Any, texts: list[str]) -> Conditioning:
         rows = encode_each(pipeline, texts, self.encoders, self.encode_one)
@@ -87,12 +89,6 @@ class FlowFamily:
             return rows, {}
         no_rows = {f"negative_{name}": value[-1:] for name, value in rows.items()}
         return {name: value[:-1] for name, value in rows.items()}, no_rows
-
-    def call_options(self) -> dict[str, Any]:
-        return {}
-
-    def guided(self, guidance: float) -> bool:
-        return guidance > 1
 
     def training_scheduler(self, pipeline: Any) -> Any:
         return pipeline.scheduler
@@ -107,16 +103,32 @@ class FlowFamily:
         mu = config.base_shift + slope * (tokens - config.base_image_seq_len)
         return float(math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu)
 
-    def moments(self, pipeline: Any, pixels: Tensor) -> Tensor:
-        moments: Tensor = pipeline.vae.encode(pixels).latent_dist.parameters
-        return moments
-
     def offset(self, pipeline: Any) -> float:
-        return float(pipeline.vae.config.shift_factor or 0.0)
+        return float(pipeline.vae.config.get("shift_factor") or 0.0)
 
     def added(self, texts: Conditioning, size: int) -> dict[str, Tensor] | None:
         assert texts.pooled is not None
         return {"pooled_projections": texts.pooled}
+
+    def loss(
+        self,
+        model: Any,
+        scheduler: Any,
+        latents: Tensor,
+        *,
+        states: Tensor,
+        noise: Tensor,
+        steps: Tensor,
+        added: dict[str, Tensor] | None,
+    ) -> Tensor:
+        """`flow_loss`; `steps` are noise levels."""
+        assert added is not None
+        of_text = states.to(model.dtype)
+
+        def predict(noisy: Tensor) -> Tensor:
+            return self.velocity(model, scheduler, noisy.to(model.dtype), states=of_text, levels=steps, added=added)
+
+        return flow_loss(predict, latents, noise=noise, levels=steps)
 
     def save_adapter(self, pipeline: Any, folder: Any, layers: dict[str, torch.Tensor]) -> None:
         pipeline.save_lora_weights(folder, transformer_lora_layers=layers, safe_serialization=True)

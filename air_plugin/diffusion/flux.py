@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from air_plugin.diffusion.family import Rows
-from air_plugin.diffusion.flow import FlowFamily, flow_loss
+from air_plugin.diffusion.flow import FlowFamily
 
 
 class Flux(FlowFamily):
@@ -35,35 +35,21 @@ class Flux(FlowFamily):
     def guided(self, guidance: float) -> bool:
         return False
 
-    def loss(
-        self,
-        model: Any,
-        scheduler: Any,
-        latents: Tensor,
-        *,
-        states: Tensor,
-        noise: Tensor,
-        steps: Tensor,
-        added: dict[str, Tensor] | None,
+    def velocity(
+        self, model: Any, scheduler: Any, noisy: Tensor, *, states: Tensor, levels: Tensor, added: dict[str, Tensor]
     ) -> Tensor:
-        """`flow_loss` on tokens of 2 x 2 latents; `steps` are (B,) noise levels in [0, 1]."""
-        assert added is not None
-        _, _, height, width = latents.shape
-
-        def predict(noisy: Tensor) -> Tensor:
-            tokens = model(
-                hidden_states=pack(noisy).to(model.dtype),
-                timestep=steps,
-                guidance=torch.ones_like(steps) if model.config.guidance_embeds else None,
-                encoder_hidden_states=states.to(model.dtype),
-                pooled_projections=added["pooled_projections"].to(model.dtype),
-                txt_ids=torch.zeros(states.shape[1], 3, dtype=model.dtype, device=states.device),
-                img_ids=positions(height // 2, width // 2, noisy.device).to(model.dtype),
-                return_dict=False,
-            )[0]
-            return unpack(tokens, height, width)
-
-        return flow_loss(predict, latents, noise=noise, levels=steps)
+        _, _, height, width = noisy.shape
+        tokens = model(
+            hidden_states=pack(noisy),
+            timestep=levels,
+            guidance=torch.ones_like(levels) if model.config.guidance_embeds else None,
+            encoder_hidden_states=states,
+            pooled_projections=added["pooled_projections"].to(model.dtype),
+            txt_ids=torch.zeros(states.shape[1], 3, dtype=model.dtype, device=states.device),
+            img_ids=positions(height // 2, width // 2, noisy.device).to(model.dtype),
+            return_dict=False,
+        )[0]
+        return unpack(tokens, height, width)
 
 
 def pack(latents: Tensor) -> Tensor:

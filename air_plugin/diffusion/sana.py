@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from air_plugin.diffusion.family import Conditioning, Rows
-from air_plugin.diffusion.flow import FlowFamily, flow_loss
+from air_plugin.diffusion.flow import FlowFamily
 
 STEP = 32  # pixels; the pipeline refuses other multiples
 LOG_VARIANCE = -30.0  # of an autoencoder without noise: `sample_latents` takes no smaller one
@@ -57,34 +57,17 @@ class Sana(FlowFamily):
         latents = pipeline.vae.encode(pixels).latent
         return torch.cat([latents, torch.full_like(latents, LOG_VARIANCE)], dim=1)
 
-    def offset(self, pipeline: Any) -> float:
-        return 0.0
-
     def added(self, texts: Conditioning, size: int) -> dict[str, Tensor] | None:
         assert texts.mask is not None
         return {"encoder_attention_mask": texts.mask}
 
-    def loss(
-        self,
-        model: Any,
-        scheduler: Any,
-        latents: Tensor,
-        *,
-        states: Tensor,
-        noise: Tensor,
-        steps: Tensor,
-        added: dict[str, Tensor] | None,
+    def velocity(
+        self, model: Any, scheduler: Any, noisy: Tensor, *, states: Tensor, levels: Tensor, added: dict[str, Tensor]
     ) -> Tensor:
-        """`flow_loss`; `steps` are (B,) noise levels in [0, 1]."""
-        assert added is not None
-
-        def predict(noisy: Tensor) -> Tensor:
-            return model(
-                hidden_states=noisy.to(model.dtype),
-                timestep=steps * scheduler.config.num_train_timesteps * model.config.timestep_scale,
-                encoder_hidden_states=states.to(model.dtype),
-                encoder_attention_mask=added["encoder_attention_mask"],
-                return_dict=False,
-            )[0]
-
-        return flow_loss(predict, latents, noise=noise, levels=steps)
+        return model(
+            hidden_states=noisy,
+            timestep=levels * scheduler.config.num_train_timesteps * model.config.timestep_scale,
+            encoder_hidden_states=states,
+            encoder_attention_mask=added["encoder_attention_mask"],
+            return_dict=False,
+        )[0]

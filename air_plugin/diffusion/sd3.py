@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from air_plugin.diffusion.family import Rows
-from air_plugin.diffusion.flow import FlowFamily, flow_loss
+from air_plugin.diffusion.flow import FlowFamily
 
 
 class StableDiffusion3(FlowFamily):
@@ -30,27 +30,13 @@ class StableDiffusion3(FlowFamily):
         )
         return {"prompt_embeds": states, "pooled_prompt_embeds": pooled}
 
-    def loss(
-        self,
-        model: Any,
-        scheduler: Any,
-        latents: Tensor,
-        *,
-        states: Tensor,
-        noise: Tensor,
-        steps: Tensor,
-        added: dict[str, Tensor] | None,
+    def velocity(
+        self, model: Any, scheduler: Any, noisy: Tensor, *, states: Tensor, levels: Tensor, added: dict[str, Tensor]
     ) -> Tensor:
-        """`flow_loss`; `steps` are (B,) noise levels in [0, 1]."""
-        assert added is not None
-
-        def predict(noisy: Tensor) -> Tensor:
-            return model(
-                hidden_states=noisy.to(model.dtype),
-                timestep=steps * scheduler.config.num_train_timesteps,
-                encoder_hidden_states=states.to(model.dtype),
-                pooled_projections=added["pooled_projections"].to(model.dtype),
-                return_dict=False,
-            )[0]
-
-        return flow_loss(predict, latents, noise=noise, levels=steps)
+        return model(
+            hidden_states=noisy,
+            timestep=levels * scheduler.config.num_train_timesteps,
+            encoder_hidden_states=states,
+            pooled_projections=added["pooled_projections"].to(model.dtype),
+            return_dict=False,
+        )[0]

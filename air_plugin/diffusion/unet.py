@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from air_plugin.diffusion import lora_step
-from air_plugin.diffusion.family import Conditioning, Rows
+from air_plugin.diffusion.family import Conditioning, Family, Rows
 
 XL = "StableDiffusionXLPipeline"
 NOISE = (
@@ -22,8 +22,11 @@ NOISE = (
 )
 
 
-class UNetFamily:
-    """See `Family`. SDXL has a second text tower, whose pooled text its U-Net takes together with the image's size."""
+class UNetFamily(Family):
+    """See `Family`. SDXL has a second text tower, whose pooled text its U-Net takes together with the image's size.
+
+    CLIP's text towers are small and stay on the device.
+    """
 
     pipelines: tuple[str, ...] = ("StableDiffusionPipeline", XL)
     part = "unet"
@@ -37,14 +40,8 @@ class UNetFamily:
             return {"add_watermarker": False}  # else images would depend on whether another package is installed
         return {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
 
-    def release(self, pipeline: Any) -> None:
-        """CLIP's text towers are small and stay where they are."""
-
     def multiple_of(self, pipeline: Any) -> int:
         return int(pipeline.vae_scale_factor)
-
-    def longest_text(self, pipeline: Any) -> int | None:
-        return None
 
     def encode(self, pipeline: Any, texts: list[str]) -> Conditioning:
         encoded = pipeline.encode_prompt(
@@ -65,26 +62,10 @@ class UNetFamily:
                 no_rows["negative_pooled_prompt_embeds"] = pooled[1][:1]
         return rows, no_rows
 
-    def call_options(self) -> dict[str, Any]:
-        return {}
-
-    def guided(self, guidance: float) -> bool:
-        return guidance > 1
-
     def training_scheduler(self, pipeline: Any) -> Any:
         from diffusers import DDPMScheduler
 
         return DDPMScheduler.from_config(pipeline.scheduler.config)
-
-    def shift(self, pipeline: Any, size: int) -> float | None:
-        return None
-
-    def moments(self, pipeline: Any, pixels: Tensor) -> Tensor:
-        moments: Tensor = pipeline.vae.encode(pixels).latent_dist.parameters
-        return moments
-
-    def offset(self, pipeline: Any) -> float:
-        return 0.0
 
     def added(self, texts: Conditioning, size: int) -> dict[str, Tensor] | None:
         return texts.added(size)

@@ -28,6 +28,10 @@ class Gaussians:
     covariance: Tensor
     counts: Tensor
 
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, to be saved or digested."""
+        return {"mean": self.mean, "covariance": self.covariance, "counts": self.counts}
+
     def head(self) -> tuple[Tensor, Tensor]:
         """(C, D) weight w_c = S^-1 m_c and (C,) bias b_c = -m_c' S^-1 m_c / 2, float64.
 

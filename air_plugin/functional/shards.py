@@ -215,9 +215,16 @@ class Sums:
         """(D,) mean of the features, in float64."""
         return self._add_up("mean", _sum, self.images)[0] / len(self.images)
 
-    def _add_up(self, name: str, work: Callable[[Any, range], Sequence[Any]], state: Any, **how: Any) -> list[Tensor]:
-        shards, how = cut(len(self.images), self.shard), {"map_shards": self.map_shards, **how}
-        return self.keep(name, lambda: add_up(partial(_same, state), work, shards, **how))
+    def _add_up(
+        self,
+        name: str,
+        work: Callable[[Any, range], Sequence[Any]],
+        state: Any,
+        *,
+        combine: Callable[[Tensor, Tensor], Tensor] = torch.add,
+    ) -> list[Tensor]:
+        shards, setup = cut(len(self.images), self.shard), partial(_same, state)
+        return self.keep(name, lambda: add_up(setup, work, shards, map_shards=self.map_shards, combine=combine))
 
 
 def light(tensor: Tensor) -> Any:
