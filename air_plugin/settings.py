@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from air_plugin.dataset_settings import DatasetSettings
+from air_plugin.transduction_settings import TransductionSettings
 from air_plugin.utils.checks import require, require_template
 from air_plugin.utils.sections import AUTO, LARGEST_SEED, Section, Setting, setting, settings_of
 
@@ -26,10 +27,6 @@ Prior = Literal["prototypes", "none"]
 Classifier = Literal["cosine", "gaussian"]
 Refinement = Literal["none", "em"]
 PriorStrength = Literal["moments", "data"]
-Transduction = Literal["none", "transclip", "stata", "zlap"]
-FittedOn = Literal["test", "unlabelled"]
-Anchors = Literal["text", "images"]
-AnchorWeight = Literal["fixed", "data"]
 Sampler = Literal["dpm", "ddim", "euler", "lcm", "own"]
 
 # Dassl's settings that the backbone decides: no YAML repeats them, and a run is refused where they name another value.
@@ -111,31 +108,6 @@ class LabelerSettings(Section):
     SECTION = "TRAINER.AIR"
 
     labeler: Labeler = setting("CPL", "whose pseudo-labels AiR improves: candidate sets (CPL) or hard labels (UPL)")
-
-
-@dataclass(frozen=True)
-class TransductionSettings(Section):
-    """Rivals over the predictions of every head."""
-
-    SECTION = "TRAINER.TRANSDUCTION"
-
-    method: Transduction = setting("none", "transclip, stata or zlap, over the predictions of every classifier")
-    on: FittedOn = setting(
-        "test",
-        "images that are classified together: test (transductive), or unlabelled, and then the test images one by one",
-    )
-    classes_per_batch: int = setting(
-        0,
-        "ON test, for experiments: test images come in batches of so many classes, and each batch is classified by "
-        "itself; 0: all together",
-        low=0,
-    )
-    batch_size: int = setting(64, "images of such a batch", low=1)
-    anchors: Anchors = setting(
-        "text",
-        "of stata and zlap: the text features; images: the class means of generated images, with zlap beside the text",
-    )
-    anchor_weight: AnchorWeight = setting("fixed", "of stata: fixed: 1 image; data: estimated from the predictions")
 
 
 @dataclass(frozen=True)
@@ -297,8 +269,9 @@ class AirSettings(Section):
     @property
     def loading(self) -> dict[str, Any]:
         """How the generator is loaded: load_generator's arguments after the name."""
-        keys = "revision variant scheduler lcm_lora lcm_lora_revision safety_checker precision int8"
-        return {key: getattr(self, key) for key in keys.split()}
+        adapter = ("lcm_lora", "lcm_lora_revision")
+        keys = ("revision", "variant", "scheduler", *adapter, "safety_checker", "precision", "int8")
+        return {key: getattr(self, key) for key in keys}
 
     @classmethod
     def from_cfg(cls, cfg: Any) -> AirSettings:

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from air_plugin.config import AirSettings, upgrade_options  # noqa: E402
+from air_plugin.transduction_settings import TransductionSettings  # noqa: E402
 from air_plugin.utils.errors import UserError, exit_code  # noqa: E402
 from air_plugin.utils.extras import require_extra  # noqa: E402
 from air_plugin.utils.files import require_writable  # noqa: E402
@@ -164,28 +165,15 @@ def resolve_row(row: Row, dataset: str, config: str, *, root: Path, output: Path
     if learns_from_labels and cfg.DATASET.NUM_SHOTS >= 1 and not has_labels:
         print(f"left out: {row.name}, which needs training labels")
         return None
-    rival = cfg.TRAINER.TRANSDUCTION
-    if rival.METHOD != "none" and rival.ANCHORS == "images" and not uses_generator(row.trainer):
-        print(f"left out: {row.name}, which makes no images as anchors of {rival.METHOD}")
+    rival = TransductionSettings.from_cfg(cfg)
+    if rival.needs_images and not uses_generator(row.trainer):
+        print(f"left out: {row.name}, which makes no images as anchors of {rival.method}")
         return None
-    if not _has_test_labels(cfg):
+    may_lack = rival.needs_test_labels and not facts_of(cfg).has_training_labels  # else nothing is read
+    if may_lack and any(item.label < 0 for item in facts_of(cfg)(cfg).test):
         print(f"left out: {row.name}, which needs test labels")
         return None
     return cfg, label
-
-
-def _has_test_labels(cfg: Any) -> bool:
-    """Whether test images have labels, where TRAINER.TRANSDUCTION makes batches by them."""
-    if facts_of(cfg).has_training_labels or not cfg.TRAINER.TRANSDUCTION.CLASSES_PER_BATCH:
-        return True
-    from trainers.transduction import require_test_labels
-
-    test = facts_of(cfg)(cfg).test
-    try:
-        require_test_labels(cfg, (item.label for item in test))
-    except UserError:
-        return False
-    return True
 
 
 def list_runs(rows: list[Row], dataset: str, config: str) -> tuple[list[Run], dict[str, Titles]]:

@@ -13,7 +13,7 @@ from air_plugin.functional.similarity import as_images
 from air_plugin.functional.stata import stata
 from air_plugin.functional.transclip import Mixture, transclip
 from air_plugin.functional.zlap import propagate
-from air_plugin.settings import TransductionSettings
+from air_plugin.transduction_settings import TransductionSettings
 from air_plugin.utils.errors import UserError
 from air_plugin.utils.seeding import stable_seed
 
@@ -118,8 +118,7 @@ def require_anchors(cfg: Any, *, has_images: bool) -> None:
     Raises:
         UserError: a value is invalid, or the anchors are those of generated images, and the trainer has none.
     """
-    settings = TransductionSettings.from_cfg(cfg)
-    if settings.method != "none" and settings.anchors == "images" and not has_images:
+    if TransductionSettings.from_cfg(cfg).needs_images and not has_images:
         raise UserError(
             f"TRAINER.TRANSDUCTION.ANCHORS is images, and {cfg.TRAINER.NAME} has no auxiliary classifier; use "
             "ZeroshotAiR, AiR, or +AiR behind the trainer's name"
@@ -128,13 +127,7 @@ def require_anchors(cfg: Any, *, has_images: bool) -> None:
 
 def require_test_labels(cfg: Any, labels: Iterable[int]) -> None:
     """Raise a UserError where CLASSES_PER_BATCH needs the labels of test images and some (-1) are not known."""
-    settings = TransductionSettings.from_cfg(cfg)
-    if (
-        settings.method != "none"
-        and settings.on == "test"
-        and settings.classes_per_batch
-        and min(labels, default=0) < 0
-    ):
+    if TransductionSettings.from_cfg(cfg).needs_test_labels and min(labels, default=0) < 0:
         raise UserError(
             "TRAINER.TRANSDUCTION.CLASSES_PER_BATCH makes batches by the labels of test images, and there are none; "
             "set it to 0"

@@ -31,6 +31,7 @@ FLOORS = (
         "merging",
         "dassl_settings",
         "dataset_settings",
+        "transduction_settings",
         "datasets",
     ),
     ("functional", "utils", "engine", "mini", "compat"),
@@ -163,6 +164,7 @@ def test_readme_shows_every_room():
         "former_settings",
         "dassl_settings",
         "dataset_settings",
+        "transduction_settings",
         "merging",
         "compose",
     }  # parts of config, and of scripts
